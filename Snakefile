@@ -1,0 +1,35 @@
+"""SparseSwaps: warm-start pruning masks, refined by exact 1-swaps, assembled, evaluated and reported.
+
+model -> samples -> capture -> warmstart -> refine -> assemble -> evaluate -> tables -> figures -> report
+"""
+
+import sys
+
+sys.path.insert(0, workflow.basedir)  # so that the workflow runs from a checkout that is not installed, too
+
+from sparseswaps import study
+
+if "models" not in config:  # --configfile replaces the embedded default, it is not merged into it
+
+    configfile: "config.yaml"
+
+
+config = study.check(config)
+
+
+include: "rules/common.smk"
+include: "rules/model.smk"
+include: "rules/samples.smk"
+include: "rules/capture.smk"
+include: "rules/warmstart.smk"
+include: "rules/refine.smk"
+include: "rules/assemble.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+include: "rules/embedded.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        REPORT + "/report.html",

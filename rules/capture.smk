@@ -1,0 +1,31 @@
+# A model's blocks are captured in one pass and so by one job, whose outputs are as many as the model has blocks. One
+# rule a model, since a rule's outputs cannot be a function of its wildcards.
+for MODEL_NAME in config["models"]:
+
+    rule:
+        """Run the calibration text through the model; keep the Gram matrices of every block's distinct inputs."""
+        name:
+            f"capture_{MODEL_NAME}"
+        input:
+            model=f"results/{MODEL_NAME}/model.json",
+            samples=f"results/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
+        output:
+            expand(
+                "results/{model}/{{calibration}}/seed{{seed}}/gram/{block}.safetensors",
+                model=MODEL_NAME,
+                block=BLOCKS[MODEL_NAME],
+            ),
+        log:
+            f"logs/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.log",
+        benchmark:
+            f"logs/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.tsv"
+        conda:
+            ENVIRONMENT
+        params:
+            key=key("capture", {"batch_size": config["batch_size"], "threads": config["threads"]}),
+        threads: config["threads"]
+        resources:
+            mem_mb=lambda wildcards, attempt, model=MODEL_NAME: (1500 + 4 * checkpoint_mb(model)) * attempt,
+            gpu=GPU,
+        script:
+            "../scripts/capture.py"

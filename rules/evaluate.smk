@@ -1,0 +1,71 @@
+from sparseswaps.embedded.tasks import TASKS
+
+
+def evaluated(wildcards):
+    """What a variant's evaluation loads: its checkpoint, or the dense model's description."""
+    return MODEL + "/model.json" if wildcards.variant == "dense" else VARIANT + "/checkpoint"
+
+
+rule perplexity:
+    """Perplexity of a checkpoint on one text."""
+    input:
+        model=evaluated,
+        text=lambda wildcards: text_file(config["evaluation"]["perplexity"][wildcards.text]),
+    output:
+        VARIANT + "/perplexity/{text}.json",
+    log:
+        "logs/{model}/{variant}/perplexity/{text}.log",
+    benchmark:
+        "logs/{model}/{variant}/perplexity/{text}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        key=lambda wildcards: key(
+            "perplexity",
+            {**config["evaluation"]["perplexity"][wildcards.text], "batch_size": config["batch_size"]},
+        ),
+    threads: config["threads"]
+    resources:
+        mem_mb=memory(weights=4),
+        gpu=GPU,
+    script:
+        "../scripts/perplexity.py"
+
+
+rule tasks:
+    """Make the embedded lm-eval tasks from held-out text."""
+    output:
+        expand("results/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
+    log:
+        "logs/tasks.log",
+    benchmark:
+        "logs/tasks.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        key=key("tasks", {}, packages=()),
+    script:
+        "../scripts/tasks.py"
+
+
+rule harness:
+    """Score a checkpoint on the configured tasks with lm-eval's own harness."""
+    input:
+        model=evaluated,
+        tasks=rules.tasks.output,
+    output:
+        VARIANT + "/lm_eval.json",
+    log:
+        "logs/{model}/{variant}/lm_eval.log",
+    benchmark:
+        "logs/{model}/{variant}/lm_eval.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        key=key("harness", config["evaluation"]["lm_eval"], packages=("torch", "transformers", "lm_eval")),
+    threads: config["threads"]
+    resources:
+        mem_mb=memory(weights=4),
+        gpu=GPU,
+    script:
+        "../scripts/harness.py"

@@ -1,0 +1,22 @@
+rule model:
+    """Check a model's files and describe them: tensors and their hashes, decoder blocks, linear layers."""
+    input:
+        lambda wildcards: sorted(
+            str(file)
+            for file in study.model_folder(config["models"][wildcards.model]).iterdir()
+            if file.suffix in {".json", ".safetensors"}
+        ),
+    output:
+        MODEL + "/model.json",
+    log:
+        "logs/{model}/model.log",
+    benchmark:
+        "logs/{model}/model.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        key=lambda wildcards: key("model", {"source": config["models"][wildcards.model]["source"]}),
+    resources:
+        mem_mb=memory(weights=1),
+    script:
+        "../scripts/model.py"

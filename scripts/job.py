@@ -1,0 +1,59 @@
+"""What every script does: log to its file, compute with its threads, and end bad input in one line."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sparseswaps.errors import InputError
+
+
+def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
+    """Run `main(snakemake, settings)`, with the settings of the rule's key; log the line of result that it returns.
+
+    On InputError the line goes to the log and to standard error, and the job fails without a traceback.
+    """
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.FileHandler(snakemake.log[0], mode="w", encoding="utf-8")],
+        force=True,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(snakemake.threads))
+    try:
+        result = main(snakemake, json.loads(snakemake.params.key)["settings"])
+    except InputError as error:
+        logging.error("error: %s", error)
+        print(f"{snakemake.rule}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        logging.exception("this is a defect; please report it with this log")
+        raise
+    logging.info(result)
+
+
+def device(snakemake: Any) -> str:
+    """`cuda` for a job that was given a GPU, else `cpu`. Raises InputError when the GPU is not there."""
+    import torch
+
+    if not snakemake.resources.get("gpu"):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("config key gpu: is true, but torch finds no CUDA device here")
+    return "cuda"
+
+
+def block_of(snakemake: Any) -> int:
+    """The number of the decoder block that a job is for."""
+    return int(snakemake.wildcards.block.removeprefix("block"))
+
+
+def evaluated(snakemake: Any) -> str:
+    """The model directory that an evaluation job is for: a checkpoint, or the folder that a description names."""
+    if snakemake.wildcards.variant != "dense":
+        return snakemake.input.model
+    from sparseswaps.artifacts import read_model
+
+    return read_model(snakemake.input.model).folder

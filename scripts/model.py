@@ -1,0 +1,17 @@
+"""Rule model: check a model's files and describe them."""
+
+from job import run
+
+from sparseswaps.artifacts import write_model
+from sparseswaps.blocks import describe
+from sparseswaps.study import model_folder
+
+
+def main(snakemake, settings):
+    model = describe(model_folder(settings))
+    write_model(snakemake.output[0], model)
+    layers = sum(map(len, model.blocks))
+    return f"{model.folder}: {len(model.blocks)} blocks, {layers} layers, left dense: {model.left_dense or 'none'}"
+
+
+run(snakemake, main)

@@ -1,0 +1,28 @@
+"""Rule warmstart: the first masks of one block."""
+
+from job import block_of, run
+
+from sparseswaps.artifacts import read_grams, read_model, write_masks
+from sparseswaps.criteria import WARMSTARTS
+from sparseswaps.errors import naming
+from sparseswaps.masks import check_mask
+from sparseswaps.pattern import parse_pattern
+
+
+def main(snakemake, settings):
+    model = read_model(snakemake.input.model)
+    grams = read_grams(snakemake.input.gram, model)
+    block = block_of(snakemake)
+    pattern = parse_pattern(settings["pattern"])
+    warm_start = WARMSTARTS[settings["criterion"]]
+    masks = {}
+    for layer in model.blocks[block]:
+        with naming(model.tensor_name(block, layer.name)):
+            gram = grams.matrix[grams.reads[layer.name]]
+            masks[layer.name] = warm_start(model.weight(block, layer.name), gram, pattern)
+            check_mask(masks[layer.name], pattern)
+    write_masks(snakemake.output[0], masks, model, snakemake.params.key)
+    return ", ".join(f"{name} {1 - mask.float().mean():.2%} pruned" for name, mask in masks.items())
+
+
+run(snakemake, main)

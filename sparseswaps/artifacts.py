@@ -1,0 +1,99 @@
+"""The artifacts that stages hand to each other: what is in each, and its checks when it is read.
+
+Tensors are safetensors files whose header says what they are (`kind`), which model they belong to (its fingerprint)
+and what made them (the key of the stage). A reader refuses a file that is broken, of another kind or of another model.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparseswaps.errors import InputError
+from sparseswaps.files import read_json, replacing, write_json
+from sparseswaps.gram import Grams
+from sparseswaps.masks import pack, unpack
+from sparseswaps.model import Layer, Model
+from sparseswaps.text import Samples
+
+
+def write_model(path: str | Path, model: Model) -> None:
+    write_json(path, asdict(model) | {"fingerprint": model.fingerprint})
+
+
+def read_model(path: str | Path) -> Model:
+    """Raises InputError when the description is broken or its model directory is gone."""
+    content = read_json(path)
+    try:
+        blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
+        model = Model(content["folder"], content["prefix"], blocks, content["left_dense"], content["tensors"])
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
+    if not Path(model.folder).is_dir():
+        raise InputError(f"{path}: its model directory {model.folder} is gone; delete the file and run snakemake again")
+    return model
+
+
+def write_samples(path: str | Path, samples: Samples, model: Model, key: str) -> None:
+    tensors = {"calibration": samples.calibration, "held_out": samples.held_out}
+    _write(path, "samples", tensors, {}, model, key)
+
+
+def read_samples(path: str | Path, model: Model) -> Samples:
+    tensors, _ = _read(path, "samples", model)
+    return Samples(tensors["calibration"], tensors["held_out"])
+
+
+def write_grams(path: str | Path, grams: Grams, model: Model, key: str) -> None:
+    """Gram matrices in float32."""
+    tensors = {f"{name}.calibration": matrix.float().cpu() for name, matrix in grams.matrix.items()}
+    tensors |= {f"{name}.held_out": matrix.float().cpu() for name, matrix in grams.held_out.items()}
+    _write(path, "grams", tensors, {"reads": grams.reads}, model, key)
+
+
+def read_grams(path: str | Path, model: Model) -> Grams:
+    tensors, more = _read(path, "grams", model)
+    split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or Inf; delete the file and run snakemake again")
+        layer, _, which = name.rpartition(".")
+        split[which][layer] = tensor
+    return Grams(more["reads"], split["calibration"], split["held_out"])
+
+
+def write_masks(path: str | Path, masks: dict[str, Tensor], model: Model, key: str, **more: Any) -> None:
+    """Boolean masks [d_out, d_in] by layer or tensor name, packed to bits; `more` goes into the header as JSON."""
+    packed = {name: pack(mask) for name, mask in masks.items()}
+    widths = {name: mask.shape[1] for name, mask in masks.items()}
+    _write(path, "masks", packed, {"d_in": widths, **more}, model, key)
+
+
+def read_masks(path: str | Path, model: Model) -> dict[str, Tensor]:
+    """The masks of a file, boolean [d_out, d_in] by name."""
+    tensors, more = _read(path, "masks", model)
+    return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}
+
+
+def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:
+    header = {"kind": kind, "model": model.fingerprint, "key": key, "more": json.dumps(more, sort_keys=True)}
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
+
+
+def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor], dict]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it and run snakemake again") from None
+    if header.get("kind") != kind:
+        raise InputError(f"{path}: holds {header.get('kind', 'nothing known')}, not {kind}; delete it and run again")
+    if header["model"] != model.fingerprint:
+        raise InputError(f"{path}: belongs to another model than {model.folder}; delete it and run snakemake again")
+    return tensors, json.loads(header["more"])

@@ -1,0 +1,180 @@
+"""The decoder blocks of any transformers causal language model, found and run by observing the model.
+
+Nothing here knows a model family: blocks are the module list as long as the configuration says the model is deep,
+and every block is run with the arguments that the model itself was seen to give it.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from sparseswaps.checkpoint import Checkpoint
+from sparseswaps.errors import InputError
+from sparseswaps.gram import Grams, accumulate
+from sparseswaps.model import Layer, Model
+
+
+def depth(config: PretrainedConfig) -> int:
+    """The number of decoder blocks that a model's configuration announces."""
+    return config.get_text_config().num_hidden_layers
+
+
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The decoder blocks and their dotted name. Raises InputError when the model has no such list."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth(model.config):
+            return name, module
+    raise InputError(f"{type(model).__name__}: found no list of {depth(model.config)} decoder blocks")
+
+
+def prunable_layers(block: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a block by their name within it, in the order of their definition."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+
+def left_dense(block: nn.Module) -> list[str]:
+    """Parameters of a block that look like matrices of a layer but are not `nn.Linear`: they cannot be pruned yet."""
+    linear = {id(module.weight) for module in prunable_layers(block).values()}
+    return [name for name, p in block.named_parameters() if p.ndim >= 2 and id(p) not in linear]
+
+
+def describe(folder: Path) -> Model:
+    """Read, check and hash a model directory; the model is built without memory for its weights.
+
+    Raises:
+        InputError: it is not a safetensors checkpoint of a causal language model, a layer's weight is missing or of
+            another shape, or a tensor holds NaN or Inf.
+    """
+    checkpoint = Checkpoint(folder)
+    names = checkpoint.files
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{folder}: transformers cannot build it: {str(error).splitlines()[0]}") from None
+    prefix, blocks = find_blocks(model)
+    described = Model(
+        folder=str(folder),
+        prefix=prefix,
+        blocks=[[Layer(n, m.out_features, m.in_features) for n, m in prunable_layers(b).items()] for b in blocks],
+        left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block)],
+        tensors=checkpoint.hashes(),
+    )
+    for index, layers in enumerate(described.blocks):
+        for layer in layers:
+            if (name := described.tensor_name(index, layer.name)) not in names:
+                raise InputError(f"{folder}: holds no tensor {name!r}, which its configuration calls for")
+            if (shape := tuple(checkpoint.tensor(name).shape)) != (layer.d_out, layer.d_in):
+                raise InputError(f"{folder}: {name} is {shape}, its configuration says {(layer.d_out, layer.d_in)}")
+    return described
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the first block's input is known."""
+
+
+def _observe(model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_first: bool) -> list[tuple[tuple, dict]]:
+    """The positional and keyword arguments that the model gives its blocks for `ids` [batch, seqlen]."""
+    seen: list[tuple[tuple, dict]] = []
+
+    def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append((args, kwargs))
+        if only_first:
+            raise _Reached
+
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        try:
+            model(input_ids=ids, use_cache=False)
+        except _Reached:
+            pass
+    return seen
+
+
+def _with_hidden(arguments: tuple[tuple, dict], hidden: Tensor) -> tuple[tuple, dict]:
+    """A block's arguments with its hidden states [batch, seqlen, width] replaced."""
+    args, kwargs = arguments
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return (), {**kwargs, "hidden_states": hidden}
+
+
+def _hidden_of(arguments: tuple[tuple, dict]) -> Tensor:
+    args, kwargs = arguments
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.inference_mode()
+def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_size: int) -> Iterator[Grams]:
+    """Gram matrices of the inputs of every linear layer, block by block, with unpruned inputs throughout.
+
+    Only one block's Gram matrices and the hidden states of all samples are held at a time; hidden states wait on the
+    CPU.
+
+    Args:
+        model: a causal language model in eval mode, on the device that is to compute.
+        samples: int64 [samples, seqlen] token ids of the calibration text.
+        held_out: int64 [any number, seqlen] token ids of held-out text.
+        batch_size: sequences per forward pass.
+
+    Yields:
+        One `Grams` a block, in order, on the model's device.
+
+    Raises:
+        InputError: an activation is NaN or infinite; names the layer.
+    """
+    prefix, blocks = find_blocks(model)
+    batches = [(ids, False) for ids in samples.split(batch_size)] + [(ids, True) for ids in held_out.split(batch_size)]
+    # A block's other arguments (masks, position tables) depend on the batch's shape alone, but differ between blocks.
+    arguments: dict[int, list[tuple[tuple, dict]]] = {}
+    hidden: list[Tensor] = []
+    for ids, _ in batches:
+        seen = _observe(model, blocks, ids.to(model.device), only_first=len(ids) in arguments)
+        arguments.setdefault(len(ids), seen)
+        hidden.append(_hidden_of(seen[0]).cpu())
+    for index, block in enumerate(blocks):
+        grams = Grams()
+        for position, (ids, is_held_out) in enumerate(batches):
+            args, kwargs = _with_hidden(arguments[len(ids)][index], hidden[position].to(model.device))
+            inputs: dict[str, Tensor] = {}
+            with ExitStack() as hooks:
+                for name, layer in prunable_layers(block).items():
+                    hook = _recorder(inputs, name)
+                    hooks.callback(layer.register_forward_pre_hook(hook).remove)
+                hidden[position] = _first(block(*args, **kwargs)).cpu()
+            _add(grams, inputs, is_held_out, f"{prefix}.{index}")
+        yield grams
+
+
+def _recorder(inputs: dict[str, Tensor], name: str) -> Any:
+    def record(_module: nn.Module, args: tuple) -> None:
+        inputs[name] = args[0]
+
+    return record
+
+
+def _add(grams: Grams, inputs: dict[str, Tensor], is_held_out: bool, block: str) -> None:
+    """Add one batch's Gram matrices; layers that were given the same tensor share one."""
+    if not grams.reads:
+        first: dict[tuple, str] = {}
+        for name, x in inputs.items():  # all alive at once, so equal addresses mean the same tensor
+            grams.reads[name] = first.setdefault((x.data_ptr(), x.shape, x.stride()), name)
+    totals = grams.held_out if is_held_out else grams.matrix
+    for name in dict.fromkeys(grams.reads.values()):
+        x = inputs[name]
+        if name not in totals:
+            totals[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device)
+        accumulate(totals[name], x)
+        if not totals[name].diagonal().isfinite().all():
+            raise InputError(f"{block}.{name}: an input activation is NaN or Inf; check the model and its dtype")

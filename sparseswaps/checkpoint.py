@@ -1,0 +1,125 @@
+"""Hugging Face checkpoints in safetensors: read lazily, described, and written back with zeros."""
+
+import hashlib
+import json
+import mmap
+import shutil
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sparseswaps.errors import InputError
+from sparseswaps.files import read_json, replacing
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# Weights in other formats: a pruned checkpoint that kept them would hold the dense model too.
+_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a model folder, read from its safetensors files one at a time."""
+
+    folder: Path
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The file name that holds each tensor.
+
+        Raises InputError when the folder, its safetensors files or one that its index names are missing.
+        """
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such model directory")
+        if (self.folder / INDEX).exists():
+            files = read_json(self.folder / INDEX)["weight_map"]
+            for name in sorted(set(files.values())):
+                if Path(name).name != name or not (self.folder / name).is_file():
+                    raise InputError(f"{self.folder / INDEX}: names {name!r}, which is not a file of that folder")
+            return files
+        if (self.folder / SINGLE).exists():
+            with _opened(self.folder / SINGLE) as file:
+                return dict.fromkeys(file.keys(), SINGLE)
+        raise InputError(
+            f"{self.folder}: holds no {SINGLE} or {INDEX}; save the model with save_pretrained(), which writes them"
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the CPU in its stored dtype. Raises InputError naming the tensor or its file."""
+        if name not in self.files:
+            raise InputError(f"{self.folder}: holds no tensor {name!r}")
+        with _opened(self.folder / self.files[name]) as file:
+            return file.get_tensor(name)
+
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf."""
+        found = {}
+        for name in sorted(self.files):
+            tensor = self.tensor(name)
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise InputError(f"{self.folder / self.files[name]}: tensor {name} holds NaN or Inf")
+            found[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+        return found
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def write_pruned(source: Checkpoint, masks: dict[str, Tensor], target: str | Path, extra: dict[str, str]) -> None:
+    """Copy a model folder, with zeros where masks say so.
+
+    Weight files keep their names, headers and tensor order: they are copied, and pruned weights are then overwritten
+    in place, so that whatever is not pruned stays what it was to the bit, one tensor is in memory at a time.
+
+    Args:
+        source: the dense model.
+        masks: boolean masks (True = kept) by tensor name, each of its tensor's shape.
+        target: the folder to write; complete or not there at all.
+        extra: further text files to write into the folder, by name.
+
+    Raises:
+        InputError: a mask's tensor is missing from the source or has another shape or dtype.
+    """
+    with replacing(target) as folder:
+        folder.mkdir()
+        for path in sorted(source.folder.iterdir()):
+            if path.is_file() and path.suffix not in _OTHER_WEIGHTS and path.name not in extra:
+                shutil.copyfile(path, folder / path.name)
+        by_file: dict[str, list[str]] = {}
+        for name in masks:
+            if name not in source.files:
+                raise InputError(f"{source.folder}: holds no tensor {name!r}")
+            by_file.setdefault(source.files[name], []).append(name)
+        for file, names in by_file.items():
+            _zero_in_place(folder / file, {name: masks[name] for name in names})
+        for name, text in extra.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _zero_in_place(path: Path, masks: dict[str, Tensor]) -> None:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        (length,) = struct.unpack("<Q", view[:8])
+        header = json.loads(view[8 : 8 + length])
+        for name, mask in masks.items():
+            entry = header[name]
+            if entry["shape"] != list(mask.shape) or entry["dtype"] not in _DTYPES:
+                raise InputError(
+                    f"{path.name}: {name} is {entry['dtype']} {entry['shape']}, its mask is {list(mask.shape)}"
+                )
+            begin, end = entry["data_offsets"]
+            weight = torch.frombuffer(
+                view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=8 + length + begin
+            )
+            weight.masked_fill_(~mask.flatten(), 0)
+            del weight  # releases the map's buffer, which could not be closed otherwise
+        view.flush()

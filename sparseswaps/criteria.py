@@ -1,0 +1,51 @@
+"""Warm starts: functions from a layer to its first mask.
+
+A new one is a function `(weight, gram, pattern) -> mask` and its line in `WARMSTARTS`; one that ranks weights by a
+score is a function `(weight, gram) -> scores` under `@by_score`.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+from torch import Tensor
+
+from sparseswaps.masks import keep_best
+from sparseswaps.pattern import Pattern
+
+WarmStart = Callable[[Tensor, Tensor, Pattern], Tensor]
+
+
+def by_score(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
+    """Turn a score per weight into a warm start: the highest scores of each block are kept."""
+
+    @wraps(score)
+    def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+        return keep_best(score(weight.float(), gram.float()), pattern)
+
+    return warm_start
+
+
+@by_score
+def magnitude(weight: Tensor, gram: Tensor) -> Tensor:
+    """|W_ij|."""
+    return weight.abs()
+
+
+@by_score
+def wanda(weight: Tensor, gram: Tensor) -> Tensor:
+    """|W_ij| ||X_j||_2, with ||X_j||_2 = sqrt(G_jj) (Sun et al., arXiv 2306.11695)."""
+    return weight.abs() * gram.diagonal().sqrt()
+
+
+@by_score
+def ria(weight: Tensor, gram: Tensor) -> Tensor:
+    """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) sqrt(||X_j||_2) (Zhang et al., ICLR 2024), row by row.
+
+    The norm is over all tokens, not its mean over sequences: a common factor changes no ranking.
+    """
+    size = weight.abs()
+    relative = size / size.sum(0, keepdim=True) + size / size.sum(1, keepdim=True)
+    return relative.nan_to_num(0) * gram.diagonal().pow(0.25)
+
+
+WARMSTARTS: dict[str, WarmStart] = {"magnitude": magnitude, "wanda": wanda, "ria": ria}

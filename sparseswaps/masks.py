@@ -1,0 +1,48 @@
+"""Masks: boolean tensors of a weight's shape, True where the weight is kept."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseswaps.errors import InputError
+from sparseswaps.pattern import Pattern
+
+
+def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
+    """The mask that keeps the weights of highest score: exact in count in every block of every row.
+
+    Args:
+        scores: [d_out, d_in], any floating dtype; of equal scores the one further left is kept.
+        pattern: which scores compete.
+
+    Returns:
+        Boolean [d_out, d_in].
+    """
+    size, kept = pattern.blocks(scores.shape[1])
+    grouped = scores.reshape(scores.shape[0], -1, size)
+    order = grouped.argsort(dim=-1, descending=True, stable=True)
+    mask = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order[..., :kept], True)
+    return mask.view_as(scores)
+
+
+def check_mask(mask: Tensor, pattern: Pattern) -> None:
+    """Raise InputError unless every block of every row keeps exactly as many weights as `pattern` says."""
+    size, kept = pattern.blocks(mask.shape[1])
+    counts = mask.view(mask.shape[0], -1, size).sum(-1)
+    wrong = (counts != kept).nonzero()
+    if len(wrong):
+        row, block = wrong[0].tolist()
+        raise InputError(
+            f"row {row}, block {block} keeps {counts[row, block].item()} weights of {size}, "
+            f"{kept} are asked for by pattern {pattern.label}"
+        )
+
+
+def pack(mask: Tensor) -> Tensor:
+    """Boolean [d_out, d_in] to uint8 [d_out, ceil(d_in / 8)], first weight in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))
+
+
+def unpack(packed: Tensor, d_in: int) -> Tensor:
+    """The inverse of `pack`: uint8 [d_out, ceil(d_in / 8)] to boolean [d_out, d_in]."""
+    return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), axis=1, count=d_in).astype(bool))

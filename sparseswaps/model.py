@@ -1,0 +1,54 @@
+"""The description of a model's files, by which stages read weights without building the model."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sparseswaps.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of a decoder block: its name within the block and its weight's shape [d_out, d_in]."""
+
+    name: str
+    d_out: int
+    d_in: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What stages know of a model.
+
+    Attributes:
+        folder: the Hugging Face directory.
+        prefix: dotted name of the list of decoder blocks.
+        blocks: the prunable layers of each block.
+        left_dense: parameters of the blocks that are matrices but cannot be pruned.
+        tensors: SHA-256 of every tensor's bytes.
+    """
+
+    folder: str
+    prefix: str
+    blocks: list[list[Layer]]
+    left_dense: list[str]
+    tensors: dict[str, str]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(Path(self.folder))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all weights, by which artifacts know their model."""
+        return hashlib.sha256(json.dumps(self.tensors, sort_keys=True).encode()).hexdigest()[:16]
+
+    def tensor_name(self, block: int, layer: str) -> str:
+        return f"{self.prefix}.{block}.{layer}.weight"
+
+    def weight(self, block: int, layer: str) -> Tensor:
+        """The weight of one layer, [d_out, d_in] in its stored dtype."""
+        return self.checkpoint.tensor(self.tensor_name(block, layer))

@@ -1,0 +1,83 @@
+"""Sparsity patterns: which weights of a row compete for being kept, and how many are.
+
+Both kinds say the same to everything that follows: a row of `d_in` weights falls into blocks of `size`, each of
+which keeps exactly `kept` weights. A per-row pattern is one block that spans the row.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import NamedTuple
+
+from sparseswaps.errors import InputError
+
+
+class Blocks(NamedTuple):
+    """How one row is divided: blocks of `size` weights, `kept` of them kept in each."""
+
+    size: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Every row prunes floor(d_in * sparsity) weights, wherever they are. `sparsity` is exact, in [0, 1)."""
+
+    sparsity: Fraction
+
+    @property
+    def label(self) -> str:
+        return f"{float(self.sparsity * 100):g}%"
+
+    @property
+    def slug(self) -> str:
+        return f"{float(self.sparsity * 100):g}pct"
+
+    def blocks(self, d_in: int) -> Blocks:
+        return Blocks(d_in, d_in - floor(d_in * self.sparsity))
+
+
+@dataclass(frozen=True)
+class NM:
+    """N:M sparsity: `n` weights kept in each block of `m` consecutive ones."""
+
+    n: int
+    m: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def slug(self) -> str:
+        return f"{self.n}of{self.m}"
+
+    def blocks(self, d_in: int) -> Blocks:
+        """Raises InputError when `m` does not divide `d_in`."""
+        if d_in % self.m:
+            raise InputError(f"pattern {self.label} does not divide d_in = {d_in}: choose one whose M divides it")
+        return Blocks(self.m, self.n)
+
+
+Pattern = PerRow | NM
+
+
+def parse_pattern(value: str | float) -> Pattern:
+    """Read a pattern as people write it: "60%", 0.6 or "0.6" for a sparsity per row, "2:4" for N:M (N kept of M).
+
+    Decimal fractions are taken at their word: 0.7 is 7/10, so that counts are exact.
+    Raises InputError for anything else, a sparsity outside [0, 1), or an N:M without 0 < N < M.
+    """
+    text = str(value).strip()
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        n, m = int(match[1]), int(match[2])
+        if not 0 < n < m:
+            raise InputError(f"pattern {text!r}: N:M keeps N of M weights and needs 0 < N < M")
+        return NM(n, m)
+    if not (match := re.fullmatch(r"(-?\d+(?:\.\d+)?)(%?)", text)):
+        raise InputError(f"pattern {text!r}: expected a sparsity such as 60% or 0.6, or N:M such as 2:4")
+    sparsity = Fraction(match[1]) / (100 if match[2] else 1)
+    if not 0 <= sparsity < 1:
+        raise InputError(f"pattern {text!r}: the sparsity {float(sparsity):g} is outside [0, 1)")
+    return PerRow(sparsity)

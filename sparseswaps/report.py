@@ -1,0 +1,155 @@
+"""The study's report: one HTML page that holds everything it shows."""
+
+import base64
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from sparseswaps import tables
+
+EXAMPLES = 4  # in the opening paragraph; the summary table has all cases
+
+
+def render(
+    config: dict[str, Any],
+    summary: pd.DataFrame,
+    cells: pd.DataFrame,
+    layers: pd.DataFrame,
+    figures: list[tuple[str, str, bytes]],
+    stages: pd.DataFrame,
+    provenance: dict[str, str],
+) -> str:
+    """The report as HTML text, without a reference to anything outside it.
+
+    `summary`, `cells` and `layers` are those of `tables`; `figures` holds (title, caption, PNG), `stages` the columns
+    stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, commit, machine).
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    headline = tables.headline(cells)
+    return environment.get_template("report.html.j2").render(
+        models=list(cells["model"].unique()),
+        overview=overview(cells),
+        config=_yaml(config),
+        summary=_view(summary, tables.best(summary)),
+        figures=[(title, caption, base64.b64encode(png).decode()) for title, caption, png in figures],
+        refinements=headline,
+        layers=_view(_layers_view(layers[layers["refinement"].isin(headline)])),
+        layers_shared=_shared(layers),
+        cells=_view(cells.drop(columns=list(_shared(cells)))),
+        cells_shared=_shared(cells),
+        stages=_view(stages.rename(columns={"peak_memory_mb": "peak memory (MB)", "seconds": "seconds, all jobs"})),
+        provenance=provenance,
+    )
+
+
+def overview(cells: pd.DataFrame) -> str:
+    """What the study found, in a paragraph: how often refinement helps, and the best case of every pattern."""
+    pruned = cells[cells["pattern"] != "dense"]
+    size = [_count(pruned[name].nunique(), noun) for name, noun in NOUNS.items()]
+    sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(size)}."]
+    headline = tables.headline(cells)
+    if not headline:
+        return sentences[0]
+    cases = _cases(cells, headline[0])
+    held_out = cases["held_out_error_reduction"].mean()
+    error = f"{cases['error_reduction'].mean():.1f}% on average"
+    if pd.notna(held_out):
+        error += f" ({held_out:.1f}% on held-out text)"
+    sentences.append(f"Refinement ({headline[0]}) lowers the layers' error by {error}")
+    compared = cases.dropna(subset=["before", "after"])
+    if compared.empty:
+        return " ".join(sentences) + "."
+    lower = (compared["after"] < compared["before"]).sum()
+    text = tables.perplexity_texts(cells)[0]
+    sentences[-1] += f", and perplexity on {text} in {lower} of {_count(len(compared), 'case')}."
+
+    by_pattern = compared.groupby(["model", "calibration", "pattern"], sort=False)["after"].idxmin()
+    several = by_pattern.index.droplevel("pattern").nunique() > 1
+    for case in by_pattern.iloc[:EXAMPLES]:
+        model, calibration, pattern, warmstart = case
+        row = compared.loc[case]
+        where = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
+        verb = "and perplexity" if row["after"] < row["before"] else "but changes perplexity"
+        dense = f" (dense {row['dense']:.2f})" if pd.notna(row["dense"]) else ""
+        sentences.append(
+            f"{where} from {warmstart}, refinement lowers the layers' error by {row['error_reduction']:.1f}% on average "
+            f"{verb} (seqlen {row['seqlen']:.0f}) from {row['before']:.2f} to {row['after']:.2f}{dense}."
+        )
+    if len(by_pattern) > EXAMPLES:
+        sentences.append("The summary table has the other patterns and models.")
+    return " ".join(sentences)
+
+
+NOUNS = {"model": "model", "calibration": "calibration", "pattern": "pattern", "warmstart": "warm start"}
+NOUNS |= {"refinement": "refinement", "seed": "seed"}
+
+
+def _cases(cells: pd.DataFrame, refinement: str) -> pd.DataFrame:
+    """Means over seeds, indexed by (model, calibration, pattern, warmstart): error reductions and perplexities."""
+    keys = ["model", "calibration", "pattern", "warmstart"]
+    measures = {name: name for name in ("error_reduction", "held_out_error_reduction")}
+    texts = tables.perplexity_texts(cells)
+    if texts:
+        measures |= {"perplexity": f"perplexity/{texts[0]}", "seqlen": f"seqlen/{texts[0]}"}
+    values = pd.DataFrame({name: cells[column].astype("float64") for name, column in measures.items()})
+    values = values.reindex(columns=["error_reduction", "held_out_error_reduction", "perplexity", "seqlen"])
+    of = {
+        name: pd.concat([cells[keys], values], axis=1)[cells["refinement"] == name].groupby(keys, sort=False).mean()
+        for name in ("none", refinement)
+    }
+    dense = values["perplexity"][cells["pattern"] == "dense"].groupby(cells["model"]).first()
+    cases = of[refinement].rename(columns={"perplexity": "after"})
+    models = cases.index.get_level_values("model")
+    return cases.assign(before=of["none"]["perplexity"], dense=dense.reindex(models).to_numpy())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    # through JSON: whatever a workflow hands over (paths, ordered or shared mappings) becomes plain YAML
+    return yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
+
+
+def _shared(frame: pd.DataFrame) -> dict[str, str]:
+    """The coordinates that are the same in all rows: said once above a table, they need no column."""
+    single = [name for name in tables.COORDINATES if frame[name].nunique() == 1]
+    return {name: str(frame[name].dropna().iloc[0]) for name in single}
+
+
+def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:
+    coordinates = [name for name in tables.COORDINATES if name not in _shared(layers)]
+    return layers[[*coordinates, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
+        **{
+            "error reduction (%)": tables.error_reduction(layers["loss_before"], layers["loss_after"]),
+            "held out (%)": tables.error_reduction(layers["held_out_before"], layers["held_out_after"]),
+            "swaps per row": layers["swaps"] / layers["rows"],
+            "most in a row": layers["max_row_swaps"],
+            "certified": layers["rows_certified"] / layers["rows"],
+            "seconds": layers["seconds"],
+        }
+    )
+
+
+def _view(frame: pd.DataFrame, best: pd.DataFrame | None = None) -> dict[str, Any]:
+    """A table as the template wants it; columns called "<group>: <name>" stand under their group's heading."""
+    shown = tables.display(frame)
+    parts = [name.rpartition(": ") for name in shown]
+    marks = best.to_numpy() if best is not None else [[False] * len(parts)] * len(shown)
+    return {
+        "groups": [(group, len(list(members))) for group, members in groupby(parts, key=lambda part: part[0])],
+        "columns": list(zip((name for *_, name in parts), tables.numeric(shown), strict=True)),
+        "rows": [list(zip(*row, strict=True)) for row in zip(shown.to_numpy().tolist(), marks, strict=True)],
+    }
