@@ -8,13 +8,17 @@ import sys
 sys.path.insert(0, workflow.basedir)  # so that the workflow runs from a checkout that is not installed, too
 
 from sparseswaps import study
+from sparseswaps.errors import InputError
 
 if "models" not in config:  # --configfile replaces the embedded default, it is not merged into it
 
     configfile: "config.yaml"
 
 
-config = study.check(config)
+try:
+    config = study.check(config)
+except InputError as error:
+    sys.exit(f"error: {error}")
 
 
 include: "rules/common.smk"

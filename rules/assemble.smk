@@ -12,11 +12,11 @@ rule assemble:
         "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/assemble.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=memory(weights=1),
     params:
         key=lambda wildcards: key(
             "assemble", {"pattern": PATTERNS[wildcards.pattern].label}, packages=("torch", "safetensors")
         ),
-    resources:
-        mem_mb=memory(weights=1),
     script:
         "../scripts/assemble.py"

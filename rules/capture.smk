@@ -21,11 +21,11 @@ for MODEL_NAME in config["models"]:
             f"logs/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.tsv"
         conda:
             ENVIRONMENT
-        params:
-            key=key("capture", {"batch_size": config["batch_size"], "threads": config["threads"]}),
         threads: config["threads"]
         resources:
             mem_mb=lambda wildcards, attempt, model=MODEL_NAME: (1500 + 4 * checkpoint_mb(model)) * attempt,
             gpu=GPU,
+        params:
+            key=key("capture", {"batch_size": config["batch_size"], "threads": config["threads"]}),
         script:
             "../scripts/capture.py"

@@ -23,11 +23,7 @@ GPU = int(config["gpu"])
 
 PATTERNS = study.patterns(config)
 CELLS = list(study.cells(config))
-MODEL_CONFIGS = {name: study.model_config(name, settings) for name, settings in config["models"].items()}
-BLOCKS = {name: [f"block{i:02d}" for i in range(study.depth(c))] for name, c in MODEL_CONFIGS.items()}
-
-for _name, _config in MODEL_CONFIGS.items():
-    study.check_divides(PATTERNS, _name, _config)
+BLOCKS = study.blocks(config)
 
 # Scripts find the package also where it is not installed, and nothing asks a hub for what a local folder holds.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))

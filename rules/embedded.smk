@@ -8,8 +8,8 @@ rule embedded_model:
         "logs/embedded-model.tsv"
     conda:
         ENVIRONMENT
+    threads: 2
     params:
         key=key("embedded_model", {}),
-    threads: 2
     script:
         "../scripts/embedded_model.py"

@@ -14,20 +14,20 @@ rule perplexity:
     output:
         VARIANT + "/perplexity/{text}.json",
     log:
-        "logs/{model}/{variant}/perplexity/{text}.log",
+        "logs/{model}/{variant}/perplexity.{text}.log",
     benchmark:
-        "logs/{model}/{variant}/perplexity/{text}.tsv"
+        "logs/{model}/{variant}/perplexity.{text}.tsv"
     conda:
         ENVIRONMENT
+    threads: config["threads"]
+    resources:
+        mem_mb=memory(weights=4),
+        gpu=GPU,
     params:
         key=lambda wildcards: key(
             "perplexity",
             {**config["evaluation"]["perplexity"][wildcards.text], "batch_size": config["batch_size"]},
         ),
-    threads: config["threads"]
-    resources:
-        mem_mb=memory(weights=4),
-        gpu=GPU,
     script:
         "../scripts/perplexity.py"
 
@@ -56,16 +56,20 @@ rule harness:
     output:
         VARIANT + "/lm_eval.json",
     log:
-        "logs/{model}/{variant}/lm_eval.log",
+        "logs/{model}/{variant}/harness.log",
     benchmark:
-        "logs/{model}/{variant}/lm_eval.tsv"
+        "logs/{model}/{variant}/harness.tsv"
     conda:
         ENVIRONMENT
-    params:
-        key=key("harness", config["evaluation"]["lm_eval"], packages=("torch", "transformers", "lm_eval")),
     threads: config["threads"]
     resources:
         mem_mb=memory(weights=4),
         gpu=GPU,
+    params:
+        key=key(
+            "harness",
+            config["evaluation"]["lm_eval"],
+            packages=("torch", "transformers", "lm_eval", "datasets", "accelerate"),
+        ),
     script:
         "../scripts/harness.py"

@@ -14,9 +14,9 @@ rule model:
         "logs/{model}/model.tsv"
     conda:
         ENVIRONMENT
-    params:
-        key=lambda wildcards: key("model", {"source": config["models"][wildcards.model]["source"]}),
     resources:
         mem_mb=memory(weights=1),
+    params:
+        key=lambda wildcards: key("model", {"source": config["models"][wildcards.model]["source"]}),
     script:
         "../scripts/model.py"

@@ -8,20 +8,20 @@ rule refine:
         masks=CELL + "/masks/{block}.safetensors",
         losses=CELL + "/losses/{block}.csv",
     log:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/{block}.log",
+        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/refine.{block}.log",
     benchmark:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/{block}.tsv"
+        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/refine.{block}.tsv"
     conda:
         ENVIRONMENT
+    threads: config["threads"]
+    resources:
+        mem_mb=memory(weights=2),
+        gpu=GPU,
     params:
         key=lambda wildcards: key(
             "refine",
             {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement]},
             packages=("torch",),
         ),
-    threads: config["threads"]
-    resources:
-        mem_mb=memory(weights=2),
-        gpu=GPU,
     script:
         "../scripts/refine.py"

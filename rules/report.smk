@@ -19,6 +19,8 @@ def described(cell):
         return {"model": cell["model"], "pattern": "dense"}
     named = {key: cell[key] for key in ("model", "calibration", "seed", "warmstart", "refinement")}
     budget = config["refinements"][cell["refinement"]]["max_swaps"]
+    if budget == 0:
+        named["refinement"] = "none"
     return {**named, "pattern": PATTERNS[cell["pattern"]].label, "max_swaps": budget}
 
 
@@ -75,7 +77,7 @@ rule figures:
 rule report:
     """Write the report: one HTML page with everything in it."""
     input:
-        summary=REPORT + "/tables/summary.csv",
+        models=expand(MODEL + "/model.json", model=config["models"]),
         cells=REPORT + "/tables/cells.csv",
         layers=REPORT + "/tables/layers.csv",
         figures=REPORT + "/figures",
@@ -89,6 +91,10 @@ rule report:
     conda:
         ENVIRONMENT
     params:
-        key=key("report", {"config": config}, packages=("torch", "transformers", "lm_eval", "snakemake")),
+        key=key(
+            "report",
+            {"config": config},
+            packages=("sparseswaps", "torch", "transformers", "datasets", "lm_eval", "snakemake"),
+        ),
     script:
         "../scripts/report.py"

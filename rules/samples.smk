@@ -20,9 +20,9 @@ rule samples:
         "logs/{model}/{calibration}/seed{seed}/samples.tsv"
     conda:
         ENVIRONMENT
-    params:
-        key=lambda wildcards: key("samples", samples_settings(wildcards)),
     resources:
         mem_mb=memory(weights=0),
+    params:
+        key=lambda wildcards: key("samples", samples_settings(wildcards)),
     script:
         "../scripts/samples.py"

@@ -6,18 +6,18 @@ rule warmstart:
     output:
         START + "/masks/{block}.safetensors",
     log:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{block}.log",
+        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/warmstart.{block}.log",
     benchmark:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{block}.tsv"
+        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/warmstart.{block}.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        mem_mb=memory(weights=1),
     params:
         key=lambda wildcards: key(
             "warmstart",
             {"pattern": PATTERNS[wildcards.pattern].label, "criterion": wildcards.warmstart},
             packages=("torch",),
         ),
-    resources:
-        mem_mb=memory(weights=1),
     script:
         "../scripts/warmstart.py"

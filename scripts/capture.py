@@ -13,15 +13,15 @@ from sparseswaps.blocks import capture
 def main(snakemake, settings):
     torch.set_num_threads(settings["threads"])
     described = read_model(snakemake.input.model)
-    samples = read_samples(snakemake.input.samples, described)
+    calibration, held_out = read_samples(snakemake.input.samples, described)
     place = device(snakemake)
     dtype = "auto" if place == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(described.folder, dtype=dtype).eval().to(place)
-    blocks = capture(model, samples.calibration, samples.held_out, settings["batch_size"])
+    blocks = capture(model, calibration, held_out, settings["batch_size"])
     for path, grams in zip(snakemake.output, blocks, strict=True):
         write_grams(path, grams, described, snakemake.params.key)
         logging.info("%s: %s", path, ", ".join(f"{n} {len(g)}" for n, g in grams.matrix.items()))
-    return f"{samples.calibration.numel()} tokens, {samples.held_out.numel()} held out"
+    return f"{calibration.numel()} tokens, {held_out.numel()} held out"
 
 
 run(snakemake, main)

@@ -1,12 +1,13 @@
 """Rule figures: the study's figures, drawn from its tables, as PDF and PNG."""
 
-from pathlib import Path
-
 from job import run
 
 from sparseswaps import figures
 from sparseswaps.files import replacing
 from sparseswaps.tables import read_table, select
+
+BY_LAYER = ("error_reduction_by_layer", "error_reduction_by_type")
+BY_CELL = ("perplexity_by_pattern", "swaps_curve")
 
 
 def main(snakemake, settings):
@@ -17,16 +18,12 @@ def main(snakemake, settings):
         studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
         for model, calibration in studies.itertuples(index=False):
             mine, mine_by_layer = (select(frame, model, calibration) for frame in (cells, layers))
-            found = {
-                "error_reduction_by_layer": figures.error_reduction_by_layer(mine_by_layer),
-                "error_reduction_by_type": figures.error_reduction_by_type(mine_by_layer),
-            }
+            found = {(name, ""): getattr(figures, name)(mine_by_layer) for name in BY_LAYER}
             for text in settings["texts"]:
-                found[f"perplexity_by_pattern-{text}"] = figures.perplexity_by_pattern(mine, text)
-                found[f"swaps_curve-{text}"] = figures.swaps_curve(mine, text)
-            for name, figure in found.items():
-                if figure is not None:
-                    figures.save(figure, folder / f"{model}-{calibration}-{name}")
+                found |= {(name, f"-{text}"): getattr(figures, name)(mine, text) for name in BY_CELL}
+            for (name, suffix), figure in found.items():
+                if figure is not None:  # nothing was refined, or no series of budgets
+                    figures.save(figure, folder / f"{name}-{model}-{calibration}{suffix}")
                     drawn.append(name)
     return f"{len(drawn)} figures"
 

@@ -3,13 +3,12 @@
 import logging
 import time
 
-import pandas
 import torch
 from job import block_of, device, run
 
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_masks
 from sparseswaps.errors import naming
-from sparseswaps.files import replacing
+from sparseswaps.files import write_csv
 from sparseswaps.gram import check_gram, row_loss
 from sparseswaps.masks import check_mask
 from sparseswaps.pattern import parse_pattern
@@ -59,10 +58,9 @@ def main(snakemake, settings):
             rows.append(row)
             logging.info("%s: error %.6g -> %.6g, %d swaps", name, row["loss_before"], row["loss_after"], row["swaps"])
     write_masks(snakemake.output.masks, masks, model, snakemake.params.key)
-    table = pandas.DataFrame(rows)
-    with replacing(snakemake.output.losses) as partial:
-        table.to_csv(partial, index=False)
-    return f"error {table.loss_before.sum():.6g} -> {table.loss_after.sum():.6g}, {table.swaps.sum()} swaps"
+    write_csv(snakemake.output.losses, rows)
+    before, after = (sum(row[column] for row in rows) for column in ("loss_before", "loss_after"))
+    return f"error {before:.6g} -> {after:.6g}, {sum(row['swaps'] for row in rows)} swaps"
 
 
 run(snakemake, main)

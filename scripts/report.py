@@ -1,1 +1,66 @@
-pass
+"""Rule report: one HTML page with everything in it."""
+
+import json
+import platform
+from pathlib import Path
+
+import pandas
+from job import run
+
+from sparseswaps.artifacts import read_model
+from sparseswaps.figures import CAPTIONS
+from sparseswaps.files import replacing
+from sparseswaps.report import render
+from sparseswaps.study import names
+from sparseswaps.tables import read_table, summary
+
+STAGES = ("model", "samples", "capture", "warmstart", "refine", "assemble", "perplexity", "harness")
+
+
+def main(snakemake, settings):
+    cells, layers = read_table(snakemake.input.cells), read_table(snakemake.input.layers)
+    drawn = []
+    for picture in sorted(Path(snakemake.input.figures).glob("*.png")):
+        function, _, about = picture.stem.partition("-")
+        title, caption = CAPTIONS[function]
+        drawn.append((f"{title} ({about})", caption, picture.read_bytes()))
+    page = render(
+        config=settings["config"],
+        summary=summary(cells),
+        cells=cells,
+        layers=layers,
+        figures=drawn,
+        stages=stages(Path("logs"), names(settings["config"])),
+        provenance=provenance(snakemake),
+    )
+    with replacing(snakemake.output[0]) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return f"{Path(snakemake.output[0]).resolve()}: {len(cells)} cells, {len(drawn)} figures"
+
+
+def stages(logs, names):
+    """Jobs, wall seconds and peak resident memory by stage, from Snakemake's benchmark files of the study's cells."""
+    found = []
+    for path in logs.rglob("*.tsv"):
+        if set(path.relative_to(logs).parts[:-1]) <= names:
+            measured = pandas.read_csv(path, sep="\t", na_values="-")
+            found.append((path.name.split(".")[0], measured["s"].sum(), measured["max_rss"].max()))
+    frame = pandas.DataFrame(found, columns=["stage", "seconds", "peak_memory_mb"])
+    table = frame.groupby("stage").agg(
+        jobs=("seconds", "size"), seconds=("seconds", "sum"), peak_memory_mb=("peak_memory_mb", "max")
+    )
+    return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index()
+
+
+def provenance(snakemake):
+    """What the study ran on and with."""
+    key = json.loads(snakemake.params.key)
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found |= key["versions"]
+    for path in snakemake.input.models:
+        model = read_model(path)
+        found[f"model {Path(path).parent.name}"] = f"{model.folder}, weights {model.fingerprint}"
+    return found
+
+
+run(snakemake, main)

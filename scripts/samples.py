@@ -11,11 +11,11 @@ def main(snakemake, settings):
     model = read_model(snakemake.input.model)
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
     documents = load(settings["text"], "calibration", settings["field"])
-    samples = draw(
+    calibration, held_out = draw(
         documents, tokenizer, settings["samples"], settings["held_out"], settings["seqlen"], settings["seed"]
     )
-    write_samples(snakemake.output[0], samples, model, snakemake.params.key)
-    return f"{len(samples.calibration)} samples and {len(samples.held_out)} held out, from {len(documents)} documents"
+    write_samples(snakemake.output[0], calibration, held_out, model, snakemake.params.key)
+    return f"{len(calibration)} samples and {len(held_out)} held out, from {len(documents)} documents"
 
 
 run(snakemake, main)

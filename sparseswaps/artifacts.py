@@ -18,7 +18,6 @@ from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.gram import Grams
 from sparseswaps.masks import pack, unpack
 from sparseswaps.model import Layer, Model
-from sparseswaps.text import Samples
 
 
 def write_model(path: str | Path, model: Model) -> None:
@@ -38,14 +37,15 @@ def read_model(path: str | Path) -> Model:
     return model
 
 
-def write_samples(path: str | Path, samples: Samples, model: Model, key: str) -> None:
-    tensors = {"calibration": samples.calibration, "held_out": samples.held_out}
-    _write(path, "samples", tensors, {}, model, key)
+def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model: Model, key: str) -> None:
+    """Token ids of calibration sequences, int64 [samples, seqlen], and of held-out ones, int64 [held_out, seqlen]."""
+    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, {}, model, key)
 
 
-def read_samples(path: str | Path, model: Model) -> Samples:
+def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:
+    """What `write_samples` wrote: calibration, held out."""
     tensors, _ = _read(path, "samples", model)
-    return Samples(tensors["calibration"], tensors["held_out"])
+    return tensors["calibration"], tensors["held_out"]
 
 
 def write_grams(path: str | Path, grams: Grams, model: Model, key: str) -> None:
@@ -89,7 +89,7 @@ def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor],
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it and run snakemake again") from None
     if header.get("kind") != kind:

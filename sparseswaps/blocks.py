@@ -5,7 +5,7 @@ and every block is run with the arguments that the model itself was seen to give
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def describe(folder: Path) -> Model:
     return described
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818
     """Ends a forward pass once the first block's input is known."""
 
 
@@ -91,10 +91,8 @@ def _observe(model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_fi
     with ExitStack() as hooks:
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-        try:
+        with suppress(_Reached):
             model(input_ids=ids, use_cache=False)
-        except _Reached:
-            pass
     return seen
 
 
@@ -135,7 +133,8 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
         InputError: an activation is NaN or infinite; names the layer.
     """
     prefix, blocks = find_blocks(model)
-    batches = [(ids, False) for ids in samples.split(batch_size)] + [(ids, True) for ids in held_out.split(batch_size)]
+    batches = [(ids, False) for ids in samples.split(batch_size)]
+    batches += [(ids, True) for ids in held_out.split(batch_size) if len(ids)]
     # A block's other arguments (masks, position tables) depend on the batch's shape alone, but differ between blocks.
     arguments: dict[int, list[tuple[tuple, dict]]] = {}
     hidden: list[Tensor] = []

@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparseswaps.errors import InputError
-from sparseswaps.files import read_json, replacing
+from sparseswaps.files import replacing
+from sparseswaps.modeldir import weight_files
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 # Weights in other formats: a pruned checkpoint that kept them would hold the dense model too.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -31,24 +30,12 @@ class Checkpoint:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """The file name that holds each tensor.
-
-        Raises InputError when the folder, its safetensors files or one that its index names are missing.
-        """
-        if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such model directory")
-        if (self.folder / INDEX).exists():
-            files = read_json(self.folder / INDEX)["weight_map"]
-            for name in sorted(set(files.values())):
-                if Path(name).name != name or not (self.folder / name).is_file():
-                    raise InputError(f"{self.folder / INDEX}: names {name!r}, which is not a file of that folder")
-            return files
-        if (self.folder / SINGLE).exists():
-            with _opened(self.folder / SINGLE) as file:
-                return dict.fromkeys(file.keys(), SINGLE)
-        raise InputError(
-            f"{self.folder}: holds no {SINGLE} or {INDEX}; save the model with save_pretrained(), which writes them"
-        )
+        """The file name that holds each tensor. Raises InputError when files are missing or broken."""
+        found = {}
+        for name in weight_files(self.folder):
+            with _opened(self.folder / name) as file:
+                found.update(dict.fromkeys(file.keys(), name))
+        return found
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the CPU in its stored dtype. Raises InputError naming the tensor or its file."""
@@ -116,7 +103,7 @@ def _zero_in_place(path: Path, masks: dict[str, Tensor]) -> None:
                 raise InputError(
                     f"{path.name}: {name} is {entry['dtype']} {entry['shape']}, its mask is {list(mask.shape)}"
                 )
-            begin, end = entry["data_offsets"]
+            begin = entry["data_offsets"][0]
             weight = torch.frombuffer(
                 view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=8 + length + begin
             )

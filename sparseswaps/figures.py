@@ -73,8 +73,13 @@ FILLS = ["full", "left", "top", "right", "bottom"]
 GREY = {"color": "0.3", "marker": "o"}
 
 
-def error_reduction_by_layer(layers: pd.DataFrame) -> Figure:
-    """Error reduction (%) against block index: a line per layer type, a panel per warm start (row) and pattern."""
+def error_reduction_by_layer(layers: pd.DataFrame) -> Figure | None:
+    """Error reduction (%) against block index: a line per layer type, a panel per warm start (row) and pattern.
+
+    Of the refinement that goes furthest; None when no layer was refined.
+    """
+    if layers.empty:
+        return None
     layers = _furthest(layers)
     warmstarts, patterns = layers["warmstart"].unique(), layers["pattern"].unique()
     types = layers["type"].unique()
@@ -102,11 +107,14 @@ def error_reduction_by_layer(layers: pd.DataFrame) -> Figure:
     return figure
 
 
-def error_reduction_by_type(layers: pd.DataFrame) -> Figure:
+def error_reduction_by_type(layers: pd.DataFrame) -> Figure | None:
     """Error reduction (%) as bars per layer type and pattern, a panel per warm start.
 
-    A bar is the mean over blocks, its whisker the standard deviation over blocks.
+    A bar is the mean over blocks, its whisker the standard deviation over blocks. Of the refinement that goes furthest;
+    None when no layer was refined.
     """
+    if layers.empty:
+        return None
     layers = _furthest(layers)
     layers = layers.groupby(["warmstart", "pattern", "type", "block"], sort=False, as_index=False)[
         "error_reduction"
@@ -244,8 +252,6 @@ def save(figure: Figure, stem: str | Path) -> None:
 
 def _furthest(layers: pd.DataFrame) -> pd.DataFrame:
     """The rows of the refinement that goes furthest, with the layer's `type` and `error_reduction` (%)."""
-    if layers.empty:
-        raise InputError("figures: layers.csv has no refined layer; add a refinement to the configuration")
     reach = layers.assign(certified=layers["rows_certified"] / layers["rows"], swaps=layers["swaps"] / layers["rows"])
     order = reach.groupby("refinement", sort=False)[["certified", "swaps"]].mean()
     name = order.sort_values(["certified", "swaps"], kind="stable").index[-1]

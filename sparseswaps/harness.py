@@ -45,8 +45,8 @@ def evaluate(
         evaluated}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
 
     Raises:
-        InputError: a task is unknown, its data is out of reach, the device is not there, or a log-likelihood is not
-            finite.
+        InputError: a task is unknown, its data is out of reach, the device is not there, an answer is longer than the
+            model's context, or a log-likelihood is not finite.
     """
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process, threads, CUDA and all
     os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # datasets would report local files too, and wait where it cannot
@@ -84,7 +84,13 @@ def evaluate(
     if model.device != torch.device(device):  # lm-eval takes another one without a word
         raise InputError(f"device: there is no {device!r} here; {model.device!s} is")
     # simple_evaluate would spend a second more on facts about the machine, and ask the hub about the model.
-    output = run(model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP, log_samples=False)
+    try:
+        output = run(model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP, log_samples=False)
+    except AssertionError as error:
+        raise InputError(
+            f"evaluation.lm_eval.tasks: lm-eval gave up on {', '.join(tasks)}; it does so without a word when an "
+            f"answer has more tokens than the model's context, here {model.max_length}"
+        ) from error
     for name, task in loaded["tasks"].items():
         _check_finite(name, task)
     return {

@@ -15,8 +15,7 @@ from typing import Any
 _ROOT = Path(__file__).parent.parent
 
 
-@cache
-def _syntax(path: Path) -> ast.Module:
+def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
@@ -24,7 +23,7 @@ def _syntax(path: Path) -> ast.Module:
 def _imports(path: Path) -> frozenset[Path]:
     """The project's own modules that a file imports anywhere in it, and the packages they lie in."""
     names = set()
-    for node in ast.walk(_syntax(path)):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -43,11 +42,15 @@ def _imports(path: Path) -> frozenset[Path]:
 @cache
 def _code(path: Path) -> str:
     """A file's syntax tree as text, without docstrings, comments or layout."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return ast.dump(tree)
 

@@ -13,6 +13,7 @@ import yaml
 from sparseswaps import tables
 
 EXAMPLES = 4  # in the opening paragraph; the summary table has all cases
+NOUNS = {name: name for name in tables.COORDINATES} | {"warmstart": "warm start"}
 
 
 def render(
@@ -36,18 +37,19 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    headline = tables.headline(cells)
+    layers = layers[layers["refinement"].isin(tables.headline(cells))]  # every budget would be too much for a page
+    summary_shared, layers_shared, cells_shared = (_shared(frame) for frame in (summary, layers, cells))
     return environment.get_template("report.html.j2").render(
         models=list(cells["model"].unique()),
         overview=overview(cells),
         config=_yaml(config),
-        summary=_view(summary, tables.best(summary)),
-        figures=[(title, caption, base64.b64encode(png).decode()) for title, caption, png in figures],
-        refinements=headline,
-        layers=_view(_layers_view(layers[layers["refinement"].isin(headline)])),
-        layers_shared=_shared(layers),
-        cells=_view(cells.drop(columns=list(_shared(cells)))),
-        cells_shared=_shared(cells),
+        summary=_view(*(frame.drop(columns=list(summary_shared)) for frame in (summary, tables.best(summary)))),
+        summary_shared=summary_shared,
+        figures=[(title, caption, base64.b64encode(png).decode(), *_size(png)) for title, caption, png in figures],
+        layers=_view(_layers_view(layers).drop(columns=list(layers_shared))),
+        layers_shared=layers_shared,
+        cells=_view(cells.drop(columns=list(cells_shared))),
+        cells_shared=cells_shared,
         stages=_view(stages.rename(columns={"peak_memory_mb": "peak memory (MB)", "seconds": "seconds, all jobs"})),
         provenance=provenance,
     )
@@ -56,7 +58,7 @@ def render(
 def overview(cells: pd.DataFrame) -> str:
     """What the study found, in a paragraph: how often refinement helps, and the best case of every pattern."""
     pruned = cells[cells["pattern"] != "dense"]
-    size = [_count(pruned[name].nunique(), noun) for name, noun in NOUNS.items()]
+    size = [_count(pruned[name].where(pruned[name] != "none").nunique(), noun) for name, noun in NOUNS.items()]
     sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(size)}."]
     headline = tables.headline(cells)
     if not headline:
@@ -80,19 +82,15 @@ def overview(cells: pd.DataFrame) -> str:
         model, calibration, pattern, warmstart = case
         row = compared.loc[case]
         where = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
-        verb = "and perplexity" if row["after"] < row["before"] else "but changes perplexity"
+        verb = "and perplexity" if row["after"] < row["before"] else "but raises perplexity"
         dense = f" (dense {row['dense']:.2f})" if pd.notna(row["dense"]) else ""
         sentences.append(
-            f"{where} from {warmstart}, refinement lowers the layers' error by {row['error_reduction']:.1f}% on average "
-            f"{verb} (seqlen {row['seqlen']:.0f}) from {row['before']:.2f} to {row['after']:.2f}{dense}."
+            f"{where} from {warmstart}, refinement lowers the layers' error by {row['error_reduction']:.1f}% on average"
+            f" {verb} (seqlen {row['seqlen']:.0f}) from {row['before']:.2f} to {row['after']:.2f}{dense}."
         )
     if len(by_pattern) > EXAMPLES:
         sentences.append("The summary table has the other patterns and models.")
     return " ".join(sentences)
-
-
-NOUNS = {"model": "model", "calibration": "calibration", "pattern": "pattern", "warmstart": "warm start"}
-NOUNS |= {"refinement": "refinement", "seed": "seed"}
 
 
 def _cases(cells: pd.DataFrame, refinement: str) -> pd.DataFrame:
@@ -123,23 +121,27 @@ def _yaml(config: dict[str, Any]) -> str:
     return yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
 
 
+def _size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the file's header."""
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
 def _shared(frame: pd.DataFrame) -> dict[str, str]:
     """The coordinates that are the same in all rows: said once above a table, they need no column."""
-    single = [name for name in tables.COORDINATES if frame[name].nunique() == 1]
+    single = [name for name in tables.COORDINATES if name in frame and frame[name].nunique() == 1]
     return {name: str(frame[name].dropna().iloc[0]) for name in single}
 
 
 def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:
-    coordinates = [name for name in tables.COORDINATES if name not in _shared(layers)]
-    return layers[[*coordinates, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
-        **{
-            "error reduction (%)": tables.error_reduction(layers["loss_before"], layers["loss_after"]),
-            "held out (%)": tables.error_reduction(layers["held_out_before"], layers["held_out_after"]),
-            "swaps per row": layers["swaps"] / layers["rows"],
-            "most in a row": layers["max_row_swaps"],
-            "certified": layers["rows_certified"] / layers["rows"],
-            "seconds": layers["seconds"],
-        }
+    tenths = {
+        "error reduction (%)": tables.error_reduction(layers["loss_before"], layers["loss_after"]),
+        "held out (%)": tables.error_reduction(layers["held_out_before"], layers["held_out_after"]),
+        "swaps per row": layers["swaps"] / layers["rows"],
+    }
+    return layers[[*tables.COORDINATES, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
+        **{name: values.map("{:.1f}".format, na_action="ignore") for name, values in tenths.items()},
+        **{"most in a row": layers["max_row_swaps"], "certified": layers["rows_certified"] / layers["rows"]},
+        seconds=layers["seconds"],
     )
 
 

@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
 from sparseswaps.embedded import MODEL
-from sparseswaps.errors import InputError
-from sparseswaps.files import read_json
+from sparseswaps.errors import InputError, naming
+from sparseswaps.modeldir import config_of, depth, weight_files, widths
 from sparseswaps.pattern import Pattern, parse_pattern
 
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
@@ -34,27 +34,42 @@ class Cell:
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with all defaults filled in.
+    """The configuration with all defaults filled in, and everything checked that can be before the first job.
 
     Raises:
-        InputError: a key or value is wrong; one line with its path and what is allowed.
+        InputError: a key or value is wrong, a model directory or a text is missing, or a pattern does not divide a
+            width of a model; one line with the key's path and what is allowed.
     """
     checked = _copy(config)
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     error = best_match(_Validator(schema).iter_errors(checked))
     if error is not None:
         raise InputError(_one_line(error))
-    labels = [_pattern(value).label for value in checked["patterns"]]
-    if len(set(labels)) < len(labels):
-        raise InputError(f"config key patterns: the same pattern twice in {', '.join(labels)}")
+    found = list(patterns(checked).values())
+    if len(found) < len(checked["patterns"]):
+        raise InputError(f"config key patterns: one is there twice: {', '.join(map(str, checked['patterns']))}")
     for index, entry in enumerate(checked["exclude"]):
         for key, names in _known(checked).items():
             for name in _as_list(entry.get(key, [])):
-                if key == "pattern":
-                    name = _pattern(name, f"exclude.{index}.pattern").slug
-                if name not in names:
-                    allowed = ", ".join(map(str, names))
-                    raise InputError(f"config key exclude.{index}.{key}: no {key} {name!r} here; there are {allowed}")
+                slug = _pattern(name, f"exclude.{index}.pattern").slug if key == "pattern" else name
+                if slug not in names:
+                    allowed = ", ".join(map(str, checked["patterns"] if key == "pattern" else names))
+                    raise InputError(f"config key exclude.{index}.{key}: {name!r} is not one of {allowed}")
+    texts = {f"calibrations.{name}": entry for name, entry in checked["calibrations"].items()}
+    texts |= {f"evaluation.perplexity.{name}": entry for name, entry in checked["evaluation"]["perplexity"].items()}
+    for key, entry in texts.items():
+        if entry["text"] != "embedded" and not Path(entry["text"]).is_file():
+            raise InputError(f"config key {key}.text: {entry['text']!r} is neither `embedded` nor a file")
+    for name, settings in checked["models"].items():
+        folder = model_folder(settings)
+        with naming(f"config key models.{name}.source"):
+            model = config_of(folder)
+            depth(model)
+            weight_files(folder)
+        for width, d_in in widths(model).items():  # layers of other widths are found out when they are masked
+            for pattern in found:
+                with naming(f"config key patterns, {width} of model {name}"):
+                    pattern.blocks(d_in)
     return checked
 
 
@@ -78,42 +93,24 @@ def cells(config: dict[str, Any]) -> Iterator[Cell]:
             yield Cell(**cell)
 
 
+def names(config: dict[str, Any]) -> set[str]:
+    """The folders that the artifacts of a checked configuration may lie in below results/."""
+    known = _known(config)
+    known["seed"] = [f"seed{seed}" for seed in known["seed"]]
+    return {"dense"}.union(*known.values())
+
+
 def model_folder(settings: dict[str, Any]) -> Path:
     """The directory of a model, given its entry under `models`."""
     return MODEL if settings["source"] == "embedded" else Path(settings["source"])
 
 
-def model_config(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """A model's `config.json`. Raises InputError, naming the configuration's key, when it is not there."""
-    folder = model_folder(settings)
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"config key models.{name}.source: {str(folder)!r} is not a model directory (no config.json in it)"
-        )
-    config = read_json(folder / "config.json")
-    return config.get("text_config", config)
-
-
-def depth(config: dict[str, Any]) -> int:
-    """The number of decoder blocks by a model's `config.json`. Raises InputError when it does not say."""
-    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-        if key in config:
-            return config[key]
-    raise InputError("config.json of the model says nowhere how many decoder blocks it has (num_hidden_layers)")
-
-
-def check_divides(patterns: dict[str, Pattern], name: str, config: dict[str, Any]) -> None:
-    """Raise InputError when a pattern does not divide a width that a model's `config.json` announces.
-
-    The widths are those that linear layers read; every layer is checked again when it is masked.
-    """
-    for key in ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_embd"):
-        if isinstance(width := config.get(key), int):
-            for pattern in patterns.values():
-                try:
-                    pattern.blocks(width)
-                except InputError as error:
-                    raise InputError(f"config key patterns, model {name}, {key}: {error}") from None
+def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of every model's decoder blocks, `block00` and on."""
+    return {
+        name: [f"block{index:02d}" for index in range(depth(config_of(model_folder(settings))))]
+        for name, settings in config["models"].items()
+    }
 
 
 def _known(config: dict[str, Any]) -> dict[str, list]:
@@ -129,10 +126,8 @@ def _known(config: dict[str, Any]) -> dict[str, list]:
 
 
 def _pattern(value: Any, key: str = "patterns") -> Pattern:
-    try:
+    with naming(f"config key {key}"):
         return parse_pattern(value)
-    except InputError as error:
-        raise InputError(f"config key {key}: {error}") from None
 
 
 def _as_list(value: Any) -> list:

@@ -14,7 +14,7 @@ from sparseswaps.files import replacing
 COORDINATES = ["model", "calibration", "seed", "pattern", "warmstart", "refinement"]
 LOSSES = ["block", "layer", "d_out", "d_in", "kept", "loss_before", "loss_after", "held_out_before", "held_out_after"]
 LOSSES += ["swaps", "max_row_swaps", "rows", "rows_certified", "seconds"]
-MISSING = "–"
+MISSING = "-"
 
 
 def error_reduction(before: pd.Series, after: pd.Series) -> pd.Series:
@@ -30,10 +30,10 @@ def cells_table(
 ) -> pd.DataFrame:
     """One row per evaluated model, in the order given.
 
-    `cells[i]` holds the six COORDINATES, `max_swaps` (None: until the local optimum) and `sparsity`; a dense model's
-    holds `model` and `pattern` ("dense") only. `losses[i]` has the columns LOSSES and a row per pruned matrix (None
-    for a dense model), `perplexities[i]` maps a text to its "perplexity" and "seqlen", and `harness[i]["results"]`
-    maps a task to its metrics (None: not evaluated). Raises InputError when a table of losses lacks a column.
+    `cells[i]` holds the six COORDINATES and `max_swaps` (None: until the local optimum); a dense model's holds `model`
+    and `pattern` ("dense") only. `losses[i]` has the columns LOSSES and a row per pruned matrix (None for a dense
+    model), `perplexities[i]` maps a text to its "perplexity" and "seqlen", and `harness[i]["results"]` maps a task to
+    its metrics (None: not evaluated). Raises InputError when a table of losses lacks a column.
     """
     rows = []
     for cell, table, texts, tasks in zip(cells, losses, perplexities, harness, strict=True):
@@ -55,13 +55,13 @@ def _refined(cell: dict[str, Any], table: pd.DataFrame | None) -> dict[str, Any]
     row = {
         "max_swaps": cell["max_swaps"] if refined else None if dense else 0,
         "optimum": refined and cell["max_swaps"] is None,
-        "sparsity": cell.get("sparsity", 0.0),
     }
     if table is None:
         measured = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
-        return row | dict.fromkeys(measured, float("nan"))
+        return row | {"sparsity": 0.0} | dict.fromkeys(measured, float("nan"))
     table = _checked(cell, table)
     return row | {
+        "sparsity": 1 - table["kept"].sum() / (table["d_out"] * table["d_in"]).sum(),
         "error_reduction": error_reduction(table["loss_before"], table["loss_after"]).mean(),
         "held_out_error_reduction": error_reduction(table["held_out_before"], table["held_out_after"]).mean(),
         "swaps_per_row": table["swaps"].sum() / table["rows"].sum(),
@@ -226,7 +226,7 @@ def _shown(value: Any) -> str:
 
 def numeric(shown: pd.DataFrame) -> list[bool]:
     """For each column of `display`'s result, whether it holds numbers (to be set flush right)."""
-    return [bool(shown[name].str.match(rf"[-+]?\d|-?inf|{MISSING}").all()) for name in shown]
+    return [bool(shown[name].str.match(rf"{MISSING}$|[-+]?(\d|inf)").all()) for name in shown]
 
 
 def write_table(frame: pd.DataFrame, stem: str | Path) -> None:
@@ -270,4 +270,4 @@ def _markdown(shown: pd.DataFrame) -> str:
 def _latex(shown: pd.DataFrame) -> str:
     layout = "".join("r" if right else "l" for right in numeric(shown))
     text = shown.to_latex(index=False, escape=True, column_format=layout)
-    return text.replace("±", r"$\pm$").replace(MISSING, "--")
+    return text.replace("±", r"$\pm$")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,6 @@ if TYPE_CHECKING:  # importing it takes seconds, and whoever passes a tokenizer 
     from transformers import PreTrainedTokenizerBase
 
 _SEPARATOR = "<|endoftext|>"
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Token ids of calibration sequences, int64 [samples, seqlen], and of held-out ones, int64 [held_out, seqlen]."""
-
-    calibration: Tensor
-    held_out: Tensor
 
 
 def load(text: str, split: str, field: str = "text") -> list[str]:
@@ -70,11 +61,14 @@ def draw(
     held_out: int,
     seqlen: int,
     seed: int,
-) -> Samples:
+) -> tuple[Tensor, Tensor]:
     """Draw token windows for calibration, and further ones to be held out, none overlapping another.
 
     Documents longer than `seqlen` tokens are visited in a seeded random order and give one window each, at a random
     place (the usual C4 protocol). Only when they run out does a document that is long enough give another.
+
+    Returns:
+        int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen].
 
     Raises:
         InputError: the text holds fewer windows than asked for.
@@ -105,4 +99,4 @@ def draw(
             f"were asked for, it gives {len(windows)}; ask for fewer or shorter ones, or give more text"
         )
     drawn = torch.stack(windows)
-    return Samples(drawn[:samples], drawn[samples:])
+    return drawn[:samples], drawn[samples:]

@@ -63,7 +63,7 @@ def make_study(seeds: int = 1, blocks: int = 2) -> tuple:
             for warmstart, (factor, _) in WARMSTARTS.items():
                 for refinement, (budget, progress) in REFINEMENTS.items():
                     cell = {"model": "pico", "calibration": "c4", "seed": seed, "pattern": pattern}
-                    cell |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget, "sparsity": 0.5}
+                    cell |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget}
                     cells.append(cell)
                     losses.append(losses_of(pattern, warmstart, refinement, seed, blocks))
                     perplexity = DENSE * cost * factor ** (2 - progress) + seed
@@ -115,7 +115,8 @@ def test_reductions_are_means_over_layers(cells):
     assert refined["held_out_error_reduction"] == pytest.approx(0.8 * 36.5)
     assert refined["swaps_per_row"] == 20
     assert refined["certified"] == 1
-    assert refined["optimum"] and pd.isna(refined["max_swaps"])
+    assert refined["optimum"]
+    assert pd.isna(refined["max_swaps"])
     assert refined["seconds"] == pytest.approx(2 * 20 * sum(d_out for d_out, _ in LAYERS.values()) / 1e4)
 
     budget = row(cells, pattern="60%", warmstart="wanda", refinement="swaps-5")
@@ -130,6 +131,15 @@ def test_dense_row_is_empty_but_for_what_was_measured(cells):
     assert (dense["perplexity/held_out"], dense["seqlen/held_out"], dense["cloze/acc"]) == (DENSE, 256, 0.5)
 
 
+def test_sparsity_is_counted(cells):
+    assert row(cells, pattern="dense")["sparsity"] == 0
+    assert set(cells.loc[cells["pattern"] == "2:4", "sparsity"]) == {0.5}
+    # int(0.6 * 192) = 115 of 192 are pruned, and int(0.6 * 512) = 307 of 512
+    narrow = sum(d_out for d_out, d_in in LAYERS.values() if d_in == 192)
+    counted = (115 * narrow + 307 * 192) / (192 * narrow + 512 * 192)
+    assert cells.loc[cells["pattern"] == "60%", "sparsity"].tolist() == pytest.approx([counted] * 8)
+
+
 def test_no_error_before_and_after_is_no_reduction():
     before, after = pd.Series([0.0, 4.0, 0.0]), pd.Series([0.0, 1.0, 1.0])
     assert list(tables.error_reduction(before, after)) == [0, 75, -np.inf]
@@ -137,12 +147,12 @@ def test_no_error_before_and_after_is_no_reduction():
 
 def test_missing_column_and_missing_file_are_named(study, tmp_path):
     cells, losses, *_ = study
-    with pytest.raises(InputError, match="wanda.*'held_out_after'"):
+    with pytest.raises(InputError, match=r"wanda.*'held_out_after'"):
         tables.layers_table(cells[-1:], [losses[-1].drop(columns="held_out_after")])
-    with pytest.raises(InputError, match="cells.csv: no such file"):
+    with pytest.raises(InputError, match=r"cells\.csv: no such file"):
         tables.read_table(tmp_path / "cells.csv")
     (tmp_path / "cells.csv").touch()
-    with pytest.raises(InputError, match="cells.csv: not a CSV table"):
+    with pytest.raises(InputError, match=r"cells\.csv: not a CSV table"):
         tables.read_table(tmp_path / "cells.csv")
 
 
@@ -221,6 +231,10 @@ def test_csv_round_trip(study, cells, tmp_path):
     awkward.loc[1, "refinement"] = "NA"
     tables.write_table(awkward, tmp_path / "out" / "cells")
     pd.testing.assert_frame_equal(tables.read_table(tmp_path / "out" / "cells.csv"), awkward, check_dtype=False)
+    tables.write_table(cells, tmp_path / "out" / "cells")
+    pd.testing.assert_frame_equal(
+        tables.summary(tables.read_table(tmp_path / "out" / "cells.csv")), tables.summary(cells)
+    )
     layers = tables.layers_table(*study[:2])
     tables.write_table(layers, tmp_path / "v1.0 layers")  # a dot in the stem is no suffix
     pd.testing.assert_frame_equal(tables.read_table(tmp_path / "v1.0 layers.csv"), layers, check_dtype=False)
@@ -238,15 +252,20 @@ def test_markdown_and_latex_escape(tmp_path):
     parsed = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert parsed[0] == [r"a\|b_c (%)", "ppl", "ok"]
     assert [bool(re.fullmatch("-+:", cell)) for cell in parsed[1]] == [False, True, False]
-    assert parsed[2:] == [[r"x\|y", "1.50 ± 0.10", "yes"], ["50%", "2.00", "no"], ["–", "3.00", "yes"]]
+    assert parsed[2:] == [[r"x\|y", "1.50 ± 0.10", "yes"], ["50%", "2.00", "no"], ["-", "3.00", "yes"]]
     latex = (tmp_path / "table.tex").read_text()
-    assert r"\begin{tabular}{lrl}" in latex and r"\toprule" in latex and r"\bottomrule" in latex
-    assert r"b\_c (\%)" in latex and r"50\% &" in latex and r"1.50 $\pm$ 0.10" in latex and "-- & 3.00" in latex
+    assert r"\begin{tabular}{lrl}" in latex
+    assert r"\toprule" in latex
+    assert r"\bottomrule" in latex
+    assert r"b\_c (\%)" in latex
+    assert r"50\% &" in latex
+    assert r"1.50 $\pm$ 0.10" in latex
+    assert "- & 3.00" in latex
     assert not re.search(r"(?<!\\)[%_]", latex)
 
 
 def test_display_numbers():
     frame = pd.DataFrame({"x": [0.0, 1234567.0, 12345678.0, 0.00012345, np.nan, 256.0, np.inf]})
-    assert tables.display(frame)["x"].tolist() == ["0", "1234567", "1.235e+07", "0.0001234", "–", "256", "inf"]
-    words = pd.DataFrame({"x": ["1.5", "–", "-inf"], "y": ["swaps-5", "–", "2"]})
+    assert tables.display(frame)["x"].tolist() == ["0", "1234567", "1.235e+07", "0.0001234", "-", "256", "inf"]
+    words = pd.DataFrame({"x": ["1.5", "-", "-inf"], "y": ["swaps-5", "-", "2"]})
     assert tables.numeric(words) == [True, False]

@@ -72,7 +72,7 @@ def refine(
         InputError: shapes do not fit, a weight or Gram entry is not finite, `max_swaps` is negative, the backend is
             unknown, or the pattern does not divide d_in.
     """
-    d_out, d_in = weight.shape
+    d_in = weight.shape[1]
     if gram.shape != (d_in, d_in) or mask.shape != weight.shape or mask.dtype != torch.bool:
         raise InputError(
             f"weight {tuple(weight.shape)} needs a [{d_in}, {d_in}] Gram matrix and a boolean mask of its shape, "
@@ -94,5 +94,3 @@ def refine(
         certified=certified,
         stop=torch.where(certified, int(Stop.OPTIMUM), int(Stop.BUDGET)).to(torch.int8),
     )
-
-

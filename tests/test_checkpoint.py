@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_tiny_model
+from safetensors.torch import load_file, save_file
+
+from sparseswaps.blocks import describe
+from sparseswaps.checkpoint import Checkpoint, write_pruned
+from sparseswaps.errors import InputError
+from sparseswaps.masks import keep_best
+from sparseswaps.pattern import parse_pattern
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return write_tiny_model(tmp_path / "model")
+
+
+def shard(folder: Path) -> None:
+    """Split a single-file checkpoint in two, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_path, sharded):
+    if sharded:
+        shard(model)
+    (model / "LICENSE").write_text("as you like\n")
+    (model / "pytorch_model.bin").write_bytes(b"dense weights")
+    source, target = Checkpoint(model), tmp_path / "pruned"
+    names = [name for name in source.files if name.endswith("_proj.weight")]
+    masks = {name: keep_best(source.tensor(name).abs(), parse_pattern("2:4")) for name in names}
+    write_pruned(source, masks, target, {"about.json": "{}"})
+    pruned = Checkpoint(target)
+    assert pruned.files == source.files
+    for name in source.files:
+        before, after = source.tensor(name), pruned.tensor(name)
+        assert after.dtype == torch.bfloat16
+        expected = before.masked_fill(~masks[name], 0) if name in masks else before
+        assert torch.equal(after.view(torch.int16), expected.view(torch.int16))  # to the bit: no negative zeros either
+    assert {path.name for path in target.iterdir()} == {path.name for path in model.iterdir()} - {
+        "pytorch_model.bin"
+    } | {"about.json"}
+    assert (target / "LICENSE").read_text() == "as you like\n"
+
+
+def test_a_mask_that_does_not_fit_leaves_nothing(model, tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    for masks, message in [
+        ({name: torch.ones(2, 2, dtype=torch.bool)}, "its mask is"),
+        ({"no.such.weight": torch.ones(2, 2, dtype=torch.bool)}, "holds no tensor 'no.such.weight'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            write_pruned(Checkpoint(model), masks, tmp_path / "pruned", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_describe(model):
+    described = describe(model)
+    assert described.prefix == "model.layers"
+    assert [layer.name for layer in described.blocks[0]][-1] == "mlp.down_proj"
+    assert (described.blocks[1][-1].d_out, described.blocks[1][-1].d_in) == (32, 64)
+    assert described.left_dense == []
+    other = describe(write_tiny_model(model.parent / "other", seed=1))
+    assert other.fingerprint != described.fingerprint
+    assert describe(model).fingerprint == described.fingerprint
+
+
+def test_broken_models_are_named(model):
+    weights, config = model / "model.safetensors", model / "config.json"
+    tensors = load_file(weights)
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    poisoned = {**tensors, name: tensors[name].clone()}
+    poisoned[name][3, 4] = float("nan")
+    save_file(poisoned, weights)
+    with pytest.raises(InputError, match=f"tensor {name} holds NaN or Inf"):
+        describe(model)
+
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, weights)
+    with pytest.raises(InputError, match=f"holds no tensor '{name}'"):
+        describe(model)
+
+    save_file({**tensors, name: tensors[name][:, :8].contiguous()}, weights)
+    with pytest.raises(InputError, match=rf"{name} is \(64, 8\), its configuration says \(64, 32\)"):
+        describe(model)
+
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"model\.safetensors: not a readable safetensors file"):
+        describe(model)
+
+    weights.rename(model / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
+        describe(model)
+
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
+    with pytest.raises(InputError, match=r"index\.json: names '\.\./elsewhere\.safetensors'"):
+        describe(model)
+
+    save_file(tensors, weights)
+    (model / "model.safetensors.index.json").unlink()
+    config.write_text(json.dumps({"model_type": "no-such-family"}))
+    with pytest.raises(InputError, match="transformers cannot build it"):
+        describe(model)

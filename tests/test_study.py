@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, tiny_study
+
+from sparseswaps import study
+from sparseswaps.errors import InputError
+
+
+@pytest.fixture
+def config(tiny_model):
+    return tiny_study(tiny_model)
+
+
+def changed(config, path, value):
+    """A copy of a configuration with one nested key set; list indices are digits."""
+    copy = yaml.safe_load(yaml.safe_dump(config))
+    *parents, last = path.split(".")
+    place = copy
+    for key in parents:
+        place = place[int(key) if isinstance(place, list) else key]
+    place[last] = value
+    return copy
+
+
+def test_defaults_are_filled_in(config):
+    checked = study.check(config)
+    assert checked["seeds"] == [0]
+    assert checked["refinements"]["swaps"] == {"max_swaps": None}
+    assert checked["evaluation"]["perplexity"]["held_out"]["join"] == "\n\n"
+    assert checked["calibrations"]["stdlib"]["field"] == "text"
+
+
+def test_no_evaluation_is_a_choice(config):
+    del config["evaluation"]
+    assert study.check(config)["evaluation"]["lm_eval"]["tasks"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("modles", {}, "config key modles: unknown; allowed here: batch_size, calibrations"),
+        ("calibrations.stdlib.sample", 3, "config key calibrations.stdlib.sample: unknown; allowed here: field"),
+        ("calibrations.stdlib.samples", 0, "config key calibrations.stdlib.samples: 0 is less than the minimum of 1"),
+        (
+            "calibrations.stdlib.samples",
+            "all",
+            "config key calibrations.stdlib.samples: 'all' is not of type",
+        ),
+        ("calibrations.stdlib.text", "no/such.txt", "config key calibrations.stdlib.text: 'no/such.txt' is neither"),
+        ("evaluation.perplexity.held_out.text", "x.txt", "config key evaluation.perplexity.held_out.text: 'x.txt'"),
+        ("models.tiny.source", "/no/such", "config key models.tiny.source: '/no/such' is not a model directory"),
+        ("patterns", ["60%", 1.0], "config key patterns: pattern '1.0': the sparsity 1 is outside [0, 1)"),
+        ("patterns", ["-10%"], "config key patterns: pattern '-10%': the sparsity -0.1 is outside [0, 1)"),
+        ("patterns", ["60%", 0.6], "config key patterns: one is there twice: 60%, 0.6"),
+        ("patterns", ["2:3"], "config key patterns, hidden_size of model tiny: pattern 2:3 does not divide d_in = 32"),
+        ("patterns", [], "config key patterns: [] should be non-empty"),
+        ("warmstarts", ["wandb"], "config key warmstarts.0: 'wandb' is not one of magnitude, wanda, ria, greedy"),
+        ("refinements.swaps.max_swaps", -1, "config key refinements.swaps.max_swaps: -1 is less than the minimum of 0"),
+        ("exclude", [{"pattern": "70%"}], "config key exclude.0.pattern: '70%' is not one of 60%, 2:4"),
+        ("exclude", [{"warmstarts": "ria"}], "config key exclude.0.warmstarts: unknown; allowed here: calibration"),
+        ("exclude", [{"seed": [0, 7]}], "config key exclude.0.seed: 7 is not one of 0"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(config, path, value, message):
+    with pytest.raises(InputError) as error:
+        study.check(changed(config, path, value))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(config):
+    del config["patterns"]
+    with pytest.raises(InputError, match="config key patterns: missing"):
+        study.check(config)
+
+
+def test_the_grid_and_what_it_leaves_out(config):
+    config |= {"seeds": [0, 1], "warmstarts": ["wanda", "ria"]}
+    config["exclude"] = [{"pattern": 0.6, "warmstart": "ria"}, {"seed": 1, "refinement": ["swaps"]}]
+    cells = list(study.cells(study.check(config)))
+    assert len(cells) == len(set(cells)) == 2 * 2 * 2 * 2 - 4 - 4 + 1
+    assert study.Cell("tiny", "stdlib", 1, "2of4", "ria", "none") in cells
+    assert study.Cell("tiny", "stdlib", 0, "60pct", "ria", "none") not in cells
+    assert study.Cell("tiny", "stdlib", 1, "2of4", "ria", "swaps") not in cells
+
+
+def test_blocks_are_named_by_their_number(config):
+    assert study.blocks(study.check(config)) == {"tiny": ["block00", "block01"]}
+
+
+@pytest.mark.parametrize("file", ["config.yaml", *sorted(map(str, Path(REPOSITORY / "configs").glob("*.yaml")))])
+def test_configurations_that_come_with_the_project_are_valid(file):
+    study.check(yaml.safe_load((REPOSITORY / file).read_text()))
+
+
+def test_snakemakes_own_containers_are_taken(config):
+    from collections import OrderedDict
+
+    assert study.check(OrderedDict(config)) == study.check(config)
