@@ -26,6 +26,6 @@ for MODEL_NAME in config["models"]:
             mem_mb=lambda wildcards, attempt, model=MODEL_NAME: (1500 + 4 * checkpoint_mb(model)) * attempt,
             gpu=GPU,
         params:
-            key=key("capture", {"batch_size": config["batch_size"], "threads": config["threads"]}),
+            key=key("capture", {"batch_size": config["batch_size"], **THREADS}),
         script:
             "../scripts/capture.py"

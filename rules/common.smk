@@ -20,6 +20,7 @@ REPORT = "results/reports/" + config["name"]
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
 GPU = int(config["gpu"])
+THREADS = {"threads": config["threads"]}
 
 PATTERNS = study.patterns(config)
 CELLS = list(study.cells(config))

@@ -26,7 +26,7 @@ rule perplexity:
     params:
         key=lambda wildcards: key(
             "perplexity",
-            {**config["evaluation"]["perplexity"][wildcards.text], "batch_size": config["batch_size"]},
+            {**config["evaluation"]["perplexity"][wildcards.text], "batch_size": config["batch_size"], **THREADS},
         ),
     script:
         "../scripts/perplexity.py"
@@ -68,7 +68,7 @@ rule harness:
     params:
         key=key(
             "harness",
-            config["evaluation"]["lm_eval"],
+            {**config["evaluation"]["lm_eval"], **THREADS},
             packages=("torch", "transformers", "lm_eval", "datasets", "accelerate"),
         ),
     script:

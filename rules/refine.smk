@@ -20,7 +20,7 @@ rule refine:
     params:
         key=lambda wildcards: key(
             "refine",
-            {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement]},
+            {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement], **THREADS},
             packages=("torch",),
         ),
     script:

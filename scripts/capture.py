@@ -11,7 +11,6 @@ from sparseswaps.blocks import capture
 
 
 def main(snakemake, settings):
-    torch.set_num_threads(settings["threads"])
     described = read_model(snakemake.input.model)
     calibration, held_out = read_samples(snakemake.input.samples, described)
     place = device(snakemake)

@@ -3,24 +3,22 @@
 import os
 from pathlib import Path
 
-# What tasks need comes from local files or from the caches; a network that is missing must not be waited for.
-if not os.environ.get("SPARSESWAPS_ONLINE"):
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-
-import torch
 from job import device, evaluated, run
 
+from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.files import write_json
 from sparseswaps.harness import evaluate
 
 
 def main(snakemake, settings):
-    torch.set_num_threads(snakemake.threads)
+    if set(settings["tasks"]) <= set(TASKS):  # all is local, so nothing waits for a network that may be missing
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     place = device(snakemake)
+    own = [Path(settings["include"])] if settings["include"] else []
     result = evaluate(
         evaluated(snakemake),
         settings["tasks"],
-        include=Path(settings["include"] or Path(snakemake.input.tasks[0]).parent),
+        include=[Path(snakemake.input.tasks[0]).parent, *own],
         limit=settings["limit"],
         batch_size=settings["batch_size"],
         device=place,

@@ -12,7 +12,6 @@ from sparseswaps.text import load, tokenize
 
 
 def main(snakemake, settings):
-    torch.set_num_threads(snakemake.threads)
     folder, place = evaluated(snakemake), device(snakemake)
     documents = load(settings["text"], "evaluation", settings["field"])
     tokens = tokenize(AutoTokenizer.from_pretrained(folder), settings["join"].join(documents))

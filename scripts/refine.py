@@ -3,7 +3,6 @@
 import logging
 import time
 
-import torch
 from job import block_of, device, run
 
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_masks
@@ -16,7 +15,6 @@ from sparseswaps.refine import refine
 
 
 def main(snakemake, settings):
-    torch.set_num_threads(snakemake.threads)
     place = device(snakemake)
     model = read_model(snakemake.input.model)
     grams = read_grams(snakemake.input.gram, model)

@@ -1,4 +1,4 @@
-"""Gram matrices G = X X^T of a layer's inputs, and the pruning error that they measure (paper, section 2)."""
+"""Gram matrices G = X X^T of a layer's inputs, and the pruning error that they measure (arXiv 2512.10922)."""
 
 from dataclasses import dataclass, field
 
@@ -56,7 +56,7 @@ def check_gram(gram: Tensor) -> None:
 
 
 def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
-    """Each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w) (paper, equation 4).
+    """Each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w).
 
     Args:
         weight: [d_out, d_in], any floating dtype.

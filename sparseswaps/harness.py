@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import random
+from collections.abc import Sequence
 from functools import partialmethod
 from numbers import Real
 from pathlib import Path
@@ -17,7 +18,7 @@ _BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity
 def evaluate(
     model_dir: str | Path,
     tasks: list[str],
-    include: Path | None,
+    include: Sequence[Path],
     limit: int | None,
     batch_size: int,
     device: str,
@@ -30,8 +31,8 @@ def evaluate(
     Args:
         model_dir: local directory in Hugging Face layout, tokenizer included.
         tasks: names of tasks, groups or tags.
-        include: folder of task definitions (YAML) that go before lm-eval's own of the same name. The latter are
-            indexed, in several seconds, only when the folder lacks one of `tasks`.
+        include: folders of task definitions (YAML); a later one goes before an earlier one, and all before lm-eval's
+            own of the same name. The latter are indexed, in several seconds, only when the folders lack one of `tasks`.
         limit: take only that many items of each task, from the beginning; None takes all.
         batch_size: requests per forward pass.
         device: `cpu`, `cuda`, `cuda:1`, ...
@@ -101,16 +102,16 @@ def evaluate(
     }
 
 
-def _load(tasks: list[str], include: Path | None) -> dict[str, Any]:
+def _load(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
     """lm-eval's task objects; its thousands of definitions are read only where `include` does not have all `tasks`."""
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=include, include_defaults=False)
+    manager = TaskManager(include_path=list(include), include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include)
+        manager = TaskManager(include_path=list(include))
     for task in tasks:
         if task not in manager.all_tasks:
-            where = f"neither lm-eval nor {include} has" if include else "lm-eval has no"
+            where = f"neither lm-eval nor {', '.join(map(str, include))} has" if include else "lm-eval has no"
             raise InputError(f"evaluation.lm_eval.tasks: {where} task {task!r}; `lm_eval ls tasks` lists what there is")
     try:
         return manager.load(tasks)

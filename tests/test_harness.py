@@ -71,7 +71,7 @@ def run(folder: Path, **changes):
     arguments = {
         "model_dir": folder / "model",
         "tasks": list(tasks.TASKS),
-        "include": folder / "tasks",
+        "include": [folder / "tasks"],
         "limit": ITEMS,
         "batch_size": 3,
         "device": "cpu",
@@ -150,7 +150,7 @@ def test_data_out_of_reach(folder, tmp_path):
     text = (folder / "tasks" / "embedded_cloze.yaml").read_text()
     (tmp_path / "gone.yaml").write_text(text.replace(".jsonl", "-gone.jsonl"))
     with pytest.raises(InputError, match="data of embedded_cloze cannot be read"):
-        run(folder, tasks=["embedded_cloze"], include=tmp_path)
+        run(folder, tasks=["embedded_cloze"], include=[tmp_path])
 
 
 def test_broken_weights_are_no_result(folder):

@@ -49,9 +49,7 @@ def test_the_seed_decides():
 
 
 def test_too_short_a_text_is_said():
-    with pytest.raises(
-        InputError, match="5 samples and 1 held-out ones of 10 tokens were asked for, it gives 5"
-    ):
+    with pytest.raises(InputError, match="5 samples and 1 held-out ones of 10 tokens were asked for, it gives 5"):
         draw(documents(35, 28), Letters(), samples=5, held_out=1, seqlen=10, seed=0)
 
 

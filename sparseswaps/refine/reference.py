@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def swap_cost(w: Tensor, c: Tensor, gram: Tensor, u: int, p: int) -> float:
-    """The exact change of a row's loss when kept weight `u` is pruned and pruned weight `p` kept (equation 5).
+    """The exact change of a row's loss when kept weight `u` is pruned and pruned weight `p` kept, a 1-swap.
 
     `c` is the correlation vector G ((1 - m) * w), float64 [d_in].
     """

@@ -1,0 +1,32 @@
+"""What the embedded default must show, read from the tables of the run that was just made."""
+
+import sys
+from pathlib import Path
+
+import pandas
+
+TABLES = Path("results/reports/embedded/tables")
+
+
+def main() -> None:
+    cells = pandas.read_csv(TABLES / "cells.csv").set_index(["pattern", "warmstart", "refinement"])
+    layers = pandas.read_csv(TABLES / "layers.csv")
+    dense = cells.loc["dense", "perplexity/held_out"].item()
+    worse = layers[layers["loss_after"] > layers["loss_before"]]
+    if len(worse):
+        sys.exit(f"refinement raised the error of {len(worse)} layers:\n{worse}")
+    for pattern in ("50%", "60%", "2:4"):
+        before, after = cells.loc[(pattern, "wanda", "none")], cells.loc[(pattern, "wanda", "swaps")]
+        print(
+            f"{pattern} from wanda: error {-after['error_reduction']:.1f} %, perplexity "
+            f"{before['perplexity/held_out']:.2f} -> {after['perplexity/held_out']:.2f} (dense {dense:.2f})"
+        )
+        if not after["perplexity/held_out"] < before["perplexity/held_out"]:
+            sys.exit(f"{pattern}: refinement did not lower the perplexity")
+        if after["certified"] != 1:
+            sys.exit(f"{pattern}: not every row reached its local optimum")
+    if not cells.loc[("60%", "wanda", "none"), "perplexity/held_out"] > 2 * dense:
+        sys.exit("60% from wanda no longer doubles the embedded model's perplexity")
+
+
+main()

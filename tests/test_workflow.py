@@ -1,0 +1,196 @@
+"""The real workflow on a tiny model: what it writes, what it does again, and what it says of bad input."""
+
+import json
+import shutil
+import time
+
+import pandas
+import pytest
+import torch
+from conftest import Workflow, tiny_study, write_tiny_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sparseswaps.artifacts import read_masks, read_model
+from sparseswaps.pattern import parse_pattern
+
+CELLS = [(pattern, refinement) for pattern in ("60pct", "2of4") for refinement in ("none", "swaps")]
+
+
+def cell(workflow, pattern, refinement):
+    return workflow.folder / "results" / "tiny" / "stdlib" / "seed0" / pattern / "wanda" / refinement
+
+
+@pytest.mark.parametrize(("pattern", "refinement"), CELLS)
+def test_the_checkpoint_is_the_masks_times_the_dense_model(finished, tiny_model, pattern, refinement):
+    folder = cell(finished[0], pattern, refinement)
+    dense = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+    described = read_model(finished[0].folder / "results" / "tiny" / "model.json")
+    masks = read_masks(folder / "masks.safetensors", described)
+    assert len(masks) == 14
+    size_and_kept = parse_pattern({"60pct": "60%", "2of4": "2:4"}[pattern]).blocks
+    for name, weight in dense.items():
+        if name in masks:
+            size, kept = size_and_kept(weight.shape[1])
+            assert torch.equal(pruned[name], weight * masks[name])
+            zeros = (pruned[name] == 0).view(len(weight), -1, size).sum(-1)
+            assert (zeros == size - kept).all(), name  # exact in every row and block; no dense weight is zero
+        else:
+            assert torch.equal(pruned[name], weight), name
+
+
+@pytest.mark.parametrize(("pattern", "refinement"), CELLS)
+def test_no_layers_error_rises(finished, pattern, refinement):
+    tables = [pandas.read_csv(path) for path in (cell(finished[0], pattern, refinement) / "losses").glob("*.csv")]
+    losses = pandas.concat(tables)
+    assert len(losses) == 14
+    if refinement == "none":
+        assert (losses["loss_after"] == losses["loss_before"]).all()
+        assert (losses["swaps"] == 0).all()
+    else:
+        assert (losses["loss_after"] <= losses["loss_before"]).all()
+        assert (losses["swaps"] > 0).all()
+        assert (losses["rows_certified"] == losses["rows"]).all()
+
+
+def test_the_report_has_it_all(finished):
+    report = finished[0].folder / "results" / "reports" / "tiny"
+    cells = pandas.read_csv(report / "tables" / "cells.csv")
+    assert list(cells["pattern"]) == ["dense", "60%", "60%", "2:4", "2:4"]
+    assert cells["perplexity/held_out"].gt(1).all()
+    assert cells["embedded_choice/acc"].between(0, 1).all()
+    assert cells.loc[cells["pattern"] == "60%", "sparsity"].iloc[0] == pytest.approx(0.6, abs=0.02)
+    for table in ("cells", "layers", "summary"):
+        for ending in (".csv", ".md", ".tex"):
+            assert (report / "tables" / (table + ending)).stat().st_size > 100
+    figures = {path.name for path in (report / "figures").iterdir()}
+    assert {"error_reduction_by_layer-tiny-stdlib.pdf", "error_reduction_by_layer-tiny-stdlib.png"} <= figures
+    assert {"perplexity_by_pattern-tiny-stdlib-held_out.pdf"} <= figures
+    assert "60%" in (report / "report.html").read_text()
+
+
+def test_artifacts_say_what_made_them(finished):
+    with safe_open(cell(finished[0], "2of4", "swaps") / "masks.safetensors", framework="pt") as file:
+        header = file.metadata()
+    key, more = json.loads(header["key"]), json.loads(header["more"])
+    assert key["settings"] == {"pattern": "2:4"}
+    assert key["versions"]["torch"] == torch.__version__
+    assert more["base"]["fingerprint"] == header["model"]
+
+
+def test_nothing_changed_nothing_to_do(finished):
+    workflow, config = finished
+    assert workflow.planned(config) == {}
+
+
+def test_a_changed_budget_reruns_its_refinement_and_what_follows(finished):
+    workflow, config = finished
+    changed = config | {"refinements": {"none": {"max_swaps": 0}, "swaps": {"max_swaps": 3}}}
+    # 2 patterns x 2 blocks are refined again; 2 cells are assembled and evaluated.
+    expected = {"refine": 4, "assemble": 2, "perplexity": 2, "harness": 2, "tables": 1, "figures": 1, "report": 1}
+    assert workflow.planned(changed) == expected
+
+
+def test_a_new_pattern_runs_its_cells_alone(finished):
+    workflow, config = finished
+    # 1 x 2 blocks are masked, 2 refinements x 2 blocks refined, 2 cells assembled and evaluated.
+    expected = {"warmstart": 2, "refine": 4, "assemble": 2, "perplexity": 2, "harness": 2}
+    expected |= {"tables": 1, "figures": 1, "report": 1}
+    assert workflow.planned(config | {"patterns": ["60%", "2:4", "50%"]}) == expected
+
+
+def test_the_same_seed_gives_the_same_masks(finished, tmp_path):
+    _, config = finished
+    again = Workflow(tmp_path)
+    target = "results/tiny/stdlib/seed0/60pct/wanda/swaps/masks.safetensors"
+    again.run(config, "--cores", "1", "--", target)
+    before, after = (load_file(workflow.folder / target) for workflow in (finished[0], again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_large_grid_is_listed_in_time(tmp_path):
+    models = {name: {"source": str(write_tiny_model(tmp_path / name, num_hidden_layers=4))} for name in "abc"}
+    config = tiny_study(
+        tmp_path / "a",
+        models=models,
+        seeds=[0, 1, 2],
+        patterns=["50%", "60%", "70%", "2:4"],
+        warmstarts=["magnitude", "wanda", "ria", "greedy"],
+        refinements={"none": {"max_swaps": 0}, "swaps-10": {"max_swaps": 10}, "swaps": {}},
+    )
+    began = time.monotonic()
+    jobs = Workflow(tmp_path).planned(config)
+    seconds = time.monotonic() - began
+    cells = 3 * 3 * 4 * 4 * 3
+    assert jobs["refine"] == 4 * cells
+    assert jobs["perplexity"] == jobs["harness"] == cells + 3
+    assert sum(jobs.values()) > 3500
+    assert seconds < 30
+
+
+def poison(model, name, value):
+    """Overwrite the first entry of a tensor of a checkpoint."""
+    tensors = load_file(model / "model.safetensors")
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_nan_weight_stops_the_model_stage(tmp_path):
+    model = write_tiny_model(tmp_path / "broken")
+    poison(model, "model.layers.1.mlp.gate_proj.weight", float("nan"))
+    done = Workflow(tmp_path).run(tiny_study(model), "--cores", "1", check=False)
+    assert done.returncode != 0
+    assert "model: error: " in done.stdout
+    assert re.search(
+        r"model\.safetensors: tensor model\.layers\.1\.mlp\.gate_proj\.weight holds NaN or Inf", done.stdout
+    )
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "results" / "tiny" / "model.json").exists()
+
+
+def test_an_infinite_activation_stops_capture_and_leaves_what_was_finished(tmp_path):
+    model = write_tiny_model(tmp_path / "broken")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].fill_(3e38)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    done = Workflow(tmp_path).run(tiny_study(model), "--cores", "1", check=False)
+    assert done.returncode != 0
+    assert "error: model.layers.1.mlp.down_proj: an input activation is NaN or Inf" in done.stdout
+    assert "Traceback" not in done.stdout
+    left = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "results" / "tiny").rglob("*.*"))
+    assert left == ["results/tiny/model.json", "results/tiny/stdlib/seed0/samples.safetensors"]
+
+
+def test_a_short_text_is_said_and_costs_nothing_that_was_finished(finished, tmp_path):
+    workflow = Workflow(tmp_path / "copy")
+    shutil.copytree(finished[0].folder, workflow.folder)
+    (tmp_path / "short.txt").write_text("too few words\n")
+    before = {path: path.read_bytes() for path in (workflow.folder / "results").rglob("*.safetensors")}
+    config = finished[1] | {
+        "calibrations": finished[1]["calibrations"] | {"short": {"text": str(tmp_path / "short.txt"), "seqlen": 32}}
+    }
+    done = workflow.run(config, "--cores", "1", check=False)
+    assert done.returncode != 0
+    assert "samples: error: the calibration text is too short: 128 samples and 16 held-out ones of 32" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_wrong_configuration_is_one_line(finished):
+    workflow, config = finished
+    before = {path: path.stat().st_mtime_ns for path in (workflow.folder / "results").rglob("*")}
+    done = workflow.run(config | {"paterns": ["60%"]}, "--cores", "1", check=False)
+    assert done.returncode != 0
+    errors = [line for line in done.stdout.splitlines() if "rror" in line or "line " in line]
+    assert errors == [f"error: config key paterns: unknown; allowed here: {allowed()}"]
+    assert {path: path.stat().st_mtime_ns for path in (workflow.folder / "results").rglob("*")} == before
+
+
+def allowed():
+    import yaml
+    from conftest import REPOSITORY
+
+    return ", ".join(sorted(yaml.safe_load((REPOSITORY / "schemas" / "config.schema.yaml").read_text())["properties"]))
