@@ -21,6 +21,14 @@ except InputError as error:
     sys.exit(f"error: {error}")
 
 
+pathvars:
+    study=f"reports/{config['name']}",
+    report="<results>/<study>",
+    draw="{model}/{calibration}/seed{seed}",
+    start="<draw>/{pattern}/{warmstart}",
+    cell="<start>/{refinement}",
+
+
 include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/samples.smk"
@@ -36,4 +44,10 @@ include: "rules/embedded.smk"
 rule all:
     default_target: True
     input:
-        REPORT + "/report.html",
+        "<report>/report.html",
+
+
+onsuccess:
+    page = Path("results/reports", config["name"], "report.html")
+    if page.exists():
+        print(f"The report is {page.resolve()}")

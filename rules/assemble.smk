@@ -1,15 +1,15 @@
 rule assemble:
     """Put the masks of all blocks into one file and write the pruned checkpoint."""
     input:
-        model=MODEL + "/model.json",
-        masks=blocks(CELL + "/masks/{block}.safetensors"),
+        model="<results>/{model}/model.json",
+        masks=of_blocks("<results>/<cell>/masks", "safetensors"),
     output:
-        masks=CELL + "/masks.safetensors",
-        checkpoint=directory(CELL + "/checkpoint"),
+        masks="<results>/<cell>/masks.safetensors",
+        checkpoint=directory("<results>/<cell>/checkpoint"),
     log:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/assemble.log",
+        "<logs>/<cell>/assemble.log",
     benchmark:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/assemble.tsv"
+        "<logs>/<cell>/assemble.tsv"
     conda:
         ENVIRONMENT
     resources:

@@ -16,9 +16,9 @@ for MODEL_NAME in config["models"]:
                 block=BLOCKS[MODEL_NAME],
             ),
         log:
-            f"logs/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.log",
+            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.log",
         benchmark:
-            f"logs/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.tsv"
+            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.tsv"
         conda:
             ENVIRONMENT
         threads: config["threads"]

@@ -4,30 +4,23 @@ A path says what an artifact depends on, and nothing else. Everything else that 
 parameter, the key (see sparseswaps/provenance.py).
 """
 
-import os
 from functools import cache
 from pathlib import Path
 
 from sparseswaps import study
+from sparseswaps.modeldir import locate
 from sparseswaps.provenance import stage_key
-
-MODEL = "results/{model}"
-DRAW = MODEL + "/{calibration}/seed{seed}"
-START = DRAW + "/{pattern}/{warmstart}"
-CELL = START + "/{refinement}"
-VARIANT = MODEL + "/{variant}"  # what is evaluated: a cell, or the dense model
-REPORT = "results/reports/" + config["name"]
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
 GPU = int(config["gpu"])
 THREADS = {"threads": config["threads"]}
 
 PATTERNS = study.patterns(config)
-CELLS = list(study.cells(config))
 BLOCKS = study.blocks(config)
-
-# Scripts find the package also where it is not installed, and nothing asks a hub for what a local folder holds.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))
+# What is evaluated and reported: every model as it is, and every cell of the grid.
+VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
+TEXTS = list(config["evaluation"]["perplexity"])
+HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 
 
 wildcard_constraints:
@@ -47,14 +40,40 @@ def key(script, settings, packages=("torch", "transformers")):
     return stage_key(Path(workflow.basedir) / "scripts" / f"{script}.py", settings, packages)
 
 
-def blocks(path):
-    """An input function: `path` for each decoder block of the wildcards' model."""
-    return lambda wildcards: [path.format(**{**wildcards, "block": block}) for block in BLOCKS[wildcards.model]]
+def of_blocks(folder, ending):
+    """An input function: a folder's artifact of each decoder block of the wildcards' model."""
+    return lambda wildcards: [f"{folder}/{block}.{ending}" for block in BLOCKS[wildcards.model]]
+
+
+def text_file(settings):
+    """An input list: the text's file, unless it is the embedded one."""
+    return [] if settings["text"] == "embedded" else [settings["text"]]
+
+
+def evaluated(wildcards):
+    """What a variant's evaluation loads: its checkpoint, or the dense model's description."""
+    folder = f"<results>/{wildcards.model}"
+    return f"{folder}/model.json" if wildcards.variant == "dense" else f"{folder}/{wildcards.variant}/checkpoint"
+
+
+def losses(variant):
+    """The refinement tables of all blocks of a cell; none for a dense model."""
+    blocks = [] if isinstance(variant, study.Dense) else BLOCKS[variant.model]
+    return [f"<results>/{variant.folder}/losses/{block}.csv" for block in blocks]
+
+
+def described(variant):
+    """What the tables say of a variant beyond its measurements."""
+    if isinstance(variant, study.Dense):
+        return {"model": variant.model, "pattern": "dense"}
+    budget = config["refinements"][variant.refinement]["max_swaps"]
+    named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "max_swaps": budget}
+    return named | {"refinement": "none"} if budget == 0 else named
 
 
 @cache
 def checkpoint_mb(model):
-    folder = study.model_folder(config["models"][model])
+    folder = locate(config["models"][model]["source"])
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2**20
 
 

@@ -3,9 +3,9 @@ rule embedded_model:
     output:
         directory("results/embedded-model"),
     log:
-        "logs/embedded-model.log",
+        "<logs>/embedded-model.log",
     benchmark:
-        "logs/embedded-model.tsv"
+        "<logs>/embedded-model.tsv"
     conda:
         ENVIRONMENT
     threads: 2

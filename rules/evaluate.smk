@@ -1,22 +1,17 @@
 from sparseswaps.embedded.tasks import TASKS
 
 
-def evaluated(wildcards):
-    """What a variant's evaluation loads: its checkpoint, or the dense model's description."""
-    return MODEL + "/model.json" if wildcards.variant == "dense" else VARIANT + "/checkpoint"
-
-
 rule perplexity:
     """Perplexity of a checkpoint on one text."""
     input:
         model=evaluated,
         text=lambda wildcards: text_file(config["evaluation"]["perplexity"][wildcards.text]),
     output:
-        VARIANT + "/perplexity/{text}.json",
+        "<results>/{model}/{variant}/perplexity/{text}.json",
     log:
-        "logs/{model}/{variant}/perplexity.{text}.log",
+        "<logs>/{model}/{variant}/perplexity.{text}.log",
     benchmark:
-        "logs/{model}/{variant}/perplexity.{text}.tsv"
+        "<logs>/{model}/{variant}/perplexity.{text}.tsv"
     conda:
         ENVIRONMENT
     threads: config["threads"]
@@ -37,9 +32,9 @@ rule tasks:
     output:
         expand("results/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
     log:
-        "logs/tasks.log",
+        "<logs>/tasks.log",
     benchmark:
-        "logs/tasks.tsv"
+        "<logs>/tasks.tsv"
     conda:
         ENVIRONMENT
     params:
@@ -54,11 +49,11 @@ rule harness:
         model=evaluated,
         tasks=rules.tasks.output,
     output:
-        VARIANT + "/lm_eval.json",
+        "<results>/{model}/{variant}/lm_eval.json",
     log:
-        "logs/{model}/{variant}/harness.log",
+        "<logs>/{model}/{variant}/harness.log",
     benchmark:
-        "logs/{model}/{variant}/harness.tsv"
+        "<logs>/{model}/{variant}/harness.tsv"
     conda:
         ENVIRONMENT
     threads: config["threads"]

@@ -3,15 +3,15 @@ rule model:
     input:
         lambda wildcards: sorted(
             str(file)
-            for file in study.model_folder(config["models"][wildcards.model]).iterdir()
+            for file in locate(config["models"][wildcards.model]["source"]).iterdir()
             if file.suffix in {".json", ".safetensors"}
         ),
     output:
-        MODEL + "/model.json",
+        "<results>/{model}/model.json",
     log:
-        "logs/{model}/model.log",
+        "<logs>/{model}/model.log",
     benchmark:
-        "logs/{model}/model.tsv"
+        "<logs>/{model}/model.tsv"
     conda:
         ENVIRONMENT
     resources:

@@ -1,16 +1,16 @@
 rule refine:
     """Refine the masks of one block by exact 1-swaps, and measure every layer's error before and after."""
     input:
-        model=MODEL + "/model.json",
-        gram=DRAW + "/gram/{block}.safetensors",
-        masks=START + "/masks/{block}.safetensors",
+        model="<results>/{model}/model.json",
+        gram="<results>/<draw>/gram/{block}.safetensors",
+        masks="<results>/<start>/masks/{block}.safetensors",
     output:
-        masks=CELL + "/masks/{block}.safetensors",
-        losses=CELL + "/losses/{block}.csv",
+        masks="<results>/<cell>/masks/{block}.safetensors",
+        losses="<results>/<cell>/losses/{block}.csv",
     log:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/refine.{block}.log",
+        "<logs>/<cell>/refine.{block}.log",
     benchmark:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/{refinement}/refine.{block}.tsv"
+        "<logs>/<cell>/refine.{block}.tsv"
     conda:
         ENVIRONMENT
     threads: config["threads"]

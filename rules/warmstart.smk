@@ -1,14 +1,14 @@
 rule warmstart:
     """Make the first masks of one block by a criterion."""
     input:
-        model=MODEL + "/model.json",
-        gram=DRAW + "/gram/{block}.safetensors",
+        model="<results>/{model}/model.json",
+        gram="<results>/<draw>/gram/{block}.safetensors",
     output:
-        START + "/masks/{block}.safetensors",
+        "<results>/<start>/masks/{block}.safetensors",
     log:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/warmstart.{block}.log",
+        "<logs>/<start>/warmstart.{block}.log",
     benchmark:
-        "logs/{model}/{calibration}/seed{seed}/{pattern}/{warmstart}/warmstart.{block}.tsv"
+        "<logs>/<start>/warmstart.{block}.tsv"
     conda:
         ENVIRONMENT
     resources:

@@ -7,7 +7,7 @@ from job import device, run
 from transformers import AutoModelForCausalLM
 
 from sparseswaps.artifacts import read_model, read_samples, write_grams
-from sparseswaps.blocks import capture
+from sparseswaps.capture import capture
 
 
 def main(snakemake, settings):

@@ -4,7 +4,10 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed, as under conda
 
 from sparseswaps.errors import InputError
 

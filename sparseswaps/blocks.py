@@ -1,21 +1,17 @@
-"""The decoder blocks of any transformers causal language model, found and run by observing the model.
+"""The decoder blocks of any transformers causal language model, and the layers in them that can be pruned.
 
-Nothing here knows a model family: blocks are the module list as long as the configuration says the model is deep,
-and every block is run with the arguments that the model itself was seen to give it.
+Nothing here knows a model family: the blocks are the module list that is as long as the configuration says the model
+is deep, and their linear layers are what is pruned.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sparseswaps.checkpoint import Checkpoint
 from sparseswaps.errors import InputError
-from sparseswaps.gram import Grams, accumulate
 from sparseswaps.model import Layer, Model
 
 
@@ -73,107 +69,3 @@ def describe(folder: Path) -> Model:
             if (shape := tuple(checkpoint.tensor(name).shape)) != (layer.d_out, layer.d_in):
                 raise InputError(f"{folder}: {name} is {shape}, its configuration says {(layer.d_out, layer.d_in)}")
     return described
-
-
-class _Reached(Exception):  # noqa: N818
-    """Ends a forward pass once the first block's input is known."""
-
-
-def _observe(model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_first: bool) -> list[tuple[tuple, dict]]:
-    """The positional and keyword arguments that the model gives its blocks for `ids` [batch, seqlen]."""
-    seen: list[tuple[tuple, dict]] = []
-
-    def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append((args, kwargs))
-        if only_first:
-            raise _Reached
-
-    with ExitStack() as hooks:
-        for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-        with suppress(_Reached):
-            model(input_ids=ids, use_cache=False)
-    return seen
-
-
-def _with_hidden(arguments: tuple[tuple, dict], hidden: Tensor) -> tuple[tuple, dict]:
-    """A block's arguments with its hidden states [batch, seqlen, width] replaced."""
-    args, kwargs = arguments
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return (), {**kwargs, "hidden_states": hidden}
-
-
-def _hidden_of(arguments: tuple[tuple, dict]) -> Tensor:
-    args, kwargs = arguments
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-@torch.inference_mode()
-def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_size: int) -> Iterator[Grams]:
-    """Gram matrices of the inputs of every linear layer, block by block, with unpruned inputs throughout.
-
-    Only one block's Gram matrices and the hidden states of all samples are held at a time; hidden states wait on the
-    CPU.
-
-    Args:
-        model: a causal language model in eval mode, on the device that is to compute.
-        samples: int64 [samples, seqlen] token ids of the calibration text.
-        held_out: int64 [any number, seqlen] token ids of held-out text.
-        batch_size: sequences per forward pass.
-
-    Yields:
-        One `Grams` a block, in order, on the model's device.
-
-    Raises:
-        InputError: an activation is NaN or infinite; names the layer.
-    """
-    prefix, blocks = find_blocks(model)
-    batches = [(ids, False) for ids in samples.split(batch_size)]
-    batches += [(ids, True) for ids in held_out.split(batch_size) if len(ids)]
-    # A block's other arguments (masks, position tables) depend on the batch's shape alone, but differ between blocks.
-    arguments: dict[int, list[tuple[tuple, dict]]] = {}
-    hidden: list[Tensor] = []
-    for ids, _ in batches:
-        seen = _observe(model, blocks, ids.to(model.device), only_first=len(ids) in arguments)
-        arguments.setdefault(len(ids), seen)
-        hidden.append(_hidden_of(seen[0]).cpu())
-    for index, block in enumerate(blocks):
-        grams = Grams()
-        for position, (ids, is_held_out) in enumerate(batches):
-            args, kwargs = _with_hidden(arguments[len(ids)][index], hidden[position].to(model.device))
-            inputs: dict[str, Tensor] = {}
-            with ExitStack() as hooks:
-                for name, layer in prunable_layers(block).items():
-                    hook = _recorder(inputs, name)
-                    hooks.callback(layer.register_forward_pre_hook(hook).remove)
-                hidden[position] = _first(block(*args, **kwargs)).cpu()
-            _add(grams, inputs, is_held_out, f"{prefix}.{index}")
-        yield grams
-
-
-def _recorder(inputs: dict[str, Tensor], name: str) -> Any:
-    def record(_module: nn.Module, args: tuple) -> None:
-        inputs[name] = args[0]
-
-    return record
-
-
-def _add(grams: Grams, inputs: dict[str, Tensor], is_held_out: bool, block: str) -> None:
-    """Add one batch's Gram matrices; layers that were given the same tensor share one."""
-    if not grams.reads:
-        first: dict[tuple, str] = {}
-        for name, x in inputs.items():  # all alive at once, so equal addresses mean the same tensor
-            grams.reads[name] = first.setdefault((x.data_ptr(), x.shape, x.stride()), name)
-    totals = grams.held_out if is_held_out else grams.matrix
-    for name in dict.fromkeys(grams.reads.values()):
-        x = inputs[name]
-        if name not in totals:
-            totals[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device)
-        accumulate(totals[name], x)
-        if not totals[name].diagonal().isfinite().all():
-            raise InputError(f"{block}.{name}: an input activation is NaN or Inf; check the model and its dtype")

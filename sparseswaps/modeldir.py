@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from sparseswaps.embedded import MODEL
 from sparseswaps.errors import InputError
 from sparseswaps.files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+def locate(source: str) -> Path:
+    """The directory of a model by its `source` in the configuration."""
+    return MODEL if source == "embedded" else Path(source)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -10,9 +10,8 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
-from sparseswaps.embedded import MODEL
 from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import config_of, depth, weight_files, widths
+from sparseswaps.modeldir import config_of, depth, locate, weight_files, widths
 from sparseswaps.pattern import Pattern, parse_pattern
 
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
@@ -29,8 +28,25 @@ class Cell:
     warmstart: str
     refinement: str
 
-    def wildcards(self) -> dict[str, Any]:
+    def coordinates(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def folder(self) -> str:
+        """Where its artifacts lie below the results."""
+        return f"{self.model}/{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.refinement}"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A model as it is, to compare with."""
+
+    model: str
+
+    @property
+    def folder(self) -> str:
+        """Where its evaluation lies below the results."""
+        return f"{self.model}/dense"
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +77,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         if entry["text"] != "embedded" and not Path(entry["text"]).is_file():
             raise InputError(f"config key {key}.text: {entry['text']!r} is neither `embedded` nor a file")
     for name, settings in checked["models"].items():
-        folder = model_folder(settings)
+        folder = locate(settings["source"])
         with naming(f"config key models.{name}.source"):
             model = config_of(folder)
             depth(model)
@@ -100,15 +116,10 @@ def names(config: dict[str, Any]) -> set[str]:
     return {"dense"}.union(*known.values())
 
 
-def model_folder(settings: dict[str, Any]) -> Path:
-    """The directory of a model, given its entry under `models`."""
-    return MODEL if settings["source"] == "embedded" else Path(settings["source"])
-
-
 def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
     """The names of every model's decoder blocks, `block00` and on."""
     return {
-        name: [f"block{index:02d}" for index in range(depth(config_of(model_folder(settings))))]
+        name: [f"block{index:02d}" for index in range(depth(config_of(locate(settings["source"]))))]
         for name, settings in config["models"].items()
     }
 

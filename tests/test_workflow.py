@@ -144,9 +144,7 @@ def test_a_nan_weight_stops_the_model_stage(tmp_path):
     done = Workflow(tmp_path).run(tiny_study(model), "--cores", "1", check=False)
     assert done.returncode != 0
     assert "model: error: " in done.stdout
-    assert re.search(
-        r"model\.safetensors: tensor model\.layers\.1\.mlp\.gate_proj\.weight holds NaN or Inf", done.stdout
-    )
+    assert "model.safetensors: tensor model.layers.1.mlp.gate_proj.weight holds NaN or Inf" in done.stdout
     assert "Traceback" not in done.stdout
     assert not (tmp_path / "results" / "tiny" / "model.json").exists()
 

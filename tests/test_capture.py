@@ -3,7 +3,8 @@ import torch
 from conftest import write_tiny_model
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from sparseswaps.blocks import capture, find_blocks, prunable_layers
+from sparseswaps.blocks import find_blocks, prunable_layers
+from sparseswaps.capture import capture
 from sparseswaps.errors import InputError
 
 SIZES = dict(
