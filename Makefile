@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format readme clean
 
 run: .venv/installed
 	$(BIN)/snakemake
+	@echo "The report is $(CURDIR)/results/reports/embedded/report.html"
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
@@ -20,6 +21,9 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
+
+readme: run
+	$(BIN)/python .ci/readme.py
 
 clean:
 	rm -rf results logs .snakemake

@@ -45,9 +45,3 @@ rule all:
     default_target: True
     input:
         "<report>/report.html",
-
-
-onsuccess:
-    page = Path("results/reports", config["name"], "report.html")
-    if page.exists():
-        print(f"The report is {page.resolve()}")

@@ -17,8 +17,8 @@ from sparseswaps.errors import InputError
 from sparseswaps.files import replacing
 from sparseswaps.modeldir import weight_files
 
-# Weights in other formats: a pruned checkpoint that kept them would hold the dense model too.
-_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
+# A pruned checkpoint does not keep its base's weights in other formats, which are dense, nor its model card.
+_LEFT_OUT = {".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".md"}
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -80,7 +80,7 @@ def write_pruned(source: Checkpoint, masks: dict[str, Tensor], target: str | Pat
     with replacing(target) as folder:
         folder.mkdir()
         for path in sorted(source.folder.iterdir()):
-            if path.is_file() and path.suffix not in _OTHER_WEIGHTS and path.name not in extra:
+            if path.is_file() and path.suffix not in _LEFT_OUT and path.name not in extra:
                 shutil.copyfile(path, folder / path.name)
         by_file: dict[str, list[str]] = {}
         for name in masks:

@@ -172,3 +172,16 @@ def test_what_does_not_fit_is_refused():
     ]:
         with pytest.raises(InputError, match=message):
             refine(*arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pattern", ["60%", "2:4"])
+def test_cuda_gives_the_masks_of_the_cpu(pattern):
+    weight, inputs = layer(11, 64, 256, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = WARMSTARTS["wanda"](weight, gram, pattern)
+    here = refine(weight, gram, start, pattern)
+    there = refine(weight.cuda(), gram.cuda(), start.cuda(), pattern)
+    assert there.mask.is_cuda
+    assert torch.equal(there.mask.cpu(), here.mask)
+    assert torch.equal(there.swaps.cpu(), here.swaps)

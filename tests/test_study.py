@@ -99,3 +99,18 @@ def test_snakemakes_own_containers_are_taken(config):
     from collections import OrderedDict
 
     assert study.check(OrderedDict(config)) == study.check(config)
+
+
+def test_the_schema_knows_every_warm_start():
+    from sparseswaps.criteria import WARMSTARTS
+
+    schema = yaml.safe_load(study.SCHEMA.read_text())
+    assert schema["properties"]["warmstarts"]["items"]["enum"] == list(WARMSTARTS)
+
+
+def test_a_model_without_safetensors_is_named(config, tmp_path):
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    config["models"]["tiny"]["source"] = str(tmp_path)
+    with pytest.raises(InputError, match=r"models\.tiny\.source: .* holds no model\.safetensors"):
+        study.check(config)

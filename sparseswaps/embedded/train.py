@@ -9,6 +9,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparseswaps.embedded.corpus import documents
+from sparseswaps.files import replacing
 
 END = "<|endoftext|>"
 
@@ -80,8 +82,14 @@ def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
     ]
 
 
-def train(recipe: Recipe, stream: torch.Tensor, state_file: Path, log=print) -> tuple[LlamaForCausalLM, float]:
-    """Train to `recipe.steps`; returns the float32 model and the seconds spent, over all runs that led to it."""
+def train(
+    recipe: Recipe, stream: torch.Tensor, state_file: Path, log: Callable[[str], None], every: int = 250
+) -> tuple[LlamaForCausalLM, float]:
+    """Train on a token stream (int64 [tokens]) to `recipe.steps`, going on from `state_file` if it is there.
+
+    The state is saved there `every` so many steps. Returns the float32 model and the seconds spent, over all runs that
+    led to it.
+    """
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -124,14 +132,13 @@ def train(recipe: Recipe, stream: torch.Tensor, state_file: Path, log=print) -> 
             optimiser.zero_grad()
         running = loss.item() if math.isnan(running) else 0.99 * running + 0.01 * loss.item()
         done = step + 1
-        if done % 250 == 0 or done == recipe.steps:
+        if done % every == 0 or done == recipe.steps:
             spent = seconds + time.time() - began
-            log(f"step {done} of {recipe.steps}: loss {running:.3f}, {spent:.0f} s")
             state = {"step": done, "seconds": spent, "model": model.state_dict()}
             state["optimisers"] = [optimiser.state_dict() for optimiser in steppers]
-            partial = state_file.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(state_file)
+            with replacing(state_file) as partial:
+                torch.save(state, partial)
+            log(f"step {done} of {recipe.steps}: loss {running:.3f}, {spent:.0f} s")
     return model, seconds + time.time() - began
 
 
@@ -145,17 +152,17 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, t
     return float(nats * tokens_per_byte / math.log(2))
 
 
-def build(folder: Path, recipe: Recipe, log=print) -> None:
-    """Write tokenizer, bf16 checkpoint, recipe and model card to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def build(folder: Path, recipe: Recipe, state_file: Path, log: Callable[[str], None]) -> None:
+    """Train on the embedded corpus and write tokenizer, bf16 checkpoint, recipe and model card to a new `folder`."""
     texts = [text for _, text in documents("train")]
     tokenizer = train_tokenizer(texts, recipe)
     stream = token_stream(tokenizer, texts)
     log(f"{len(texts)} modules, {len(stream)} tokens")
-    model, seconds = train(recipe, stream, folder / "training.state", log)
+    model, seconds = train(recipe, stream, state_file, log)
     model = model.eval().to(torch.bfloat16).float()  # measured as it is shipped
     evaluation = [text for _, text in documents("evaluation")]
     bits = bits_per_byte(model, tokenizer, evaluation, recipe.context)
+    folder.mkdir()
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     facts = {

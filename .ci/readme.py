@@ -1,0 +1,49 @@
+"""Copy the figures of the last run of config.yaml into README.md and docs/."""
+
+import shutil
+from pathlib import Path
+
+import pandas
+
+REPORT = Path("results/reports/embedded")
+BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
+PICTURES = {
+    "perplexity_by_pattern-embedded-stdlib-held_out": "Perplexity of every warm start, before and after refinement",
+    "swaps_curve-embedded-stdlib-held_out": "Perplexity and error against the number of swaps",
+}
+
+
+def main() -> None:
+    cells = pandas.read_csv(REPORT / "tables" / "cells.csv")
+    dense = cells[cells["pattern"] == "dense"].iloc[0]
+    at = cells.set_index(["pattern", "warmstart", "refinement"])
+    lines = [
+        f"The embedded model (dense perplexity {dense['perplexity/held_out']:.2f} on held-out text, "
+        f"{dense['seqlen/held_out']:.0f}-token windows; accuracy {dense['embedded_cloze/acc']:.1%} on the cloze task, "
+        f"{dense['embedded_choice/acc']:.1%} on the multiple-choice task), every row refined to its local optimum:",
+        "",
+        "| pattern | warm start | perplexity | refined | error | error, held out | swaps per row | cloze | refined "
+        "| choice | refined |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for pattern in cells.loc[cells["pattern"] != "dense", "pattern"].unique():
+        for warmstart in cells.loc[cells["pattern"] == pattern, "warmstart"].unique():
+            before, after = at.loc[(pattern, warmstart, "none")], at.loc[(pattern, warmstart, "swaps")]
+            values = [f"{row['perplexity/held_out']:.2f}" for row in (before, after)]
+            values += [f"-{after[name]:.1f} %" for name in ("error_reduction", "held_out_error_reduction")]
+            values += [f"{after['swaps_per_row']:.1f}"]
+            values += [f"{row[f'embedded_{t}/acc']:.1%}" for t in ("cloze", "choice") for row in (before, after)]
+            lines.append(f"| {pattern} | {warmstart} | " + " | ".join(values) + " |")
+    lines += ["", "Error is the mean over all layers of the relative change. The warm start's own values stand first."]
+    docs = Path("docs")
+    docs.mkdir(exist_ok=True)
+    for name, text in PICTURES.items():
+        shutil.copyfile(REPORT / "figures" / f"{name}.png", docs / f"{name.partition('-')[0]}.png")
+        lines += ["", f"![{text}](docs/{name.partition('-')[0]}.png)"]
+    readme = Path("README.md")
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(before + "\n".join([BEGIN, "", *lines, "", END]) + after, encoding="utf-8")
+
+
+main()
