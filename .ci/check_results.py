@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pandas
 
-TABLES = Path("results/reports/embedded/tables")
+from sparseswaps.artifacts import read_model
+from sparseswaps.checkpoint import Checkpoint
+from sparseswaps.pattern import parse_pattern
+
+RESULTS = Path("results")
+TABLES = RESULTS / "reports" / "embedded" / "tables"
 
 
 def main() -> None:
@@ -25,8 +30,24 @@ def main() -> None:
             sys.exit(f"{pattern}: refinement did not lower the perplexity")
         if after["certified"] != 1:
             sys.exit(f"{pattern}: not every row reached its local optimum")
+        check_zeros(pattern)
     if not cells.loc[("60%", "wanda", "none"), "perplexity/held_out"] > 2 * dense:
         sys.exit("60% from wanda no longer doubles the embedded model's perplexity")
+
+
+def check_zeros(label: str) -> None:
+    """Every block of every row of every pruned matrix holds exactly as many zeros as the pattern says."""
+    pattern = parse_pattern(label)
+    model = read_model(RESULTS / "embedded" / "model.json")
+    folder = RESULTS / "embedded" / "stdlib" / "seed0" / pattern.slug / "wanda" / "swaps" / "checkpoint"
+    for index, layers in enumerate(model.blocks):
+        for layer in layers:
+            size, kept = pattern.blocks(layer.d_in)
+            name = model.tensor_name(index, layer.name)
+            weight = Checkpoint(folder).tensor(name)
+            zeros = (weight.view(layer.d_out, -1, size) == 0).sum(-1)
+            if not (zeros == size - kept).all():
+                sys.exit(f"{label}: {name} has not exactly {size - kept} zeros in every {size} weights")
 
 
 main()
