@@ -7,11 +7,11 @@ for MODEL_NAME in config["models"]:
         name:
             f"capture_{MODEL_NAME}"
         input:
-            model=f"results/{MODEL_NAME}/model.json",
-            samples=f"results/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
+            model=f"<results>/{MODEL_NAME}/model.json",
+            samples=f"<results>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
         output:
             expand(
-                "results/{model}/{{calibration}}/seed{{seed}}/gram/{block}.safetensors",
+                "<results>/{model}/{{calibration}}/seed{{seed}}/gram/{block}.safetensors",
                 model=MODEL_NAME,
                 block=BLOCKS[MODEL_NAME],
             ),
@@ -23,7 +23,7 @@ for MODEL_NAME in config["models"]:
             ENVIRONMENT
         threads: config["threads"]
         resources:
-            mem_mb=lambda wildcards, attempt, model=MODEL_NAME: (1500 + 4 * checkpoint_mb(model)) * attempt,
+            mem_mb=memory(weights=4, model=MODEL_NAME),
             gpu=GPU,
         params:
             key=key("capture", {"batch_size": config["batch_size"], **THREADS}),

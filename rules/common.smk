@@ -77,6 +77,11 @@ def checkpoint_mb(model):
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2**20
 
 
-def memory(weights, retry=1.5):
-    """Memory in MB: an interpreter with its libraries, and so many times the checkpoint; more after a failure."""
-    return lambda wildcards, attempt: int((1500 + weights * checkpoint_mb(wildcards.model)) * retry ** (attempt - 1))
+def memory(weights, model=None):
+    """Memory in MB: an interpreter with its libraries, and so many times the checkpoint; half as much again a retry."""
+
+    def needed(wildcards, attempt):
+        once = 1500 + weights * checkpoint_mb(model or wildcards.model)
+        return int(once * 1.5 ** (attempt - 1))
+
+    return needed

@@ -94,6 +94,9 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
                     hooks.callback(layer.register_forward_pre_hook(hook).remove)
                 hidden[position] = _first(block(*args, **kwargs)).cpu()
             _add(grams, inputs, is_held_out, f"{prefix}.{index}")
+        for totals in (grams.matrix, grams.held_out):
+            for name, total in totals.items():  # the rounding of a device's matrix product need not be symmetric
+                totals[name] = (total + total.T) / 2
         yield grams
 
 
