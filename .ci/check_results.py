@@ -14,7 +14,7 @@ TABLES = RESULTS / "reports" / "embedded" / "tables"
 
 
 def main() -> None:
-    cells = pandas.read_csv(TABLES / "cells.csv").set_index(["pattern", "warmstart", "refinement"])
+    cells = pandas.read_csv(TABLES / "cells.csv").set_index(["pattern", "warmstart", "refinement"]).sort_index()
     layers = pandas.read_csv(TABLES / "layers.csv")
     dense = cells.loc["dense", "perplexity/held_out"].item()
     worse = layers[layers["loss_after"] > layers["loss_before"]]
