@@ -59,7 +59,10 @@ def provenance(snakemake):
     found |= key["versions"]
     for path in snakemake.input.models:
         model = read_model(path)
-        found[f"model {Path(path).parent.name}"] = f"{model.folder}, weights {model.fingerprint}"
+        name = Path(path).parent.name
+        found[f"model {name}"] = f"{model.folder}, weights {model.fingerprint}"
+        if model.left_dense:
+            found[f"left dense in {name}"] = ", ".join(model.left_dense)
     return found
 
 

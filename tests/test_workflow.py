@@ -85,6 +85,11 @@ def test_nothing_changed_nothing_to_do(finished):
     assert workflow.planned(config) == {}
 
 
+def test_training_the_embedded_model_is_for_those_who_ask(finished):
+    workflow, config = finished
+    assert workflow.planned(config, "embedded_model") == {"embedded_model": 1}
+
+
 def test_a_changed_budget_reruns_its_refinement_and_what_follows(finished):
     workflow, config = finished
     changed = config | {"refinements": {"none": {"max_swaps": 0}, "swaps": {"max_swaps": 3}}}
