@@ -10,7 +10,7 @@ sys.path.insert(0, workflow.basedir)  # so that the workflow runs from a checkou
 from sparseswaps import study
 from sparseswaps.errors import InputError
 
-if "models" not in config:  # --configfile replaces the embedded default, it is not merged into it
+if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
 
     configfile: "config.yaml"
 
@@ -27,6 +27,10 @@ pathvars:
     draw="{model}/{calibration}/seed{seed}",
     start="<draw>/{pattern}/{warmstart}",
     cell="<start>/{refinement}",
+
+
+resource_scopes:
+    gpu="local",
 
 
 include: "rules/common.smk"

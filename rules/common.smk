@@ -1,19 +1,21 @@
 """Names, paths and input functions that the stages share.
 
 A path says what an artifact depends on, and nothing else. Everything else that decides it is in its rule's one
-parameter, the key (see sparseswaps/provenance.py).
+parameter, the key (see sparseswaps/provenance.py). Outputs are `update(...)` where a job may fail on what it is given:
+Snakemake then brings back what was there before.
 """
 
+import platform
 from functools import cache
 from pathlib import Path
 
 from sparseswaps import study
-from sparseswaps.modeldir import locate
+from sparseswaps.modeldir import companion_files, locate, weight_files
 from sparseswaps.provenance import stage_key
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
 GPU = int(config["gpu"])
-THREADS = {"threads": config["threads"]}
+COMPUTE = {"threads": config["threads"], "gpu": config["gpu"]}  # what computing stages are told
 
 PATTERNS = study.patterns(config)
 BLOCKS = study.blocks(config)
@@ -21,6 +23,10 @@ BLOCKS = study.blocks(config)
 VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
 TEXTS = list(config["evaluation"]["perplexity"])
 HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
+
+
+# Where the logs and benchmarks of the study's jobs lie, below the logs.
+FOLDERS = sorted({str(f) for v in VARIANTS for f in (Path(v.folder), *Path(v.folder).parents)} - {"."})
 
 
 wildcard_constraints:
@@ -50,6 +56,16 @@ def text_file(settings):
     return [] if settings["text"] == "embedded" else [settings["text"]]
 
 
+def task_files(include):
+    """An input list: all files of a folder of lm-eval tasks."""
+    return sorted(str(path) for path in Path(include).rglob("*") if path.is_file()) if include else []
+
+
+def of_text(settings):
+    """The settings of a text, for a key: the embedded one is the running Python's own sources."""
+    return settings | ({"python": platform.python_version()} if settings["text"] == "embedded" else {})
+
+
 def evaluated(wildcards):
     """What a variant's evaluation loads: its checkpoint, or the dense model's description."""
     folder = f"<results>/{wildcards.model}"
@@ -69,6 +85,12 @@ def described(variant):
     budget = config["refinements"][variant.refinement]["max_swaps"]
     named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "max_swaps": budget}
     return named | {"refinement": "none"} if budget == 0 else named
+
+
+@cache
+def model_files(source):
+    folder = locate(source)
+    return [str(folder / name) for name in companion_files(folder) + weight_files(folder)]
 
 
 @cache

@@ -1,7 +1,7 @@
 rule embedded_model:
     """Train the embedded model again, from nothing (hours on a CPU); no other rule asks for this."""
     output:
-        directory("results/embedded-model"),
+        directory("<results>/embedded-model"),
     log:
         "<logs>/embedded-model.log",
     benchmark:

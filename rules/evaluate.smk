@@ -7,7 +7,7 @@ rule perplexity:
         model=evaluated,
         text=lambda wildcards: text_file(config["evaluation"]["perplexity"][wildcards.text]),
     output:
-        "<results>/{model}/{variant}/perplexity/{text}.json",
+        update("<results>/{model}/{variant}/perplexity/{text}.json"),
     log:
         "<logs>/{model}/{variant}/perplexity.{text}.log",
     benchmark:
@@ -21,7 +21,11 @@ rule perplexity:
     params:
         key=lambda wildcards: key(
             "perplexity",
-            {**config["evaluation"]["perplexity"][wildcards.text], "batch_size": config["batch_size"], **THREADS},
+            {
+                **of_text(config["evaluation"]["perplexity"][wildcards.text]),
+                "batch_size": config["batch_size"],
+                **COMPUTE,
+            },
         ),
     script:
         "../scripts/perplexity.py"
@@ -30,7 +34,7 @@ rule perplexity:
 rule tasks:
     """Make the embedded lm-eval tasks from held-out text."""
     output:
-        expand("results/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
+        expand("<results>/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
     log:
         "<logs>/tasks.log",
     benchmark:
@@ -38,7 +42,7 @@ rule tasks:
     conda:
         ENVIRONMENT
     params:
-        key=key("tasks", {}, packages=()),
+        key=key("tasks", {"python": platform.python_version()}, packages=()),
     script:
         "../scripts/tasks.py"
 
@@ -48,8 +52,9 @@ rule harness:
     input:
         model=evaluated,
         tasks=rules.tasks.output,
+        include=task_files(config["evaluation"]["lm_eval"]["include"]),
     output:
-        "<results>/{model}/{variant}/lm_eval.json",
+        update("<results>/{model}/{variant}/lm_eval.json"),
     log:
         "<logs>/{model}/{variant}/harness.log",
     benchmark:
@@ -63,7 +68,7 @@ rule harness:
     params:
         key=key(
             "harness",
-            {**config["evaluation"]["lm_eval"], **THREADS},
+            {**config["evaluation"]["lm_eval"], **COMPUTE},
             packages=("torch", "transformers", "lm_eval", "datasets", "accelerate"),
         ),
     script:

@@ -1,13 +1,9 @@
 rule model:
     """Check a model's files and describe them: tensors and their hashes, decoder blocks, linear layers."""
     input:
-        lambda wildcards: sorted(
-            str(file)
-            for file in locate(config["models"][wildcards.model]["source"]).iterdir()
-            if file.suffix in {".json", ".safetensors"}
-        ),
+        lambda wildcards: model_files(config["models"][wildcards.model]["source"]),
     output:
-        "<results>/{model}/model.json",
+        update("<results>/{model}/model.json"),
     log:
         "<logs>/{model}/model.log",
     benchmark:

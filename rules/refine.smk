@@ -5,8 +5,8 @@ rule refine:
         gram="<results>/<draw>/gram/{block}.safetensors",
         masks="<results>/<start>/masks/{block}.safetensors",
     output:
-        masks="<results>/<cell>/masks/{block}.safetensors",
-        losses="<results>/<cell>/losses/{block}.csv",
+        masks=update("<results>/<cell>/masks/{block}.safetensors"),
+        losses=update("<results>/<cell>/losses/{block}.csv"),
     log:
         "<logs>/<cell>/refine.{block}.log",
     benchmark:
@@ -20,7 +20,7 @@ rule refine:
     params:
         key=lambda wildcards: key(
             "refine",
-            {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement], **THREADS},
+            {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement], **COMPUTE},
             packages=("torch",),
         ),
     script:

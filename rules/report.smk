@@ -67,7 +67,7 @@ rule report:
     params:
         key=key(
             "report",
-            {"config": config},
+            {"config": config, "folders": FOLDERS},
             packages=("sparseswaps", "torch", "transformers", "datasets", "lm_eval", "snakemake"),
         ),
     script:

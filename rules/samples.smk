@@ -4,7 +4,7 @@ rule samples:
         text=lambda wildcards: text_file(config["calibrations"][wildcards.calibration]),
         model="<results>/{model}/model.json",
     output:
-        "<results>/<draw>/samples.safetensors",
+        update("<results>/<draw>/samples.safetensors"),
     log:
         "<logs>/<draw>/samples.log",
     benchmark:
@@ -15,7 +15,7 @@ rule samples:
         mem_mb=memory(weights=0),
     params:
         key=lambda wildcards: key(
-            "samples", {**config["calibrations"][wildcards.calibration], "seed": int(wildcards.seed)}
+            "samples", {**of_text(config["calibrations"][wildcards.calibration]), "seed": int(wildcards.seed)}
         ),
     script:
         "../scripts/samples.py"

@@ -4,19 +4,21 @@ rule warmstart:
         model="<results>/{model}/model.json",
         gram="<results>/<draw>/gram/{block}.safetensors",
     output:
-        "<results>/<start>/masks/{block}.safetensors",
+        update("<results>/<start>/masks/{block}.safetensors"),
     log:
         "<logs>/<start>/warmstart.{block}.log",
     benchmark:
         "<logs>/<start>/warmstart.{block}.tsv"
     conda:
         ENVIRONMENT
+    threads: config["threads"]
     resources:
         mem_mb=memory(weights=1),
+        gpu=GPU,
     params:
         key=lambda wildcards: key(
             "warmstart",
-            {"pattern": PATTERNS[wildcards.pattern].label, "criterion": wildcards.warmstart},
+            {"pattern": PATTERNS[wildcards.pattern].label, "criterion": wildcards.warmstart, **COMPUTE},
             packages=("torch",),
         ),
     script:

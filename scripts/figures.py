@@ -23,7 +23,7 @@ def main(snakemake, settings):
                 found |= {(name, f"-{text}"): getattr(figures, name)(mine, text) for name in BY_CELL}
             for (name, suffix), figure in found.items():
                 if figure is not None:  # nothing was refined, or no series of budgets
-                    figures.save(figure, folder / f"{name}-{model}-{calibration}{suffix}")
+                    figures.save(figure, folder / model / calibration / f"{name}{suffix}")
                     drawn.append(name)
     return f"{len(drawn)} figures"
 

@@ -13,7 +13,7 @@ from sparseswaps.harness import evaluate
 def main(snakemake, settings):
     if set(settings["tasks"]) <= set(TASKS):  # all is local, so nothing waits for a network that may be missing
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    place = device(snakemake)
+    place = device(settings)
     own = [Path(settings["include"])] if settings["include"] else []
     result = evaluate(
         evaluated(snakemake),

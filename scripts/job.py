@@ -24,9 +24,11 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
         force=True,
     )
     settings = json.loads(snakemake.params.key)["settings"]
-    if torch := sys.modules.get("torch"):
+    if "threads" in settings:
+        import torch
+
         # As the study says, not as many cores as Snakemake found: sums in floating point depend on the threads.
-        torch.set_num_threads(settings.get("threads", 1))
+        torch.set_num_threads(settings["threads"])
     try:
         result = main(snakemake, settings)
     except InputError as error:
@@ -39,11 +41,11 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     logging.info(result)
 
 
-def device(snakemake: Any) -> str:
-    """`cuda` for a job that was given a GPU, else `cpu`. Raises InputError when the GPU is not there."""
+def device(settings: dict) -> str:
+    """`cuda` when the study's `gpu` is true, else `cpu`. Raises InputError when the GPU is not there."""
     import torch
 
-    if not snakemake.resources.get("gpu"):
+    if not settings["gpu"]:
         return "cpu"
     if not torch.cuda.is_available():
         raise InputError("config key gpu: is true, but torch finds no CUDA device here")

@@ -8,14 +8,14 @@ from job import block_of, device, run
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_masks
 from sparseswaps.errors import naming
 from sparseswaps.files import write_csv
-from sparseswaps.gram import check_gram, row_loss
+from sparseswaps.gram import row_loss
 from sparseswaps.masks import check_mask
 from sparseswaps.pattern import parse_pattern
 from sparseswaps.refine import refine
 
 
 def main(snakemake, settings):
-    place = device(snakemake)
+    place = device(settings)
     model = read_model(snakemake.input.model)
     grams = read_grams(snakemake.input.gram, model)
     starts = read_masks(snakemake.input.masks, model)
@@ -29,7 +29,6 @@ def main(snakemake, settings):
             weight = model.weight(block, layer.name).to(place)
             source = grams.reads[layer.name]
             gram, start = grams.matrix[source].to(place), starts[layer.name].to(place)
-            check_gram(gram)
             result = refine(weight, gram, start, pattern, settings["max_swaps"])
             check_mask(result.mask, pattern)
             masks[layer.name] = result.mask

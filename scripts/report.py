@@ -11,7 +11,6 @@ from sparseswaps.artifacts import read_model
 from sparseswaps.figures import CAPTIONS
 from sparseswaps.files import replacing
 from sparseswaps.report import render
-from sparseswaps.study import names
 from sparseswaps.tables import read_table, summary
 
 STAGES = ("model", "samples", "capture", "warmstart", "refine", "assemble", "perplexity", "harness")
@@ -20,9 +19,11 @@ STAGES = ("model", "samples", "capture", "warmstart", "refine", "assemble", "per
 def main(snakemake, settings):
     cells, layers = read_table(snakemake.input.cells), read_table(snakemake.input.layers)
     drawn = []
-    for picture in sorted(Path(snakemake.input.figures).glob("*.png")):
-        function, _, about = picture.stem.partition("-")
+    folder = Path(snakemake.input.figures)
+    for picture in sorted(folder.glob("*/*/*.png")):
+        function, _, text = picture.stem.partition("-")
         title, caption = CAPTIONS[function]
+        about = ", ".join(filter(None, [*picture.relative_to(folder).parts[:-1], text]))
         drawn.append((f"{title} ({about})", caption, picture.read_bytes()))
     page = render(
         config=settings["config"],
@@ -30,7 +31,7 @@ def main(snakemake, settings):
         cells=cells,
         layers=layers,
         figures=drawn,
-        stages=stages(Path("logs"), names(settings["config"])),
+        stages=stages(Path("logs"), settings["folders"]),
         provenance=provenance(snakemake),
     )
     with replacing(snakemake.output[0]) as partial:
@@ -38,11 +39,11 @@ def main(snakemake, settings):
     return f"{Path(snakemake.output[0]).resolve()}: {len(cells)} cells, {len(drawn)} figures"
 
 
-def stages(logs, names):
-    """Jobs, wall seconds and peak resident memory by stage, from Snakemake's benchmark files of the study's cells."""
+def stages(logs, folders):
+    """Jobs, wall seconds and peak resident memory by stage, from Snakemake's benchmark files in the study's folders."""
     found = []
-    for path in logs.rglob("*.tsv"):
-        if set(path.relative_to(logs).parts[:-1]) <= names:
+    for folder in folders:
+        for path in (logs / folder).glob("*.tsv"):
             measured = pandas.read_csv(path, sep="\t", na_values="-")
             found.append((path.name.split(".")[0], measured["s"].sum(), measured["max_rss"].max()))
     frame = pandas.DataFrame(found, columns=["stage", "seconds", "peak_memory_mb"])

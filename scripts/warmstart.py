@@ -1,6 +1,6 @@
 """Rule warmstart: the first masks of one block."""
 
-from job import block_of, run
+from job import block_of, device, run
 
 from sparseswaps.artifacts import read_grams, read_model, write_masks
 from sparseswaps.criteria import WARMSTARTS
@@ -14,12 +14,12 @@ def main(snakemake, settings):
     grams = read_grams(snakemake.input.gram, model)
     block = block_of(snakemake)
     pattern = parse_pattern(settings["pattern"])
-    warm_start = WARMSTARTS[settings["criterion"]]
+    warm_start, place = WARMSTARTS[settings["criterion"]], device(settings)
     masks = {}
     for layer in model.blocks[block]:
         with naming(model.tensor_name(block, layer.name)):
-            gram = grams.matrix[grams.reads[layer.name]]
-            masks[layer.name] = warm_start(model.weight(block, layer.name), gram, pattern)
+            gram = grams.matrix[grams.reads[layer.name]].to(place)
+            masks[layer.name] = warm_start(model.weight(block, layer.name).to(place), gram, pattern)
             check_mask(masks[layer.name], pattern)
     write_masks(snakemake.output[0], masks, model, snakemake.params.key)
     return ", ".join(f"{name} {1 - mask.float().mean():.2%} pruned" for name, mask in masks.items())

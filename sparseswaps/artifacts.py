@@ -29,7 +29,9 @@ def read_model(path: str | Path) -> Model:
     content = read_json(path)
     try:
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
-        model = Model(content["folder"], content["prefix"], blocks, content["left_dense"], content["tensors"])
+        model = Model(
+            content["folder"], content["prefix"], blocks, content["left_dense"], content["tensors"], content["files"]
+        )
     except (KeyError, TypeError):
         raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
     if not Path(model.folder).is_dir():

@@ -4,6 +4,7 @@ Nothing here knows a model family: the blocks are the module list that is as lon
 is deep, and their linear layers are what is pruned.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from sparseswaps.checkpoint import Checkpoint
 from sparseswaps.errors import InputError
 from sparseswaps.model import Layer, Model
+from sparseswaps.modeldir import companion_files
 
 
 def depth(config: PretrainedConfig) -> int:
@@ -52,8 +54,9 @@ def describe(folder: Path) -> Model:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{folder}: transformers cannot build it: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever a broken configuration sets off in transformers
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{folder}: transformers cannot build it: {reason}") from None
     prefix, blocks = find_blocks(model)
     described = Model(
         folder=str(folder),
@@ -61,11 +64,14 @@ def describe(folder: Path) -> Model:
         blocks=[[Layer(n, m.out_features, m.in_features) for n, m in prunable_layers(b).items()] for b in blocks],
         left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block)],
         tensors=checkpoint.hashes(),
+        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
     )
+    if not any(described.blocks):
+        raise InputError(f"{folder}: its decoder blocks hold no nn.Linear layer, which is all that can be pruned yet")
     for index, layers in enumerate(described.blocks):
         for layer in layers:
             if (name := described.tensor_name(index, layer.name)) not in names:
                 raise InputError(f"{folder}: holds no tensor {name!r}, which its configuration calls for")
-            if (shape := tuple(checkpoint.tensor(name).shape)) != (layer.d_out, layer.d_in):
+            if (shape := checkpoint.shape(name)) != (layer.d_out, layer.d_in):
                 raise InputError(f"{folder}: {name} is {shape}, its configuration says {(layer.d_out, layer.d_in)}")
     return described

@@ -17,16 +17,22 @@ from sparseswaps.gram import Grams, accumulate
 
 
 class _Reached(Exception):  # noqa: N818
-    """Ends a forward pass once the first block's input is known."""
+    """Ends a forward pass once the inputs that were asked for are known."""
 
 
-def _observe(model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_first: bool) -> list[tuple[tuple, dict]]:
-    """The positional and keyword arguments that the model gives its blocks for `ids` [batch, seqlen]."""
+def _observe(
+    model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_first: bool
+) -> tuple[Tensor, list[tuple[tuple, dict]]]:
+    """What the model gives its blocks for `ids` [batch, seqlen]: the first one's hidden states, and the other
+    positional and keyword arguments of each."""
+    hidden: list[Tensor] = []
     seen: list[tuple[tuple, dict]] = []
 
     def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append((args, kwargs))
-        if only_first:
+        if not seen:
+            hidden.append(args[0] if args else kwargs["hidden_states"])
+        seen.append(_with_hidden((args, kwargs), None))  # later blocks' hidden states are not kept
+        if only_first or len(seen) == len(blocks):
             raise _Reached
 
     with ExitStack() as hooks:
@@ -34,20 +40,15 @@ def _observe(model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_fi
             hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         with suppress(_Reached):
             model(input_ids=ids, use_cache=False)
-    return seen
+    return hidden[0], seen
 
 
-def _with_hidden(arguments: tuple[tuple, dict], hidden: Tensor) -> tuple[tuple, dict]:
+def _with_hidden(arguments: tuple[tuple, dict], hidden: Tensor | None) -> tuple[tuple, dict]:
     """A block's arguments with its hidden states [batch, seqlen, width] replaced."""
     args, kwargs = arguments
     if args:
         return (hidden, *args[1:]), kwargs
     return (), {**kwargs, "hidden_states": hidden}
-
-
-def _hidden_of(arguments: tuple[tuple, dict]) -> Tensor:
-    args, kwargs = arguments
-    return args[0] if args else kwargs["hidden_states"]
 
 
 def _first(output: Any) -> Tensor:
@@ -80,9 +81,9 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
     arguments: dict[int, list[tuple[tuple, dict]]] = {}
     hidden: list[Tensor] = []
     for ids, _ in batches:
-        seen = _observe(model, blocks, ids.to(model.device), only_first=len(ids) in arguments)
+        first, seen = _observe(model, blocks, ids.to(model.device), only_first=len(ids) in arguments)
         arguments.setdefault(len(ids), seen)
-        hidden.append(_hidden_of(seen[0]).cpu())
+        hidden.append(first.cpu())
     for index, block in enumerate(blocks):
         grams = Grams()
         for position, (ids, is_held_out) in enumerate(batches):
@@ -93,6 +94,9 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
                     hook = _recorder(inputs, name)
                     hooks.callback(layer.register_forward_pre_hook(hook).remove)
                 hidden[position] = _first(block(*args, **kwargs)).cpu()
+            for name in prunable_layers(block):
+                if name not in inputs:
+                    raise InputError(f"{prefix}.{index}.{name}: the model never calls it, so it cannot be calibrated")
             _add(grams, inputs, is_held_out, f"{prefix}.{index}")
         for totals in (grams.matrix, grams.held_out):
             for name, total in totals.items():  # the rounding of a device's matrix product need not be symmetric

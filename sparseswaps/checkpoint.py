@@ -15,10 +15,8 @@ from torch import Tensor
 
 from sparseswaps.errors import InputError
 from sparseswaps.files import replacing
-from sparseswaps.modeldir import weight_files
+from sparseswaps.modeldir import companion_files, weight_files
 
-# A pruned checkpoint does not keep its base's weights in other formats, which are dense, nor its model card.
-_LEFT_OUT = {".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".md"}
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -43,6 +41,11 @@ class Checkpoint:
             raise InputError(f"{self.folder}: holds no tensor {name!r}")
         with _opened(self.folder / self.files[name]) as file:
             return file.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, without reading it."""
+        with _opened(self.folder / self.files[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
 
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf."""
@@ -79,9 +82,8 @@ def write_pruned(source: Checkpoint, masks: dict[str, Tensor], target: str | Pat
     """
     with replacing(target) as folder:
         folder.mkdir()
-        for path in sorted(source.folder.iterdir()):
-            if path.is_file() and path.suffix not in _LEFT_OUT and path.name not in extra:
-                shutil.copyfile(path, folder / path.name)
+        for name in companion_files(source.folder) + weight_files(source.folder):
+            shutil.copyfile(source.folder / name, folder / name)
         by_file: dict[str, list[str]] = {}
         for name in masks:
             if name not in source.files:

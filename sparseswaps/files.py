@@ -57,4 +57,4 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); delete it and run snakemake again") from None
+        raise InputError(f"{path}: not valid JSON ({error})") from None

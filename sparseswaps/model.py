@@ -29,6 +29,7 @@ class Model:
         blocks: the prunable layers of each block.
         left_dense: parameters of the blocks that are matrices but cannot be pruned.
         tensors: SHA-256 of every tensor's bytes.
+        files: SHA-256 of the configuration, tokenizer and other small files.
     """
 
     folder: str
@@ -36,6 +37,7 @@ class Model:
     blocks: list[list[Layer]]
     left_dense: list[str]
     tensors: dict[str, str]
+    files: dict[str, str]
 
     @property
     def checkpoint(self) -> Checkpoint:

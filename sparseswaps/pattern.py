@@ -6,6 +6,7 @@ which keeps exactly `kept` weights. A per-row pattern is one block that spans th
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import floor
 from typing import NamedTuple
@@ -28,11 +29,17 @@ class PerRow:
 
     @property
     def label(self) -> str:
-        return f"{float(self.sparsity * 100):g}%"
+        return f"{self._percent}%"
 
     @property
     def slug(self) -> str:
-        return f"{float(self.sparsity * 100):g}pct"
+        return f"{self._percent}pct"
+
+    @property
+    def _percent(self) -> str:
+        """Exact, since a sparsity is only ever read from a decimal fraction."""
+        percent = Decimal(100 * self.sparsity.numerator) / Decimal(self.sparsity.denominator)
+        return f"{percent.normalize():f}"
 
     def blocks(self, d_in: int) -> Blocks:
         return Blocks(d_in, d_in - floor(d_in * self.sparsity))

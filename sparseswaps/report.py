@@ -28,7 +28,7 @@ def render(
     """The report as HTML text, without a reference to anything outside it.
 
     `summary`, `cells` and `layers` are those of `tables`; `figures` holds (title, caption, PNG), `stages` the columns
-    stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, commit, machine).
+    stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, machine, models).
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

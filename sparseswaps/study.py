@@ -10,10 +10,12 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
+from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import config_of, depth, locate, weight_files, widths
+from sparseswaps.modeldir import config_of, context, depth, locate, weight_files, widths
 from sparseswaps.pattern import Pattern, parse_pattern
 
+TEXT_FILES = (".txt", ".jsonl")
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
 
 
@@ -74,19 +76,42 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     texts = {f"calibrations.{name}": entry for name, entry in checked["calibrations"].items()}
     texts |= {f"evaluation.perplexity.{name}": entry for name, entry in checked["evaluation"]["perplexity"].items()}
     for key, entry in texts.items():
-        if entry["text"] != "embedded" and not Path(entry["text"]).is_file():
-            raise InputError(f"config key {key}.text: {entry['text']!r} is neither `embedded` nor a file")
+        if entry["text"] != "embedded" and not (Path(entry["text"]).is_file() and entry["text"].endswith(TEXT_FILES)):
+            kinds = " or ".join(TEXT_FILES)
+            raise InputError(f"config key {key}.text: {entry['text']!r} is neither `embedded` nor a {kinds} file")
+    _check_refinements(checked["refinements"])
+    _check_tasks(checked["evaluation"]["lm_eval"])
     for name, settings in checked["models"].items():
         folder = locate(settings["source"])
         with naming(f"config key models.{name}.source"):
             model = config_of(folder)
             depth(model)
             weight_files(folder)
+        for key, entry in texts.items():
+            if (most := context(model)) is not None and entry["seqlen"] > most:
+                raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")
         for width, d_in in widths(model).items():  # layers of other widths are found out when they are masked
             for pattern in found:
                 with naming(f"config key patterns, {width} of model {name}"):
                     pattern.blocks(d_in)
     return checked
+
+
+def _check_refinements(refinements: dict[str, dict]) -> None:
+    """`none` is how tables call the warm start as it is, so only that may have the name, and only once."""
+    idle = [name for name, settings in refinements.items() if settings["max_swaps"] == 0]
+    if len(idle) > 1:
+        raise InputError(f"config key refinements: {', '.join(idle)} are all the warm start as it is; keep one")
+    if "none" in refinements and idle != ["none"]:
+        raise InputError("config key refinements.none: means the warm start; give it max_swaps: 0 or another name")
+
+
+def _check_tasks(settings: dict[str, Any]) -> None:
+    for task in settings["tasks"]:
+        if task.startswith("embedded_") and task not in TASKS:
+            raise InputError(f"config key evaluation.lm_eval.tasks: no task {task!r}; embedded are {', '.join(TASKS)}")
+    if settings["include"] is not None and not Path(settings["include"]).is_dir():
+        raise InputError(f"config key evaluation.lm_eval.include: {settings['include']!r} is no directory")
 
 
 def patterns(config: dict[str, Any]) -> dict[str, Pattern]:
@@ -107,13 +132,6 @@ def cells(config: dict[str, Any]) -> Iterator[Cell]:
         cell = dict(zip(known, values, strict=True))
         if not any(all(cell[key] in choices for key, choices in entry.items()) for entry in excluded):
             yield Cell(**cell)
-
-
-def names(config: dict[str, Any]) -> set[str]:
-    """The folders that the artifacts of a checked configuration may lie in below results/."""
-    known = _known(config)
-    known["seed"] = [f"seed{seed}" for seed in known["seed"]]
-    return {"dense"}.union(*known.values())
 
 
 def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
@@ -163,7 +181,8 @@ def _fill_defaults(validator: Any, properties: dict, instance: Any, schema: dict
     yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, instance, schema)
 
 
-_Validator = validators.extend(Draft202012Validator, {"properties": _fill_defaults})
+_TYPES = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 8.0 is none here
+_Validator = validators.extend(Draft202012Validator, {"properties": _fill_defaults}, type_checker=_TYPES)
 
 
 def _one_line(error: ValidationError) -> str:
@@ -171,7 +190,7 @@ def _one_line(error: ValidationError) -> str:
     place = ".".join(map(str, error.absolute_path))
     if error.validator == "additionalProperties":
         allowed = sorted(error.schema["properties"])
-        unknown = sorted(set(error.instance) - set(allowed))[0]
+        unknown = sorted(map(str, set(error.instance) - set(allowed)))[0]
         where = f"{place}.{unknown}" if place else unknown
         return f"config key {where}: unknown; allowed here: {', '.join(allowed)}"
     if error.validator == "required":

@@ -41,11 +41,15 @@ def load(text: str, split: str, field: str = "text") -> list[str]:
     if path.suffix == ".txt":
         return [part.strip() for part in content.split(_SEPARATOR) if part.strip()]
     found = []
-    for number, line in enumerate(filter(str.strip, content.split("\n")), 1):
-        try:
-            found.append(json.loads(line)[field])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(f"text {text!r}: row {number} is not JSON with a field {field!r}") from None
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                document = json.loads(line)[field]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                document = None
+            if not isinstance(document, str):
+                raise InputError(f"text {text!r}: line {number} is not JSON with a text in its field {field!r}")
+            found.append(document)
     return found
 
 

@@ -1,16 +1,19 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from sparseswaps.blocks import describe
 from sparseswaps.checkpoint import Checkpoint, write_pruned
 from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
 from sparseswaps.pattern import parse_pattern
+from sparseswaps.pretrained import load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -111,3 +114,46 @@ def test_broken_models_are_named(model):
     config.write_text(json.dumps({"model_type": "no-such-family"}))
     with pytest.raises(InputError, match="transformers cannot build it"):
         describe(model)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(model):
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.0.input_layernorm.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks model\.layers\.0\.input_layernorm\.weight"):
+        load_model(str(model), "cpu")
+
+
+def test_a_model_loads_in_float32_on_the_cpu(model):
+    loaded = load_model(str(model), "cpu")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert not loaded.training
+
+
+def test_a_missing_tokenizer_is_named(model):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink()
+    with pytest.raises(InputError, match="no tokenizer"):
+        load_tokenizer(str(model))
+
+
+def test_of_two_layouts_the_one_that_transformers_reads_is_pruned(model, tmp_path):
+    dense = load_file(model / "model.safetensors")
+    shutil.copyfile(model / "model.safetensors", tmp_path / "single.safetensors")
+    shard(model)
+    shutil.move(tmp_path / "single.safetensors", model / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    mask = keep_best(dense[name].abs(), parse_pattern("2:4"))
+    write_pruned(Checkpoint(model), {name: mask}, tmp_path / "pruned", {})
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.bfloat16).state_dict()
+    assert torch.equal(pruned[name], dense[name] * mask)
+    assert [path.name for path in (tmp_path / "pruned").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_family_without_linear_layers_is_refused(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    small = GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+    GPT2LMHeadModel(small).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"hold no nn\.Linear layer"):
+        describe(tmp_path / "gpt2")

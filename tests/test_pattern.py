@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparseswaps.errors import InputError
 from sparseswaps.pattern import parse_pattern
@@ -34,3 +36,9 @@ def test_what_is_no_pattern(value):
 def test_n_to_m_must_divide():
     with pytest.raises(InputError, match="3:8 does not divide d_in = 12"):
         parse_pattern("3:8").blocks(12)
+
+
+@given(st.decimals(0, "99.9999999", places=7))
+def test_a_label_says_its_pattern_exactly(percent):
+    pattern = parse_pattern(f"{percent:f}%")
+    assert parse_pattern(pattern.label) == pattern

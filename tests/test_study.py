@@ -58,6 +58,21 @@ def test_no_evaluation_is_a_choice(config):
         ("patterns", [], "config key patterns: [] should be non-empty"),
         ("warmstarts", ["wandb"], "config key warmstarts.0: 'wandb' is not one of magnitude, wanda, ria, greedy"),
         ("refinements.swaps.max_swaps", -1, "config key refinements.swaps.max_swaps: -1 is less than the minimum of 0"),
+        ("calibrations.stdlib.samples", 8.0, "config key calibrations.stdlib.samples: 8.0 is not of type 'integer'"),
+        ("calibrations.stdlib.seqlen", 65, "config key calibrations.stdlib.seqlen: 65 tokens, but model tiny takes 64"),
+        ("evaluation.perplexity.held_out.seqlen", 512, "config key evaluation.perplexity.held_out.seqlen: 512 tokens"),
+        (
+            "evaluation.lm_eval.tasks",
+            ["embedded_close"],
+            "config key evaluation.lm_eval.tasks: no task 'emb",
+        ),
+        ("evaluation.lm_eval.include", "/no/such", "config key evaluation.lm_eval.include: '/no/such' is no directory"),
+        ("seeds", [1.0], "config key seeds.0: 1.0 is not of type 'integer'"),
+        ("seeds", [2**70], "config key seeds.0: 1180591620717411303424 is greater than the maximum"),
+        ("models", {}, "config key models: {} should be non-empty"),
+        ("models", {1: {"source": "embedded"}}, "config key models: 1 is not of type 'string'"),
+        ("refinements.none", {}, "config key refinements.none: means the warm start"),
+        ("refinements.start", {"max_swaps": 0}, "config key refinements: none, start are all the warm start"),
         ("exclude", [{"pattern": "70%"}], "config key exclude.0.pattern: '70%' is not one of 60%, 2:4"),
         ("exclude", [{"warmstarts": "ria"}], "config key exclude.0.warmstarts: unknown; allowed here: calibration"),
         ("exclude", [{"seed": [0, 7]}], "config key exclude.0.seed: 7 is not one of 0"),
@@ -113,4 +128,12 @@ def test_a_model_without_safetensors_is_named(config, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     config["models"]["tiny"]["source"] = str(tmp_path)
     with pytest.raises(InputError, match=r"models\.tiny\.source: .* holds no model\.safetensors"):
+        study.check(config)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"num_hidden_layers": null}', '{"num_hidden_layers": "2"}', "{"])
+def test_what_is_no_model_configuration_is_named(config, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    config["models"]["tiny"]["source"] = str(tmp_path)
+    with pytest.raises(InputError, match=r"config key models\.tiny\.source: .*config\.json"):
         study.check(config)

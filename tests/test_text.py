@@ -58,7 +58,7 @@ def test_files(tmp_path):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": body}) + "\n" for body in ("one", "", "two")))
     assert load(str(tmp_path / "a.txt"), "calibration") == ["one", "two"]
     assert load(str(tmp_path / "b.jsonl"), "calibration", "body") == ["one", "", "two"]
-    with pytest.raises(InputError, match="row 1 is not JSON with a field 'text'"):
+    with pytest.raises(InputError, match="line 1 is not JSON with a text in its field 'text'"):
         load(str(tmp_path / "b.jsonl"), "calibration")
     with pytest.raises(InputError, match=r"c\.txt'?: cannot be read"):
         load(str(tmp_path / "c.txt"), "calibration")

@@ -98,6 +98,28 @@ def test_a_changed_budget_reruns_its_refinement_and_what_follows(finished):
     assert workflow.planned(changed) == expected
 
 
+def test_another_device_or_thread_count_computes_again(finished):
+    workflow, config = finished
+    computing = {"capture_tiny": 1, "warmstart": 4, "refine": 8, "assemble": 4, "perplexity": 5, "harness": 5}
+    after = {"tables": 1, "figures": 1, "report": 1}
+    assert workflow.planned(config | {"gpu": True}) == computing | after
+    assert workflow.planned(config | {"threads": 2}) == computing | after
+
+
+def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
+    """Also when the model stage alone ran since: its description must say what changed."""
+    workflow, config = finished
+    copy = Workflow(tmp_path / "copy")
+    shutil.copytree(workflow.folder, copy.folder)
+    model = shutil.copytree(config["models"]["tiny"]["source"], tmp_path / "model")
+    config = config | {"models": {"tiny": {"source": str(model)}}}
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert (model / "config.json").read_text() != text
+    copy.run(config, "--cores", "1", "--", "results/tiny/model.json")
+    assert "capture_tiny" in copy.planned(config)
+
+
 def test_a_new_pattern_runs_its_cells_alone(finished):
     workflow, config = finished
     # 1 x 2 blocks are masked, 2 refinements x 2 blocks refined, 2 cells assembled and evaluated.
@@ -172,12 +194,10 @@ def test_a_short_text_is_said_and_costs_nothing_that_was_finished(finished, tmp_
     shutil.copytree(finished[0].folder, workflow.folder)
     (tmp_path / "short.txt").write_text("too few words\n")
     before = {path: path.read_bytes() for path in (workflow.folder / "results").rglob("*.safetensors")}
-    config = finished[1] | {
-        "calibrations": finished[1]["calibrations"] | {"short": {"text": str(tmp_path / "short.txt"), "seqlen": 32}}
-    }
-    done = workflow.run(config, "--cores", "1", check=False)
+    short = {"text": str(tmp_path / "short.txt"), "samples": 8, "held_out": 4, "seqlen": 32}
+    done = workflow.run(finished[1] | {"calibrations": {"stdlib": short}}, "--cores", "1", check=False)
     assert done.returncode != 0
-    assert "samples: error: the calibration text is too short: 128 samples and 16 held-out ones of 32" in done.stdout
+    assert "short.txt: the calibration text is too short: 8 samples and 4 held-out ones of 32" in done.stdout
     assert "Traceback" not in done.stdout
     assert {path: path.read_bytes() for path in before} == before
 

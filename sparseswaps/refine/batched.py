@@ -27,14 +27,15 @@ def refine_rows(
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     tolerance = rounding_of(weight, gram)
     correlation = weight.masked_fill(mask, 0) @ gram
-    strongest = strongest_interaction(gram)
+    whole_rows = size == weight.shape[1]
+    strongest = strongest_interaction(gram) if whole_rows else None
     active = torch.arange(len(weight), device=weight.device)
     while len(active):
         w, c, kept = weight[active], correlation[active], mask[active]
         own = w * w * gram.diagonal()
         pruning = (own + 2 * w * c).masked_fill(~kept, inf)  # what pruning u costs alone
         keeping = (own - 2 * w * c).masked_fill(kept, inf)  # what keeping p costs alone
-        if size == w.shape[1]:
+        if whole_rows:
             bound = strongest * own
             cost, u, p = best_in_row(w, gram, pruning, keeping, bound, tolerance[active])
         else:
