@@ -8,8 +8,8 @@ import pandas
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
 PICTURES = {
-    "perplexity_by_pattern-embedded-stdlib-held_out": "Perplexity of every warm start, before and after refinement",
-    "swaps_curve-embedded-stdlib-held_out": "Perplexity and error against the number of swaps",
+    "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
+    "swaps_curve-held_out": "Perplexity and error against the number of swaps",
 }
 
 
@@ -38,7 +38,9 @@ def main() -> None:
     docs = Path("docs")
     docs.mkdir(exist_ok=True)
     for name, text in PICTURES.items():
-        shutil.copyfile(REPORT / "figures" / f"{name}.png", docs / f"{name.partition('-')[0]}.png")
+        shutil.copyfile(
+            REPORT / "figures" / "embedded" / "stdlib" / f"{name}.png", docs / f"{name.partition('-')[0]}.png"
+        )
         lines += ["", f"![{text}](docs/{name.partition('-')[0]}.png)"]
     readme = Path("README.md")
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)

@@ -75,9 +75,9 @@ class Workflow:
         assert not check or done.returncode == 0, done.stdout
         return done
 
-    def planned(self, config: dict, *arguments: str) -> dict[str, int]:
+    def planned(self, config: dict, *targets: str) -> dict[str, int]:
         """The jobs that a dry run lists, by rule; empty when there is nothing to do."""
-        lines = self.run(config, "-n", "--quiet", "rules", *arguments).stdout.splitlines()
+        lines = self.run(config, "-n", "--quiet", "rules", "--", *targets).stdout.splitlines()
         start = next((i for i, line in enumerate(lines) if line.startswith("job ")), None)
         if start is None:
             assert any("Nothing to be done" in line for line in lines), "\n".join(lines)

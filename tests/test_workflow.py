@@ -65,9 +65,9 @@ def test_the_report_has_it_all(finished):
     for table in ("cells", "layers", "summary"):
         for ending in (".csv", ".md", ".tex"):
             assert (report / "tables" / (table + ending)).stat().st_size > 100
-    figures = {path.name for path in (report / "figures").iterdir()}
-    assert {"error_reduction_by_layer-tiny-stdlib.pdf", "error_reduction_by_layer-tiny-stdlib.png"} <= figures
-    assert {"perplexity_by_pattern-tiny-stdlib-held_out.pdf"} <= figures
+    figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
+    named = ("error_reduction_by_layer", "error_reduction_by_type", "perplexity_by_pattern-held_out")
+    assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
     assert "60%" in (report / "report.html").read_text()
 
 
