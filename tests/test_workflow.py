@@ -217,3 +217,20 @@ def allowed():
     from conftest import REPOSITORY
 
     return ", ".join(sorted(yaml.safe_load((REPOSITORY / "schemas" / "config.schema.yaml").read_text())["properties"]))
+
+
+def test_a_model_that_overflows_leaves_the_gram_matrices_of_the_last_one(finished, tmp_path):
+    workflow = Workflow(tmp_path / "copy")
+    shutil.copytree(finished[0].folder, workflow.folder)
+    model = shutil.copytree(finished[1]["models"]["tiny"]["source"], tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"].fill_(3e38)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    before = {path: path.read_bytes() for path in (workflow.folder / "results").rglob("gram/*")}
+    assert len(before) == 2
+    config = finished[1] | {"models": {"tiny": {"source": str(model)}}}
+    target = "results/tiny/stdlib/seed0/gram/block01.safetensors"
+    done = workflow.run(config, "--cores", "1", "--", target, check=False)
+    assert done.returncode != 0
+    assert "model.layers.0.mlp.down_proj: an input activation is NaN or Inf" in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
