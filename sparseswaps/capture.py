@@ -72,7 +72,7 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
         One `Grams` a block, in order, on the model's device.
 
     Raises:
-        InputError: an activation is NaN or infinite; names the layer.
+        InputError: an activation is NaN or infinite, or the model never calls a layer; names the layer.
     """
     prefix, blocks = find_blocks(model)
     batches = [(ids, False) for ids in samples.split(batch_size)]
