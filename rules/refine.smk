@@ -21,7 +21,7 @@ rule refine:
         key=lambda wildcards: key(
             "refine",
             {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement], **COMPUTE},
-            packages=("torch",),
+            packages=("torch", "numba"),
         ),
     script:
         "../scripts/refine.py"

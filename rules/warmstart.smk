@@ -19,7 +19,7 @@ rule warmstart:
         key=lambda wildcards: key(
             "warmstart",
             {"pattern": PATTERNS[wildcards.pattern].label, "criterion": wildcards.warmstart, **COMPUTE},
-            packages=("torch",),
+            packages=("torch", "numba"),
         ),
     script:
         "../scripts/warmstart.py"

@@ -53,7 +53,11 @@ def main(snakemake, settings):
                 row["held_out_after"] = float(row_loss(weight, unseen, result.mask).sum())
             row["seconds"] = round(time.monotonic() - began, 3)
             rows.append(row)
-            logging.info("%s: error %.6g -> %.6g, %d swaps", name, row["loss_before"], row["loss_after"], row["swaps"])
+            logging.info(
+                "%s: error %.6g -> %.6g, %d swaps, %d of %d rows certified, drift %.1g",
+                *(name, row["loss_before"], row["loss_after"], row["swaps"], row["rows_certified"], row["rows"]),
+                float(result.drift.max()),
+            )
     write_masks(snakemake.output.masks, masks, model, snakemake.params.key)
     write_csv(snakemake.output.losses, rows)
     before, after = (sum(row[column] for row in rows) for column in ("loss_before", "loss_after"))

@@ -6,13 +6,12 @@ score is a function `(weight, gram) -> scores` under `@by_score`.
 
 from collections.abc import Callable
 from functools import wraps
-from math import inf
 
-import torch
 from torch import Tensor
 
 from sparseswaps.masks import keep_best
 from sparseswaps.pattern import Pattern
+from sparseswaps.refine import eliminate
 
 WarmStart = Callable[[Tensor, Tensor, Pattern], Tensor]
 
@@ -51,24 +50,8 @@ def ria(weight: Tensor, gram: Tensor) -> Tensor:
 
 
 def greedy(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
-    """Exact backward elimination: from the dense row, prune again and again the weight that costs the row least.
-
-    Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error (the half of a swap's cost that is u's), with
-    c = G ((1 - m) * w). Blocks that have no weight left to spare are passed over.
-    """
-    w, gram = weight.double(), gram.double()
-    size, kept = pattern.blocks(w.shape[1])
-    mask = torch.ones_like(w, dtype=torch.bool)
-    spare = torch.full((len(w), w.shape[1] // size), size - kept, device=w.device)
-    correlation, own = torch.zeros_like(w), w * w * gram.diagonal()
-    rows = torch.arange(len(w), device=w.device)
-    for _ in range(spare.shape[1] * (size - kept)):
-        eligible = mask & (spare > 0).repeat_interleave(size, dim=1)
-        u = (own + 2 * w * correlation).masked_fill(~eligible, inf).argmin(1)
-        mask[rows, u] = False
-        spare[rows, u // size] -= 1
-        correlation += w[rows, u, None] * gram[u]
-    return mask
+    """Exact backward elimination on the Gram matrix, with the swap engine's machinery (`refine.engine.eliminate`)."""
+    return eliminate(weight, gram, pattern)
 
 
 WARMSTARTS: dict[str, WarmStart] = {"magnitude": magnitude, "wanda": wanda, "ria": ria, "greedy": greedy}

@@ -10,8 +10,11 @@ class InputError(ValueError):
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """Put `place` before the message of any InputError that is raised inside."""
+    """Put `place` before the message of any InputError that is raised inside, and into the notes of other errors."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
+    except Exception as error:
+        error.add_note(f"while working on {place}")
+        raise

@@ -37,26 +37,34 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
 
 
 def check_gram(gram: Tensor) -> None:
-    """Raise InputError unless `gram` is square, finite, symmetric and positive semidefinite.
+    """Raise InputError unless `gram` is square, finite, symmetric and positive semidefinite, all within rounding.
 
-    Semidefinite within rounding: a Cholesky factor exists once d_in * 2^-23 of the largest diagonal entry is added to
-    the diagonal.
+    Rounding is relative to sqrt(G_ii G_jj), so that outlier features hide nothing in the others: with its diagonal
+    scaled to one, the matrix must have a Cholesky factor once d_in * 2^-23 is added to the diagonal.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise InputError(f"the Gram matrix is not square but {tuple(gram.shape)}")
     if not gram.isfinite().all():
         raise InputError("the Gram matrix holds NaN or Inf")
-    scale = gram.diagonal().abs().max().double() if len(gram) else torch.zeros(())
-    rounding = len(gram) * torch.finfo(torch.float32).eps * scale
-    if (gram - gram.T).abs().max() > rounding:
+    if not len(gram):
+        return
+    rounding = len(gram) * torch.finfo(torch.float32).eps
+    scale = gram.diagonal().double().clamp_min(0).rsqrt().nan_to_num(posinf=0)
+    dead = scale == 0
+    if gram[dead].any() or gram[:, dead].any():  # negative, or correlated with something although it is always zero
+        raise InputError("the Gram matrix is not positive semidefinite")
+    single = scale.float()
+    scaled = gram * single * single[:, None]
+    if (scaled - scaled.T).abs().max() > rounding:
         raise InputError("the Gram matrix is not symmetric")
-    shifted = gram.double() + rounding * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    if gram.any() and torch.linalg.cholesky_ex(shifted).info:  # all-zero inputs are semidefinite, if useless
+    scaled.diagonal().fill_(1 + rounding)
+    # Float32 is enough for most; where it fails, rounding may be to blame, and float64 decides.
+    if torch.linalg.cholesky_ex(scaled.float()).info and torch.linalg.cholesky_ex(scaled.double()).info:
         raise InputError("the Gram matrix is not positive semidefinite")
 
 
-def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
-    """Each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w).
+def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
+    """c = G ((1 - m) * w) for each row: how the inputs correlate with what pruning takes from the output.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
@@ -64,7 +72,26 @@ def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
         mask: boolean [d_out, d_in], True where kept.
 
     Returns:
-        float64 [d_out], never negative.
+        float64 [d_out, d_in].
     """
     dropped = weight.double().masked_fill(mask, 0)
-    return ((dropped @ gram.double()) * dropped).sum(1).clamp_min(0)
+    found = torch.empty_like(dropped)
+    for columns in torch.arange(len(gram), device=gram.device).split(4096):  # not all of G in float64 at once
+        found[:, columns] = dropped @ gram[:, columns].double()
+    return found
+
+
+def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
+    """Each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w).
+
+    Args and errors as for `correlation`.
+
+    Returns:
+        float64 [d_out], never negative.
+    """
+    return loss_of(weight, correlation(weight, gram, mask), mask)
+
+
+def loss_of(weight: Tensor, correlation: Tensor, mask: Tensor) -> Tensor:
+    """The `row_loss` where the correlation of the mask is at hand: the sum of w_p c_p over the pruned weights."""
+    return (weight.double() * correlation).masked_fill(mask, 0).sum(1).clamp_min(0)

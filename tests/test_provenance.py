@@ -68,7 +68,7 @@ def test_plotting_is_no_part_of_refinement():
             reached.add(path)
             waiting.extend(provenance._imports(path))
     names = {path.stem for path in reached}
-    assert {"refine", "job", "engine", "batched", "gram", "artifacts", "masks"} <= names
+    assert {"refine", "job", "engine", "reference", "batched", "cpu", "gram", "artifacts", "masks"} <= names
     assert not {"figures", "tables", "report", "perplexity", "harness", "blocks", "text", "study"} & names
 
 

@@ -1,19 +1,38 @@
-"""The public face of the swap engine: checks its input, picks a backend, measures what came of it."""
+"""The public face of the swap engine: checks its input, picks a backend, measures and checks what came of it."""
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparseswaps.errors import InputError
-from sparseswaps.gram import row_loss
+from sparseswaps.gram import check_gram, correlation, loss_of
 from sparseswaps.pattern import Pattern
-from sparseswaps.refine import batched, reference
+from sparseswaps.refine.certificate import improvable
 
-# A backend takes float64 weight and Gram matrix, the mask, the block size and the budget; it returns the refined mask,
-# the swaps made in each row and whether each row was found to have no improving swap left.
-BACKENDS = {"reference": reference.refine_rows, "batched": batched.refine_rows}
+BACKENDS = ("reference", "cpu", "cuda", "batched")
+_CHECKED_ROWS = 4  # rows whose certificate is checked over every pair
+_PASSES = 16  # searches from freshly computed correlations; a second that finds nothing is the rule
+
+
+class Backend(Protocol):
+    """What a module of `sparseswaps.refine` offers that searches; `weight` and `gram` are float32 or float64."""
+
+    def swap_rows(
+        self, weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refine `mask`, boolean [rows, d_in], in place, and keep its `correlation`, float64 [rows, d_in], with it.
+
+        `size` is the number of columns in a block, `budget`, int64 [rows], the number of swaps that a row may make.
+        Returns the swaps made, int64 [rows], and whether no pair improves any more, boolean [rows].
+        """
+        ...
+
+    def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+        """Prune the weight that costs least again and again, until each block of `size` columns keeps `kept`."""
+        ...
 
 
 class Stop(IntEnum):
@@ -21,6 +40,10 @@ class Stop(IntEnum):
 
     OPTIMUM = 0  # no swap lowers its loss: certified
     BUDGET = 1  # max_swaps were made and an improving swap is left
+
+
+class CertificateError(RuntimeError):
+    """A row that the search called optimal is not: a defect of the engine or of the machine."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,8 @@ class Refinement:
         loss_before, loss_after: float64 [d_out], the pruning error of each row.
         certified: boolean [d_out], True where no 1-swap lowers the row's loss beyond rounding.
         stop: int8 [d_out], a `Stop` for each row.
+        drift: float64 [d_out], how far the correlation vector that the search kept was from the one computed anew
+            from its mask, relative to its largest entry.
     """
 
     mask: Tensor
@@ -41,6 +66,7 @@ class Refinement:
     loss_after: Tensor
     certified: Tensor
     stop: Tensor
+    drift: Tensor
 
 
 def refine(
@@ -49,48 +75,118 @@ def refine(
     mask: Tensor,
     pattern: Pattern,
     max_swaps: int | None = None,
-    backend: str = "batched",
+    backend: str | None = None,
 ) -> Refinement:
     """Swap kept against pruned weights, always the pair that lowers a row's error most, until none does.
 
     Every step takes the best of all feasible pairs of a row (paper, Algorithm 1; ties: lowest kept index, then
     lowest pruned index). Pairs are feasible within a block of the pattern, so the number of kept weights of every
-    block stays what it is in `mask`; it may differ from row to row.
+    block stays what it is in `mask`; it may differ from row to row. Costs are float64; an improvement must exceed
+    what rounding could make of it (`reference.rounding`).
 
     Args:
         weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in] on the same device, the Gram matrix of the layer's inputs.
+        gram: [d_in, d_in] on the same device, any floating dtype, the Gram matrix of the layer's inputs.
         mask: boolean [d_out, d_in], True where kept; not modified.
         pattern: which weights may change places.
         max_swaps: swaps per row at most; None: to the local optimum.
-        backend: a name in `BACKENDS`.
+        backend: one of `BACKENDS`; None: `cpu` and `cuda` on these devices, `batched` on any other.
 
     Returns:
         A `Refinement` on the weight's device.
 
     Raises:
-        InputError: shapes do not fit, a weight or Gram entry is not finite, `max_swaps` is negative, the backend is
-            unknown, or the pattern does not divide d_in.
+        InputError: shapes do not fit, a weight is not finite, the Gram matrix is none (see `check_gram`),
+            `max_swaps` is negative, the backend is unknown, or the pattern does not divide d_in.
+        CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
-    d_in = weight.shape[1]
+    d_out, d_in = weight.shape
     if gram.shape != (d_in, d_in) or mask.shape != weight.shape or mask.dtype != torch.bool:
         raise InputError(
             f"weight {tuple(weight.shape)} needs a [{d_in}, {d_in}] Gram matrix and a boolean mask of its shape, "
             f"not {tuple(gram.shape)} and {mask.dtype} {tuple(mask.shape)}"
         )
-    if not (weight.isfinite().all() and gram.isfinite().all()):
-        raise InputError("the weight or its Gram matrix holds NaN or Inf")
     if max_swaps is not None and max_swaps < 0:
         raise InputError(f"max_swaps is {max_swaps}: expected a number of swaps, or none for the local optimum")
-    if backend not in BACKENDS:
-        raise InputError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     size = pattern.blocks(d_in).size
-    refined, swaps, certified = BACKENDS[backend](weight.double(), gram.double(), mask, size, max_swaps)
+    weight, gram = checked(weight, gram)
+    search = backend_of(weight, backend)
+
+    mask = mask.clone()
+    swaps = torch.zeros(d_out, dtype=torch.int64, device=weight.device)
+    budget = torch.full_like(swaps, torch.iinfo(torch.int64).max if max_swaps is None else max_swaps)
+    certified = torch.zeros(d_out, dtype=torch.bool, device=weight.device)
+    drift = torch.zeros(d_out, dtype=torch.float64, device=weight.device)
+    current = correlation(weight, gram, mask)
+    loss_before = loss_of(weight, current, mask)
+    loss_after = loss_before.clone()
+    rows = torch.arange(d_out, device=weight.device)
+    for _ in range(_PASSES):
+        refined = mask[rows]
+        made, certified[rows] = search.swap_rows(weight[rows], gram, refined, current, size, budget[rows] - swaps[rows])
+        mask[rows] = refined
+        swaps[rows] += made
+        moved = made > 0
+        rows, kept = rows[moved], current[moved]
+        if not len(rows):
+            break
+        # What rounding has done to the correlations ends here: rows that moved are searched again from fresh ones.
+        current = correlation(weight[rows], gram, mask[rows])
+        loss_after[rows] = loss_of(weight[rows], current, mask[rows])
+        off = (current - kept).abs().amax(1) / current.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+        drift[rows] = torch.maximum(drift[rows], off)
+    sample = certified.nonzero().flatten()
+    sample = sample[:: max(1, len(sample) // _CHECKED_ROWS)]
+    wrong = torch.cat([rows, sample[improvable(weight[sample], gram, mask[sample], size)]])
+    if len(wrong):
+        raise CertificateError(f"row {wrong[0]} is not at the optimum that the search reported: a defect, report it")
     return Refinement(
-        mask=refined,
+        mask=mask,
         swaps=swaps,
-        loss_before=row_loss(weight, gram, mask),
-        loss_after=row_loss(weight, gram, refined),
+        loss_before=loss_before,
+        loss_after=loss_after,
         certified=certified,
         stop=torch.where(certified, int(Stop.OPTIMUM), int(Stop.BUDGET)).to(torch.int8),
+        drift=drift,
     )
+
+
+def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None) -> Tensor:
+    """Exact backward elimination: from the dense row, prune again and again the weight that costs the row least.
+
+    Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error (the half of a swap's cost that is u's), with
+    c = G ((1 - m) * w). Blocks that have no weight left to spare are passed over.
+
+    Args and errors are those of `refine`.
+
+    Returns:
+        boolean [d_out, d_in], True where kept.
+    """
+    size, kept = pattern.blocks(weight.shape[1])
+    weight, gram = checked(weight, gram)
+    return backend_of(weight, backend).eliminate_rows(weight, gram, size, kept)
+
+
+def checked(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, or in float64 where they came so, the Gram matrix exactly symmetric; InputError if unusable."""
+    if not weight.isfinite().all():
+        raise InputError("the weight holds NaN or Inf")
+    check_gram(gram)
+    weight, gram = (t if t.dtype == torch.float64 else t.float() for t in (weight, gram))
+    return weight.contiguous(), gram.contiguous() if torch.equal(gram, gram.T) else (gram + gram.T) / 2
+
+
+def backend_of(weight: Tensor, name: str | None) -> Backend:
+    """The module that searches; only the one asked for is imported. Raises InputError when there is none."""
+    name = name or (weight.device.type if weight.device.type in ("cpu", "cuda") else "batched")
+    if name == "reference":
+        from sparseswaps.refine import reference as module
+    elif name == "cpu":
+        from sparseswaps.refine import cpu as module
+    elif name == "cuda":
+        from sparseswaps.refine import cuda as module
+    elif name == "batched":
+        from sparseswaps.refine import batched as module
+    else:
+        raise InputError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    return module

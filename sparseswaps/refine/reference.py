@@ -1,48 +1,81 @@
 """Algorithm 1 of the paper as it is printed: float64, one row at a time, every pair tried. The oracle for tests."""
 
-from math import inf
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def swap_cost(w: Tensor, c: Tensor, gram: Tensor, u: int, p: int) -> float:
+def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[float]], u: int, p: int) -> float:
     """The exact change of a row's loss when kept weight `u` is pruned and pruned weight `p` kept, a 1-swap.
 
-    `c` is the correlation vector G ((1 - m) * w), float64 [d_in].
+    `c` is the correlation vector G ((1 - m) * w), [d_in].
     """
-    pruning_u = 2 * w[u] * c[u] + w[u] ** 2 * gram[u, u]
-    keeping_p = -2 * w[p] * c[p] + w[p] ** 2 * gram[p, p]
-    return float(pruning_u + keeping_p - 2 * w[u] * w[p] * gram[u, p])
+    pruning_u = 2 * w[u] * c[u] + w[u] ** 2 * gram[u][u]
+    keeping_p = -2 * w[p] * c[p] + w[p] ** 2 * gram[p][p]
+    return pruning_u + keeping_p - 2 * w[u] * w[p] * gram[u][p]
 
 
-def rounding_of(w: Tensor, gram: Tensor) -> Tensor:
-    """What float64 rounding can make of a swap's cost; an improvement must exceed it. `w`: [..., d_in]."""
-    norms = w.abs() * gram.diagonal().clamp_min(0).sqrt()
-    return 16 * torch.finfo(torch.float64).eps * norms.amax(-1) * norms.sum(-1)
+def norms(weight: Tensor, gram: Tensor) -> Tensor:
+    """s_ij = |w_ij| sqrt(G_jj), float64 [rows, d_in]: what a weight contributes to the output, in norm."""
+    return weight.double().abs() * gram.diagonal().double().clamp_min(0).sqrt()
 
 
-def refine_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, size: int, max_swaps: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `sparseswaps.refine.engine.BACKENDS`."""
-    mask = mask.clone()
-    swaps = torch.zeros(len(weight), dtype=torch.int64)
+def rounding(norms: Tensor) -> Tensor:
+    """What float64 rounding can make of a swap's cost, for each unit of s_u + s_p; float64 [rows].
+
+    The correlation c_u sums products of s_u with every other norm of its row. Every search adds this to the cost of a
+    swap, so that a swap counts as an improvement only when it is more than rounding, and every search ends.
+    """
+    return 16 * torch.finfo(torch.float64).eps * norms.sum(-1)
+
+
+def swap_rows(
+    weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `sparseswaps.refine.engine.Backend`."""
+    weight, gram = weight.double(), gram.double()
+    swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool)
-    for row, (w, m) in enumerate(zip(weight, mask, strict=True)):
-        tolerance = float(rounding_of(w, gram))
+    s = norms(weight, gram)
+    uncertain = (rounding(s)[:, None] * s).tolist()
+    entries = gram.tolist()
+    for row, (mask_row, c) in enumerate(zip(mask, correlation, strict=True)):
+        w = weight[row].tolist()
         while True:
-            c = gram @ w.masked_fill(m, 0)
-            best, pair = inf, None
-            for u in m.nonzero().flatten().tolist():
-                for p in (~m).nonzero().flatten().tolist():
-                    if u // size == p // size and (cost := swap_cost(w, c, gram, u, p)) < best:
-                        best, pair = cost, (u, p)
-            if best >= -tolerance:
+            c.copy_(gram @ weight[row].masked_fill(mask_row, 0))
+            kept, pruned = mask_row.nonzero().flatten().tolist(), (~mask_row).nonzero().flatten().tolist()
+            best, pair = 0.0, None
+            at = c.tolist()
+            for u in kept:
+                for p in pruned:
+                    if u // size == p // size:
+                        cost = swap_cost(w, at, entries, u, p) + uncertain[row][u] + uncertain[row][p]
+                        if cost < best:
+                            best, pair = cost, (u, p)
+            if pair is None:
                 certified[row] = True
                 break
-            if swaps[row] == max_swaps:
+            if swaps[row] == budget[row]:
                 break
-            m[pair[0]], m[pair[1]] = False, True
+            mask_row[pair[0]], mask_row[pair[1]] = False, True
             swaps[row] += 1
-    return mask, swaps, certified
+    return swaps, certified
+
+
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+    """See `sparseswaps.refine.engine.Backend`."""
+    weight, gram = weight.double(), gram.double()
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    for w, mask_row in zip(weight, mask, strict=True):
+        while True:
+            c = gram @ w.masked_fill(mask_row, 0)
+            costs = {
+                u: float(2 * w[u] * c[u] + w[u] ** 2 * gram[u, u])
+                for u in mask_row.nonzero().flatten().tolist()
+                if mask_row[u // size * size : (u // size + 1) * size].sum() > kept
+            }
+            if not costs:
+                break
+            mask_row[min(costs, key=costs.get)] = False
+    return mask

@@ -1,0 +1,34 @@
+"""The certificate, checked without any of the search's code or bounds: every pair of a few rows, in float64."""
+
+import torch
+from torch import Tensor
+
+from sparseswaps.gram import correlation
+from sparseswaps.refine.reference import norms, rounding
+
+_PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
+
+
+def improvable(weight: Tensor, gram: Tensor, mask: Tensor, size: int) -> Tensor:
+    """Which rows have a swap that lowers their loss by more than twice what rounding can make of it.
+
+    Args:
+        weight: [rows, d_in], floating.
+        gram: [d_in, d_in], floating.
+        mask: boolean [rows, d_in].
+        size: columns per block; u and p of a swap lie in the same one.
+
+    Returns:
+        boolean [rows].
+    """
+    s = norms(weight, gram)
+    uncertain = 2 * rounding(s)[:, None] * s
+    found = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    for row, (w, c) in enumerate(zip(weight.double(), correlation(weight, gram, mask), strict=True)):
+        alone = s[row] ** 2 + uncertain[row]
+        p = (~mask[row]).nonzero().flatten()
+        keeping = (alone - 2 * w * c)[p]
+        for u in mask[row].nonzero().flatten().split(max(1, _PAIRS // max(1, len(p)))):
+            costs = (alone + 2 * w * c)[u, None] + keeping - 2 * w[u, None] * w[p] * gram[u][:, p]
+            found[row] |= ((costs < 0) & (u[:, None] // size == p // size)).any()
+    return found
