@@ -8,6 +8,8 @@ for any lambda > 0, so that a pair costs at least the sum of a number that belon
 the two lowest such numbers add up to more than a pair at hand costs, no better pair exists.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,13 +26,29 @@ def strongest_correlation(gram: Tensor, size: int) -> Tensor:
     Returns:
         float64 [d_in].
     """
-    d_in = len(gram)
+    block = torch.arange(len(gram), device=gram.device) // size
+    found = [shared.masked_fill(block[rows, None] != block, 0).amax(1) for rows, shared in _correlations(gram)]
+    return torch.cat(found)
+
+
+def strongest_by_tile(gram: Tensor, tile: int) -> Tensor:
+    """The same within each tile of `tile` columns: the strongest correlation of i with another feature j of tile t.
+
+    Returns:
+        float32 [d_in, ceil(d_in / tile)], rounded up, so that bounds remain bounds.
+    """
+    found = []
+    for _, shared in _correlations(gram):
+        padded = torch.nn.functional.pad(shared, (0, -len(gram) % tile))
+        found.append((padded.view(len(shared), -1, tile).amax(2) * (1 + 2**-22)).float())
+    return torch.cat(found)
+
+
+def _correlations(gram: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """|G_ij| / sqrt(G_ii G_jj) with zeros for i = j, some rows at a time: the whole in float64 is too much memory."""
     scale = gram.diagonal().double().clamp_min(0).rsqrt().nan_to_num(posinf=0)
-    column = torch.arange(d_in, device=gram.device)
-    strongest = torch.empty_like(scale)
-    for row in column.split(256):  # a slice at a time: a float64 copy of the whole would double the memory
-        near = slice(int(row[0]) // size * size, (int(row[-1]) // size + 1) * size)
-        feasible = (row[:, None] // size == column[near] // size) & (row[:, None] != column[near])
-        shared = gram[row, near].double().abs() * scale[row, None] * scale[near]
-        strongest[row] = shared.masked_fill(~feasible, 0).amax(1)
-    return strongest
+    for start in range(0, len(gram), 256):
+        rows = slice(start, start + 256)
+        shared = gram[rows].double().abs() * scale[rows, None] * scale
+        shared.diagonal(start).zero_()
+        yield rows, shared

@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from sparseswaps.refine.bounds import LAMBDA, strongest_correlation
+from sparseswaps.refine.bounds import LAMBDA, strongest_by_tile, strongest_correlation
 from sparseswaps.refine.reference import norms, rounding
 
 _TILE = 64  # columns whose lowest bound is remembered together
@@ -88,14 +88,18 @@ def _lowest(cost, bound, floors):
 
 
 @_compiled
-def _cheapest_partner(cost, w, row, twice):
-    """The lowest of cost_j - twice w_j row_j, and where its tile begins."""
+def _cheapest_partner(cost, w, row, twice, floors, share, rho, limit):
+    """The lowest of cost_j - twice w_j row_j, and where its tile begins; infinite where none is below `limit`.
+
+    In tile t the interaction is bounded by share rho[t], besides what `floors` holds of it, and most are out of reach.
+    """
     found, where = inf, 0
-    for start in range(0, len(cost), _TILE):
-        columns = slice(start, start + _TILE)
-        lowest = _lowest_pair(cost[columns], w[columns], row[columns], twice)
-        if lowest < found:
-            found, where = lowest, start
+    for tile in range(len(floors)):
+        if floors[tile] - share * rho[tile] <= limit:
+            columns = slice(tile * _TILE, (tile + 1) * _TILE)
+            lowest = _lowest_pair(cost[columns], w[columns], row[columns], twice)
+            if lowest < found:
+                found, where = lowest, tile * _TILE
     return found, where
 
 
@@ -111,11 +115,12 @@ def _partner_in(cost, w, row, twice, start):
 
 
 @_compiled
-def _best_in_row(w, gram, pruning, keeping, bound_u, bound_p, floors_u, floors_p):
+def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, floors_p):
     """The cheapest swap over all pairs: its cost and the pair, or (0, -1, -1) where none improves.
 
     `pruning` [d_in] is what each kept weight costs to prune by itself, `keeping` what each pruned one costs to keep;
-    infinite for the others, and used up by the search.
+    infinite for the others, and used up by the search. `rho` [d_in, tiles] is the strongest correlation of a feature
+    within each tile of columns.
     """
     best, u, p = 0.0, -1, -1
     _floors(pruning, bound_u, floors_u)
@@ -124,11 +129,12 @@ def _best_in_row(w, gram, pruning, keeping, bound_u, bound_p, floors_u, floors_p
     kept_side = True
     while lowest_u + lowest_p < best or (u >= 0 and lowest_u + lowest_p == best):
         if kept_side:
-            mine, other, bound, floors = pruning, keeping, bound_u, floors_u
+            mine, other, bound, floors, floors_other, share = pruning, keeping, bound_u, floors_u, floors_p, LAMBDA
         else:
-            mine, other, bound, floors = keeping, pruning, bound_p, floors_p
+            mine, other, bound, floors, floors_other, share = keeping, pruning, bound_p, floors_p, floors_u, 1 / LAMBDA
         i = _lowest(mine, bound, floors)
-        cost, where = _cheapest_partner(other, w, gram[i], 2 * w[i])
+        share *= s[i] * s[i]
+        cost, where = _cheapest_partner(other, w, gram[i], 2 * w[i], floors_other, share, rho[i], best - mine[i])
         cost += mine[i]
         if cost < best or (u >= 0 and cost == best):
             j = _partner_in(other, w, gram[i], 2 * w[i], where)
@@ -186,7 +192,7 @@ def _move(c, slope, prune, keep, pruning, keeping, row_u, row_p, w_u, w_p):
 
 
 @_compiled
-def _swap_row(w, gram, s, rho, unit, kept, c, size, budget):
+def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, c, size, budget):
     d_in = len(w)
     slope, prune, keep, alone = np.empty(d_in), np.empty(d_in), np.empty(d_in), np.empty(d_in)
     bound_u, bound_p, pruning, keeping = np.empty(d_in), np.empty(d_in), np.empty(d_in), np.empty(d_in)
@@ -204,7 +210,7 @@ def _swap_row(w, gram, s, rho, unit, kept, c, size, budget):
     while True:
         _move(c, slope, prune, keep, pruning, keeping, gram[u], gram[p], w_u, w_p)
         if size == d_in:
-            _, u, p = _best_in_row(w, gram, pruning, keeping, bound_u, bound_p, floors_u, floors_p)
+            _, u, p = _best_in_row(w, gram, s, rho_tiles, pruning, keeping, bound_u, bound_p, floors_u, floors_p)
         else:
             _, u, p = _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors_u)
         if u < 0:
@@ -219,10 +225,10 @@ def _swap_row(w, gram, s, rho, unit, kept, c, size, budget):
 
 
 @_compiled
-def _swap_chunk(weight, gram, s, rho, unit, mask, correlation, size, budget, swaps, certified):
+def _swap_chunk(weight, gram, s, rho, rho_tiles, unit, mask, correlation, size, budget, swaps, certified):
     for row in range(len(weight)):
         swaps[row], certified[row] = _swap_row(
-            weight[row], gram, s[row], rho, unit[row], mask[row], correlation[row], size, budget[row]
+            weight[row], gram, s[row], rho, rho_tiles, unit[row], mask[row], correlation[row], size, budget[row]
         )
 
 
@@ -263,13 +269,25 @@ def swap_rows(
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
-    rho = strongest_correlation(gram, size).numpy()
+    if size == weight.shape[1]:
+        tiles = strongest_by_tile(gram, _TILE)
+        rho = tiles.amax(1).double()
+    else:
+        tiles, rho = torch.empty(0, 0), strongest_correlation(gram, size)
 
     def work(rows: slice) -> None:
         s = norms(weight[rows], gram)
         of_rows = (mask[rows], correlation[rows], size, budget[rows], swaps[rows], certified[rows])
         arrays = (t.numpy() if isinstance(t, Tensor) else t for t in of_rows)
-        _swap_chunk(weight[rows].double().numpy(), gram.numpy(), s.numpy(), rho, rounding(s).numpy(), *arrays)
+        _swap_chunk(
+            weight[rows].double().numpy(),
+            gram.numpy(),
+            s.numpy(),
+            rho.numpy(),
+            tiles.numpy(),
+            rounding(s).numpy(),
+            *arrays,
+        )
 
     _on_all_threads(len(weight), work)
     return swaps, certified
