@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from sparseswaps.refine.bounds import LAMBDA, strongest_by_tile, strongest_correlation
-from sparseswaps.refine.reference import norms, rounding
+from sparseswaps.refine.reference import feature_norms, rounding
 
 _TILE = 64  # columns whose lowest bound is remembered together
 _ROWS = 8  # rows that a thread takes at a time
@@ -225,7 +225,7 @@ def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, c, size, budget):
 
 
 @_compiled
-def _swap_chunk(weight, gram, s, rho, rho_tiles, unit, mask, correlation, size, budget, swaps, certified):
+def _swap_chunk(weight, s, unit, gram, rho, rho_tiles, size, mask, correlation, budget, swaps, certified):
     for row in range(len(weight)):
         swaps[row], certified[row] = _swap_row(
             weight[row], gram, s[row], rho, rho_tiles, unit[row], mask[row], correlation[row], size, budget[row]
@@ -233,7 +233,7 @@ def _swap_chunk(weight, gram, s, rho, rho_tiles, unit, mask, correlation, size, 
 
 
 @_compiled
-def _eliminate_chunk(weight, gram, s, size, kept, mask):
+def _eliminate_chunk(weight, s, gram, size, kept, mask):
     rows, d_in = weight.shape
     c, alone, pruning = np.empty(d_in), np.empty(d_in), np.empty(d_in)
     floors = np.empty((d_in + _TILE - 1) // _TILE)
@@ -259,7 +259,10 @@ def _eliminate_chunk(weight, gram, s, size, kept, mask):
 
 
 def _on_all_threads(rows: int, work: Callable[[slice], None]) -> None:
-    """Do `work` for slices that make up all rows, on as many threads as torch uses."""
+    """Do `work` for slices that make up all rows, on as many threads as torch uses.
+
+    It must not call torch, which would start threads of its own in each of these.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(work, [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]))
 
@@ -274,20 +277,14 @@ def swap_rows(
         rho = tiles.amax(1).double()
     else:
         tiles, rho = torch.empty(0, 0), strongest_correlation(gram, size)
+    layer = [t.numpy() for t in (gram, rho, tiles)]
+    of_rows = [t.numpy() for t in (mask, correlation, budget, swaps, certified)]
+    weights, scale = weight.numpy(), feature_norms(gram).numpy()
 
     def work(rows: slice) -> None:
-        s = norms(weight[rows], gram)
-        of_rows = (mask[rows], correlation[rows], size, budget[rows], swaps[rows], certified[rows])
-        arrays = (t.numpy() if isinstance(t, Tensor) else t for t in of_rows)
-        _swap_chunk(
-            weight[rows].double().numpy(),
-            gram.numpy(),
-            s.numpy(),
-            rho.numpy(),
-            tiles.numpy(),
-            rounding(s).numpy(),
-            *arrays,
-        )
+        w = weights[rows].astype(np.float64)
+        s = np.abs(w) * scale
+        _swap_chunk(w, s, rounding(s), *layer, size, *(array[rows] for array in of_rows))
 
     _on_all_threads(len(weight), work)
     return swaps, certified
@@ -296,10 +293,11 @@ def swap_rows(
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     mask = torch.ones(weight.shape, dtype=torch.bool)
+    weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()
 
     def work(rows: slice) -> None:
-        s = norms(weight[rows], gram).numpy()
-        _eliminate_chunk(weight[rows].double().numpy(), gram.numpy(), s, size, kept, mask[rows].numpy())
+        w = weights[rows].astype(np.float64)
+        _eliminate_chunk(w, np.abs(w) * scale, entries, size, kept, result[rows])
 
     _on_all_threads(len(weight), work)
     return mask

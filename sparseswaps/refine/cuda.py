@@ -13,11 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseswaps.refine.bounds import LAMBDA, strongest_correlation
-from sparseswaps.refine.reference import norms, rounding
+from sparseswaps.refine.reference import feature_norms, norms, rounding
 
-_CHUNK = 512  # features in a step of a sweep
-_FEW = 1024  # features that a search can go on with once no others can be in the best pair
-_WARPS = 4  # that share a row: CHUNK / 32 / WARPS = 4 features a thread are 16 bytes of float32
+_CHUNK = 512  # features in a step of a sweep: 4 a thread, 16 bytes of float32
+_FEW = 1024  # features that a search goes on with in registers once no other can be in the best pair
+_WARPS, _REGISTERS = 4, 128  # so that four rows share a multiprocessor and hide each other's waits
+_FUSED = False  # multiplications and additions are rounded as on the CPU, whatever the version of Triton
 
 
 def swap_rows(
@@ -27,21 +28,24 @@ def swap_rows(
     rows, d_in = weight.shape
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(rows, dtype=torch.bool, device=weight.device)
-    row = (weight, gram, mask.view(torch.int8), correlation, norm_of(gram), rounding(norms(weight, gram)))
-    result = (budget, swaps, certified.view(torch.int8))
     if not rows:
         return swaps, certified
+    row = (weight, gram, mask.view(torch.int8), correlation, feature_norms(gram), rounding(norms(weight, gram)))
+    result = (budget, swaps, certified.view(torch.int8))
+    options = {"num_warps": _WARPS, "maxnreg": _REGISTERS, "enable_fp_fusion": _FUSED}
     if size == d_in:
         strongest = strongest_correlation(gram, size).float()
         strongest = strongest.nextafter(torch.full_like(strongest, inf))  # rounded up, so that the bound holds
         low = torch.empty_like(correlation)
         listed = torch.empty(rows, _FEW, dtype=torch.int32, device=weight.device)
-        _swap_row[(rows,)](*row, *result, strongest, low, listed, d_in, LAMBDA, _CHUNK, _FEW, num_warps=_WARPS)
+        with torch.cuda.device_of(weight):
+            _swap_row[(rows,)](*row, *result, strongest, low, listed, d_in, LAMBDA, _CHUNK, _FEW, **options)
     else:
         padded = triton.next_power_of_2(size)
         column = torch.arange(d_in, device=weight.device)[:, None]
         inside = gram.gather(1, column // size * size + torch.arange(size, device=weight.device))
-        _swap_blocks[(rows,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, num_warps=_WARPS)
+        with torch.cuda.device_of(weight):
+            _swap_blocks[(rows,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
     return swaps, certified
 
 
@@ -51,14 +55,11 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)
     if rows:
         width = triton.next_power_of_2(d_in)
-        arguments = (weight, gram, mask.view(torch.int8), norm_of(gram), d_in, size, kept, width)
-        _eliminate[(rows,)](*arguments, num_warps=min(32, max(1, width // 1024)))
+        warps = min(32, max(1, width // 1024))
+        arguments = (weight, gram, mask.view(torch.int8), feature_norms(gram), d_in, size, kept, width)
+        with torch.cuda.device_of(weight):
+            _eliminate[(rows,)](*arguments, num_warps=warps, maxnreg=min(255, 2048 // warps), enable_fp_fusion=_FUSED)
     return mask
-
-
-def norm_of(gram: Tensor) -> Tensor:
-    """sqrt(G_jj), float64 [d_in]."""
-    return gram.diagonal().double().clamp_min(0).sqrt()
 
 
 @triton.jit
@@ -70,18 +71,17 @@ def _lower(value, index, value2, index2):
 
 @triton.jit
 def _lower2(a, u, b, p, a2, u2, b2, p2):
-    """Both of two `_lower`, in one reduction."""
+    """Two `_lower`: the lowest bound of either side, each with its feature."""
     a, u = _lower(a, u, a2, u2)
     b, p = _lower(b, p, b2, p2)
     return a, u, b, p
 
 
 @triton.jit
-def _lower3(a, u, b, p, cost, pair, a2, u2, b2, p2, cost2, pair2):
-    """All of three `_lower`, in one reduction."""
+def _lower3(a, u, b, p, cost, a2, u2, b2, p2, cost2):
+    """Two `_lower` and the lower cost, in one reduction."""
     a, u, b, p = _lower2(a, u, b, p, a2, u2, b2, p2)
-    cost, pair = _lower(cost, pair, cost2, pair2)
-    return a, u, b, p, cost, pair
+    return a, u, b, p, tl.where(cost < cost2, cost, cost2)
 
 
 @triton.jit
@@ -113,16 +113,41 @@ def _ends(u, p, correlation, weight, norm, unit):
 
 
 @triton.jit
-def _peel(index, kept, bound, near, w, alone, ends, gram, d_in):
-    """Tries each kept feature with p and each pruned one with u; u and p are then closed. For `_lower3`: the open
-    bounds of either kind, each with its feature, and the costs, each with the number of its pair."""
+def _tried(index, near, kept, w, alone, ends, gram, d_in):
+    """The cost of each kept feature with p and of each pruned one with u, infinite for those that are not near."""
     u, w_u, alone_u, p, w_p, alone_p = ends
     g = tl.load(gram + tl.where(kept, p, u).to(tl.int64) * d_in + index, near, 0.0).to(tl.float64)
     cost = alone + tl.where(kept, alone_p, alone_u) - 2 * w * tl.where(kept, w_p, w_u) * g
-    cost = tl.where(near, cost, float("inf"))
-    pair = tl.where(kept, index, u).to(tl.int64) * d_in + tl.where(kept, p, index)
-    bound = tl.where((index == u) | (index == p), float("inf"), bound)
-    return tl.where(kept, bound, float("inf")), index, tl.where(kept, float("inf"), bound), index, cost, pair
+    return tl.where(near, cost, float("inf"))
+
+
+@triton.jit
+def _pair(index, kept, ends, d_in):
+    """The number of each such pair: the lowest has the lowest u and, of that, the lowest p."""
+    u, _, _, p, _, _ = ends
+    return tl.where(kept, index, u).to(tl.int64) * d_in + tl.where(kept, p, index)
+
+
+@triton.jit
+def _closed(index, bound, ends):
+    """The bounds without those of both ends."""
+    u, _, _, p, _, _ = ends
+    return tl.where((index == u) | (index == p), float("inf"), bound)
+
+
+@triton.jit
+def _sides(index, kept, bound):
+    """The bounds of kept features and those of pruned ones, each with its feature."""
+    return tl.where(kept, bound, float("inf")), index, tl.where(kept, float("inf"), bound), index
+
+
+@triton.jit
+def _settled(a, u, b, p, cost, pairs, best, pair):
+    """The lowest bound of either side with its feature, and the best pair after these have been tried."""
+    a, u, b, p, lowest = tl.reduce((a, u, b, p, cost), 0, _lower3)
+    if lowest <= best:
+        best, pair = _lower(best, pair, lowest, tl.min(tl.where(cost == lowest, pairs, 1 << 62), 0))
+    return a, u, b, p, best, pair
 
 
 @triton.jit
@@ -156,9 +181,7 @@ def _swap_row(
             share = own * tl.load(strongest + index, valid, 0.0)
             bound = tl.where(valid, alone - tl.where(kept, share * lam, share * (1 / lam)), float("inf"))
             tl.store(low + index, bound, valid)
-            least = _lower2(
-                *least, tl.where(kept, bound, float("inf")), index, tl.where(kept, float("inf"), bound), index
-            )
+            least = _lower2(*least, *_sides(index, kept, bound))
         a, u, b, p = tl.reduce(least, 0, _lower2)
         best, pair = unit * 0, made * 0 - 1  # no pair; it wins ties, for a swap of cost 0 is none
         tl.debug_barrier()  # correlations and bounds are in memory, for all threads
@@ -166,7 +189,7 @@ def _swap_row(
         found = u * 0 + few + 1  # not listed yet
         while (found > few) & (a + b <= best):
             ends = _ends(u, p, correlation, weight, norm, unit)
-            tries = (none, lane, none, lane, none, lane.to(tl.int64))
+            least, tried, pairs = (none, lane, none, lane), none, lane.to(tl.int64)
             found = u * 0
             for start in range(0, d_in, chunk):
                 index = start + lane
@@ -178,13 +201,14 @@ def _swap_row(
                 found += tl.sum(near.to(tl.int32))
                 c = tl.load(correlation + index, near, 0.0)
                 w, _, alone = _alone(index, near, kept, c, weight, norm, unit)
-                tries = _lower3(*tries, *_peel(index, kept, bound, near, w, alone, ends, gram, d_in))
+                cost = _tried(index, near, kept, w, alone, ends, gram, d_in)
+                tried, pairs = _lower(tried, pairs, cost, _pair(index, kept, ends, d_in))
+                least = _lower2(*least, *_sides(index, kept, _closed(index, bound, ends)))
             tl.debug_barrier()  # the list is in memory, all threads have read the bounds
             tl.store(low + u, float("inf"))
             tl.store(low + p, float("inf"))
-            a, u, b, p, cost, tried = tl.reduce(tries, 0, _lower3)
-            best, pair = _lower(best, pair, cost, tried)
-            tl.debug_barrier()  # u and p are closed
+            a, u, b, p, best, pair = _settled(*least, tried, pairs, best, pair)
+            tl.debug_barrier()  # the ends are closed
 
         filled = slot < tl.where(a + b <= best, found, 0)
         index = tl.load(listed + slot, filled, 0)
@@ -195,10 +219,10 @@ def _swap_row(
         while a + b <= best:
             ends = _ends(u, p, correlation, weight, norm, unit)
             near = bound + tl.where(kept, b, a) <= best
-            tries = _peel(index, kept, bound, near, w, alone, ends, gram, d_in)
-            bound = tl.where((index == u) | (index == p), float("inf"), bound)
-            a, u, b, p, cost, tried = tl.reduce(tries, 0, _lower3)
-            best, pair = _lower(best, pair, cost, tried)
+            cost = _tried(index, near, kept, w, alone, ends, gram, d_in)
+            bound = _closed(index, bound, ends)
+            sides = _sides(index, kept, bound)
+            a, u, b, p, best, pair = _settled(*sides, cost, _pair(index, kept, ends, d_in), best, pair)
 
         improving = (pair >= 0) & (made < allowed)
         tl.debug_barrier()  # all threads are done with the row's state

@@ -16,9 +16,14 @@ def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[fl
     return pruning_u + keeping_p - 2 * w[u] * w[p] * gram[u][p]
 
 
+def feature_norms(gram: Tensor) -> Tensor:
+    """||X_j|| = sqrt(G_jj), float64 [d_in]."""
+    return gram.diagonal().double().clamp_min(0).sqrt()
+
+
 def norms(weight: Tensor, gram: Tensor) -> Tensor:
-    """s_ij = |w_ij| sqrt(G_jj), float64 [rows, d_in]: what a weight contributes to the output, in norm."""
-    return weight.double().abs() * gram.diagonal().double().clamp_min(0).sqrt()
+    """s_ij = |w_ij| ||X_j||, float64 [rows, d_in]: what a weight contributes to the output, in norm."""
+    return weight.double().abs() * feature_norms(gram)
 
 
 def rounding(norms: Tensor) -> Tensor:
