@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sparseswaps.errors import InputError
 
+_ROWS, _COLUMNS = 2048, 4096  # of a weight and of its Gram matrix in float64 at a time: the whole would double memory
+
 
 @dataclass
 class Grams:
@@ -74,10 +76,13 @@ def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
     Returns:
         float64 [d_out, d_in].
     """
-    dropped = weight.double().masked_fill(mask, 0)
-    found = torch.empty_like(dropped)
-    for columns in torch.arange(len(gram), device=gram.device).split(4096):  # not all of G in float64 at once
-        found[:, columns] = dropped @ gram[:, columns].double()
+    found = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
+    for first in range(0, len(weight), _ROWS):
+        rows = slice(first, first + _ROWS)
+        dropped = weight[rows].double().masked_fill(mask[rows], 0)
+        for left in range(0, len(gram), _COLUMNS):
+            columns = slice(left, left + _COLUMNS)
+            found[rows, columns] = dropped @ gram[:, columns].double()
     return found
 
 
@@ -94,4 +99,4 @@ def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
 
 def loss_of(weight: Tensor, correlation: Tensor, mask: Tensor) -> Tensor:
     """The `row_loss` where the correlation of the mask is at hand: the sum of w_p c_p over the pruned weights."""
-    return (weight.double() * correlation).masked_fill(mask, 0).sum(1).clamp_min(0)
+    return (weight * correlation).masked_fill_(mask, 0).sum(1).clamp_min(0)

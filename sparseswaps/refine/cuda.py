@@ -30,7 +30,8 @@ def swap_rows(
     certified = torch.zeros(rows, dtype=torch.bool, device=weight.device)
     if not rows:
         return swaps, certified
-    row = (weight, gram, mask.view(torch.int8), correlation, feature_norms(gram), rounding(norms(weight, gram)))
+    unit = torch.cat([rounding(norms(part, gram)) for part in weight.split(256)])  # no float64 copy of the whole
+    row = (weight, gram, mask.view(torch.int8), correlation, feature_norms(gram), unit)
     result = (budget, swaps, certified.view(torch.int8))
     options = {"num_warps": _WARPS, "maxnreg": _REGISTERS, "enable_fp_fusion": _FUSED}
     if size == d_in:

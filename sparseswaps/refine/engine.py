@@ -14,6 +14,7 @@ from sparseswaps.refine.certificate import improvable
 
 BACKENDS = ("reference", "cpu", "cuda", "batched")
 _CHECKED_ROWS = 4  # rows whose certificate is checked over every pair
+_TINY = torch.finfo(torch.float64).tiny
 _PASSES = 16  # searches from freshly computed correlations; a second that finds nothing is the rule
 
 
@@ -113,28 +114,28 @@ def refine(
     search = backend_of(weight, backend)
 
     mask = mask.clone()
-    swaps = torch.zeros(d_out, dtype=torch.int64, device=weight.device)
-    budget = torch.full_like(swaps, torch.iinfo(torch.int64).max if max_swaps is None else max_swaps)
-    certified = torch.zeros(d_out, dtype=torch.bool, device=weight.device)
-    drift = torch.zeros(d_out, dtype=torch.float64, device=weight.device)
+    budget = torch.full((d_out,), torch.iinfo(torch.int64).max if max_swaps is None else max_swaps)
+    budget = budget.to(weight.device)
     current = correlation(weight, gram, mask)
     loss_before = loss_of(weight, current, mask)
-    loss_after = loss_before.clone()
-    rows = torch.arange(d_out, device=weight.device)
+    loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
+    swaps, certified = search.swap_rows(weight, gram, mask, current, size, budget)
+    rows = swaps.nonzero().flatten()
+    current = current[rows]
     for _ in range(_PASSES):
-        refined = mask[rows]
-        made, certified[rows] = search.swap_rows(weight[rows], gram, refined, current, size, budget[rows] - swaps[rows])
-        mask[rows] = refined
-        swaps[rows] += made
-        moved = made > 0
-        rows, kept = rows[moved], current[moved]
         if not len(rows):
             break
         # What rounding has done to the correlations ends here: rows that moved are searched again from fresh ones.
-        current = correlation(weight[rows], gram, mask[rows])
-        loss_after[rows] = loss_of(weight[rows], current, mask[rows])
-        off = (current - kept).abs().amax(1) / current.abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
-        drift[rows] = torch.maximum(drift[rows], off)
+        moved, refined = weight[rows], mask[rows]
+        fresh = correlation(moved, gram, refined)
+        loss_after[rows] = loss_of(moved, fresh, refined)
+        drift[rows] = torch.maximum(
+            drift[rows], (current - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
+        )
+        made, certified[rows] = search.swap_rows(moved, gram, refined, fresh, size, budget[rows] - swaps[rows])
+        mask[rows] = refined
+        swaps[rows] += made
+        rows, current = rows[made > 0], fresh[made > 0]
     sample = certified.nonzero().flatten()
     sample = sample[:: max(1, len(sample) // _CHECKED_ROWS)]
     wrong = torch.cat([rows, sample[improvable(weight[sample], gram, mask[sample], size)]])
