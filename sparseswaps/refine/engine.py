@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -91,7 +92,8 @@ def refine(
         mask: boolean [d_out, d_in], True where kept; not modified.
         pattern: which weights may change places.
         max_swaps: swaps per row at most; None: to the local optimum.
-        backend: one of `BACKENDS`; None: `cpu` and `cuda` on these devices, `batched` on any other.
+        backend: one of `BACKENDS`; None: `cpu` and `cuda` on these devices, `batched` on any other and where there is
+            no Triton.
 
     Returns:
         A `Refinement` on the weight's device.
@@ -179,7 +181,9 @@ def checked(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def backend_of(weight: Tensor, name: str | None) -> Backend:
     """The module that searches; only the one asked for is imported. Raises InputError when there is none."""
-    name = name or (weight.device.type if weight.device.type in ("cpu", "cuda") else "batched")
+    if name is None:
+        ready = {"cpu": True, "cuda": find_spec("triton") is not None}
+        name = weight.device.type if ready.get(weight.device.type) else "batched"
     if name == "reference":
         from sparseswaps.refine import reference as module
     elif name == "cpu":
