@@ -275,7 +275,7 @@ def real_cases(quick: bool) -> Iterator[Case]:
         grams = next(islice(capture(load_model(model.folder, "cpu"), samples, none, batch_size=16), middle, None))
         widest = max(model.blocks[middle], key=lambda layer: layer.d_in)
         for layer in (widest, model.blocks[middle][0]):
-            weight, gram = model.weight(middle, layer.name), grams.matrix[grams.reads[layer.name]]
+            weight, gram = model.weight(middle, layer), grams.matrix[grams.reads[layer.name]]
             yield make_case(f"{name} {layer.name.split('.')[-1]}", weight, gram, SPARSITY, 2 if quick else 8)
 
 

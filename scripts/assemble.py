@@ -16,11 +16,12 @@ def main(snakemake, settings):
     pattern = parse_pattern(settings["pattern"])
     masks = {}
     for block, path in enumerate(snakemake.input.masks):
-        for layer, mask in read_masks(path, model).items():
-            name = model.tensor_name(block, layer)
+        of_block = read_masks(path, model)
+        for layer in model.blocks[block]:
+            name = model.tensor_name(block, layer.name)
             with naming(name):
-                check_mask(mask, pattern)
-            masks[name] = mask
+                check_mask(of_block[layer.name], pattern)
+            masks[name] = layer.in_file(of_block[layer.name])
     base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
     write_masks(snakemake.output.masks, masks, model, snakemake.params.key, base=base, pattern=pattern.label)
     about = {"base": base, "pattern": pattern.label, "wildcards": dict(snakemake.wildcards.items())}

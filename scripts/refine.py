@@ -26,7 +26,7 @@ def main(snakemake, settings):
         name = model.tensor_name(block, layer.name)
         with naming(name):
             began = time.monotonic()
-            weight = model.weight(block, layer.name).to(place)
+            weight = model.weight(block, layer).to(place)
             source = grams.reads[layer.name]
             gram, start = grams.matrix[source].to(place), starts[layer.name].to(place)
             result = refine(weight, gram, start, pattern, settings["max_swaps"])

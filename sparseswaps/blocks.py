@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.checkpoint import Checkpoint
 from sparseswaps.errors import InputError
@@ -30,13 +31,20 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise InputError(f"{type(model).__name__}: found no list of {depth(model.config)} decoder blocks")
 
 
-def prunable_layers(block: nn.Module) -> dict[str, nn.Linear]:
+def prunable_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
     """The linear layers of a block by their name within it, in the order of their definition."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def as_layer(name: str, module: nn.Linear | Conv1D) -> Layer:
+    """The description of a linear layer; GPT-2's `Conv1D` holds its weight as [d_in, d_out]."""
+    transposed = isinstance(module, Conv1D)
+    d_out, d_in = reversed(module.weight.shape) if transposed else module.weight.shape
+    return Layer(name, d_out, d_in, transposed)
 
 
 def left_dense(block: nn.Module) -> list[str]:
-    """Parameters of a block that look like matrices of a layer but are not `nn.Linear`: they cannot be pruned yet."""
+    """Parameters of a block that look like matrices but belong to no linear layer: they cannot be pruned yet."""
     linear = {id(module.weight) for module in prunable_layers(block).values()}
     return [name for name, p in block.named_parameters() if p.ndim >= 2 and id(p) not in linear]
 
@@ -58,20 +66,23 @@ def describe(folder: Path) -> Model:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{folder}: transformers cannot build it: {reason}") from None
     prefix, blocks = find_blocks(model)
+    if not any(name.startswith(prefix) for name in names):  # saved without its head, as gpt2 was
+        prefix = prefix.removeprefix(f"{model.base_model_prefix}.")
     described = Model(
         folder=str(folder),
         prefix=prefix,
-        blocks=[[Layer(n, m.out_features, m.in_features) for n, m in prunable_layers(b).items()] for b in blocks],
+        blocks=[[as_layer(name, module) for name, module in prunable_layers(block).items()] for block in blocks],
         left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block)],
         tensors=checkpoint.hashes(),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
     )
     if not any(described.blocks):
-        raise InputError(f"{folder}: its decoder blocks hold no nn.Linear layer, which is all that can be pruned yet")
+        raise InputError(f"{folder}: its decoder blocks hold no linear layer, which is all that can be pruned yet")
     for index, layers in enumerate(described.blocks):
         for layer in layers:
             if (name := described.tensor_name(index, layer.name)) not in names:
                 raise InputError(f"{folder}: holds no tensor {name!r}, which its configuration calls for")
-            if (shape := checkpoint.shape(name)) != (layer.d_out, layer.d_in):
-                raise InputError(f"{folder}: {name} is {shape}, its configuration says {(layer.d_out, layer.d_in)}")
+            expected = (layer.d_in, layer.d_out) if layer.transposed else (layer.d_out, layer.d_in)
+            if (shape := checkpoint.shape(name)) != expected:
+                raise InputError(f"{folder}: {name} is {shape}, its configuration says {expected}")
     return described

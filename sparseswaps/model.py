@@ -12,11 +12,20 @@ from sparseswaps.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of a decoder block: its name within the block and its weight's shape [d_out, d_in]."""
+    """A linear layer of a decoder block: its name within the block and its weight's shape [d_out, d_in].
+
+    Masks and weights are [d_out, d_in] everywhere but in the model's files, where a `transposed` layer's tensor is
+    [d_in, d_out] (GPT-2's Conv1D).
+    """
 
     name: str
     d_out: int
     d_in: int
+    transposed: bool
+
+    def in_file(self, matrix: Tensor) -> Tensor:
+        """A matrix [d_out, d_in] of this layer in the shape of its tensor, or the other way round."""
+        return matrix.T.contiguous() if self.transposed else matrix
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Model:
 
     Attributes:
         folder: the Hugging Face directory.
-        prefix: dotted name of the list of decoder blocks.
+        prefix: dotted name of the list of decoder blocks in the names of tensors.
         blocks: the prunable layers of each block.
         left_dense: parameters of the blocks that are matrices but cannot be pruned.
         tensors: SHA-256 of every tensor's bytes.
@@ -51,6 +60,6 @@ class Model:
     def tensor_name(self, block: int, layer: str) -> str:
         return f"{self.prefix}.{block}.{layer}.weight"
 
-    def weight(self, block: int, layer: str) -> Tensor:
+    def weight(self, block: int, layer: Layer) -> Tensor:
         """The weight of one layer, [d_out, d_in] in its stored dtype."""
-        return self.checkpoint.tensor(self.tensor_name(block, layer))
+        return layer.in_file(self.checkpoint.tensor(self.tensor_name(block, layer.name)))

@@ -45,7 +45,7 @@ def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
     masks = {"wanda": {}, "swaps": {}}
     for index, layers in enumerate(described.blocks):
         for layer in layers:
-            weight, gram = described.weight(index, layer.name), grams[index].matrix[grams[index].reads[layer.name]]
+            weight, gram = described.weight(index, layer), grams[index].matrix[grams[index].reads[layer.name]]
             start = WARMSTARTS["wanda"](weight, gram, pattern)
             result = refine(weight, gram, start, pattern)
             assert result.certified.all()
