@@ -1,0 +1,105 @@
+"""Mask files on models in memory."""
+
+import pytest
+import torch
+from conftest import write_tiny_model
+from transformers import AutoModelForCausalLM, GPT2Config
+
+import sparseswaps
+from sparseswaps.artifacts import write_masks
+from sparseswaps.blocks import describe
+from sparseswaps.errors import InputError
+from sparseswaps.masks import keep_best
+from sparseswaps.pattern import parse_pattern
+
+
+def mask_file(folder, path):
+    """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule assemble writes it."""
+    model, pattern = describe(folder), parse_pattern("2:4")
+    masks = {
+        model.tensor_name(index, layer.name): layer.in_file(keep_best(model.weight(index, layer).abs(), pattern))
+        for index, layers in enumerate(model.blocks)
+        for layer in layers
+    }
+    base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
+    write_masks(path, masks, model, "key", base=base, pattern=pattern.label)
+    return masks
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_tiny_model(tmp_path / "base")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # as stored, and widened
+def test_a_fresh_copy_is_pruned(base, tmp_path, dtype):
+    masks = mask_file(base, tmp_path / "masks.safetensors")
+    dense = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).state_dict()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    found = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
+    assert set(found) == set(masks)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, dense[name] * masks[name] if name in masks else dense[name])
+    with pytest.raises(InputError, match="has not the values of the base model"):
+        sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")  # it is no base any more
+
+
+def test_transposed_layers_of_a_file_without_head(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    AutoModelForCausalLM.from_config(config).transformer.save_pretrained(tmp_path / "base")
+    masks = mask_file(tmp_path / "base", tmp_path / "masks.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    found = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
+    assert set(found) == {f"transformer.{name}" for name in masks}
+    for name, mask in found.items():
+        weight = model.get_parameter(name)
+        assert torch.equal(weight == 0, ~mask)
+        assert (weight.T.reshape(weight.shape[1], -1, 4) == 0).sum(-1).eq(2).all()  # along the inputs
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda p: torch.optim.AdamW(p, lr=0.01), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True)],
+)
+def test_zeros_survive_training_for_as_long_as_they_are_kept(base, tmp_path, optimizer):
+    mask_file(base, tmp_path / "masks.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    masks = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
+    handle = sparseswaps.keep_zeros(model, masks)
+    before = {name: model.get_parameter(name).detach().clone() for name in masks}
+    chosen = optimizer(model.parameters())
+    ids = torch.arange(24).view(2, 12)
+
+    def train():
+        for _ in range(3):
+            chosen.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            chosen.step()
+
+    train()
+    for name, mask in masks.items():
+        weight = model.get_parameter(name)
+        assert (weight[~mask] == 0).all()
+        assert not torch.equal(weight, before[name])  # it was trained
+    handle.remove()
+    train()
+    assert any((model.get_parameter(name)[~mask] != 0).any() for name, mask in masks.items())
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_pruned(base, tmp_path):
+    path = tmp_path / "masks.safetensors"
+    mask_file(base, path)
+    other = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "other", seed=1))
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(InputError, match="has not the values of the base model"):
+        sparseswaps.apply_masks(other, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    with pytest.raises(InputError, match="this one has not"):
+        sparseswaps.apply_masks(torch.nn.Linear(2, 2), path)
+    with pytest.raises(InputError, match="not the mask file of a whole model"):
+        sparseswaps.apply_masks(other, base / "model.safetensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        sparseswaps.apply_masks(other, tmp_path / "none.safetensors")
+    with pytest.raises(AttributeError):
+        sparseswaps.no_such_thing  # noqa: B018
