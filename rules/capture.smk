@@ -21,6 +21,8 @@ for MODEL_NAME in config["models"]:
             f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.log",
         benchmark:
             f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.tsv"
+        wildcard_constraints:
+            calibration=PROPAGATES["dense"],
         conda:
             ENVIRONMENT
         threads: config["threads"]

@@ -28,6 +28,13 @@ HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 # Where the logs and benchmarks of the study's jobs lie, below the logs.
 FOLDERS = sorted({str(f) for v in VARIANTS for f in (Path(v.folder), *Path(v.folder).parents)} - {"."})
 
+# The names of the calibrations whose inputs propagate in either way, for the rules that are for one of them.
+PROPAGATES = {
+    way: "|".join(re.escape(name) for name, entry in config["calibrations"].items() if entry["propagate"] == way)
+    or "(?!)"  # matches nothing
+    for way in ("dense", "pruned")
+}
+
 
 wildcard_constraints:
     model="|".join(map(re.escape, config["models"])),
@@ -44,6 +51,14 @@ wildcard_constraints:
 def key(script, settings, packages=("torch", "transformers")):
     """The one parameter of a rule: what its stage was told, the code that it runs, and the versions that matter."""
     return stage_key(Path(workflow.basedir) / "scripts" / f"{script}.py", settings, packages)
+
+
+def chained(model, ending):
+    """The outputs of a chain: an artifact for each decoder block of a model, in a cell's folder."""
+    folder = (
+        f"<results>/{model}/{{{{calibration}}}}/seed{{{{seed}}}}/{{{{pattern}}}}/{{{{warmstart}}}}/{{{{refinement}}}}"
+    )
+    return expand(f"{folder}/{ending}", block=BLOCKS[model])
 
 
 def of_blocks(folder, ending):
@@ -63,7 +78,8 @@ def task_files(include):
 
 def of_text(settings):
     """The settings of a text, for a key: the embedded one is the running Python's own sources."""
-    return settings | ({"python": platform.python_version()} if settings["text"] == "embedded" else {})
+    drawn = {name: value for name, value in settings.items() if name != "propagate"}  # that is what captures do with it
+    return drawn | ({"python": platform.python_version()} if settings["text"] == "embedded" else {})
 
 
 def evaluated(wildcards):

@@ -11,6 +11,8 @@ rule refine:
         "<logs>/<cell>/refine.{block}.log",
     benchmark:
         "<logs>/<cell>/refine.{block}.tsv"
+    wildcard_constraints:
+        calibration=PROPAGATES["dense"],
     conda:
         ENVIRONMENT
     threads: config["threads"]

@@ -9,6 +9,8 @@ rule warmstart:
         "<logs>/<start>/warmstart.{block}.log",
     benchmark:
         "<logs>/<start>/warmstart.{block}.tsv"
+    wildcard_constraints:
+        calibration=PROPAGATES["dense"],
     conda:
         ENVIRONMENT
     threads: config["threads"]

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -41,6 +41,14 @@ def as_layer(name: str, module: nn.Linear | Conv1D) -> Layer:
     transposed = isinstance(module, Conv1D)
     d_out, d_in = reversed(module.weight.shape) if transposed else module.weight.shape
     return Layer(name, d_out, d_in, transposed)
+
+
+def put_masks(block: nn.Module, masks: dict[str, Tensor]) -> None:
+    """Set the pruned weights of a block to zero; `masks` are boolean [d_out, d_in] by layer name."""
+    layers = prunable_layers(block)
+    for name, mask in masks.items():
+        pruned = ~as_layer(name, layers[name]).in_file(mask)
+        layers[name].weight.data.masked_fill_(pruned.to(layers[name].weight.device), 0)
 
 
 def left_dense(block: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@
 Nothing here knows a model family: every block is run with the arguments that the model itself was seen to give it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparseswaps.blocks import find_blocks, prunable_layers
+from sparseswaps.blocks import find_blocks, prunable_layers, put_masks
 from sparseswaps.errors import InputError
 from sparseswaps.gram import Grams, accumulate
+
+Prune = Callable[[int, Grams], dict[str, Tensor]]
 
 
 class _Reached(Exception):  # noqa: N818
@@ -56,8 +58,14 @@ def _first(output: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_size: int) -> Iterator[Grams]:
-    """Gram matrices of the inputs of every linear layer, block by block, with unpruned inputs throughout.
+def capture(
+    model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_size: int, prune: Prune | None = None
+) -> Iterator[Grams]:
+    """Gram matrices of the inputs of every linear layer, block by block.
+
+    Inputs are those of the dense model, or, with `prune`, of a model whose earlier blocks are pruned already: it is
+    called with the number of a block and its Gram matrices, and the masks that it returns are put on the block's
+    weights, in place, before the block is run for the inputs of the next.
 
     Only one block's Gram matrices and the hidden states of all samples are held at a time; hidden states wait on the
     CPU.
@@ -67,6 +75,7 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
         samples: int64 [samples, seqlen] token ids of the calibration text.
         held_out: int64 [any number, seqlen] token ids of held-out text.
         batch_size: sequences per forward pass.
+        prune: the masks of a block, boolean [d_out, d_in] by layer name, from its number and Gram matrices.
 
     Yields:
         One `Grams` a block, in order, on the model's device.
@@ -93,7 +102,9 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
                 for name, layer in prunable_layers(block).items():
                     hook = _recorder(inputs, name)
                     hooks.callback(layer.register_forward_pre_hook(hook).remove)
-                hidden[position] = _first(block(*args, **kwargs)).cpu()
+                output = _first(block(*args, **kwargs)).cpu()
+            if prune is None:
+                hidden[position] = output
             for name in prunable_layers(block):
                 if name not in inputs:
                     raise InputError(f"{prefix}.{index}.{name}: the model never calls it, so it cannot be calibrated")
@@ -101,6 +112,11 @@ def capture(model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_siz
         for totals in (grams.matrix, grams.held_out):
             for name, total in totals.items():  # the rounding of a device's matrix product need not be symmetric
                 totals[name] = (total + total.T) / 2
+        if prune is not None:
+            put_masks(block, prune(index, grams))
+            for position, (ids, _) in enumerate(batches):
+                args, kwargs = _with_hidden(arguments[len(ids)][index], hidden[position].to(model.device))
+                hidden[position] = _first(block(*args, **kwargs)).cpu()
         yield grams
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import write_tiny_model
@@ -18,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from sparseswaps.blocks import describe, find_blocks, prunable_layers
+from sparseswaps.blocks import as_layer, describe, find_blocks, prunable_layers, put_masks
 from sparseswaps.capture import capture
 from sparseswaps.checkpoint import write_pruned
 from sparseswaps.criteria import wanda
@@ -82,6 +84,49 @@ def test_grams_are_those_of_the_models_own_forward_pass(config):
     for (split, index, name), gram in expected.items():
         grams = captured[index]
         torch.testing.assert_close(getattr(grams, split)[grams.reads[name]], gram, rtol=1e-4, atol=1e-4)
+
+
+def half_of_each_block(model):
+    """A `prune` that keeps every other input of every layer, whatever the Gram matrices."""
+    _, blocks = find_blocks(model)
+
+    def prune(index, _grams):
+        shapes = {name: as_layer(name, layer) for name, layer in prunable_layers(blocks[index]).items()}
+        return {name: (torch.arange(s.d_in) % 2 == 0).expand(s.d_out, s.d_in) for name, s in shapes.items()}
+
+    return prune
+
+
+def same(some, others):
+    for one, other in zip(some, others, strict=True):
+        assert one.reads == other.reads
+        for name in one.matrix:
+            torch.testing.assert_close(one.matrix[name], other.matrix[name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one.held_out[name], other.held_out[name], rtol=1e-4, atol=1e-4)
+
+
+@families
+def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    samples, held_out = tokens(5, 1), tokens(3, 2)
+    prune = half_of_each_block(model)
+    dense = list(capture(model, samples, held_out, 2))
+    chained = list(capture(copy.deepcopy(model), samples, held_out, 2, prune))
+    _, blocks = find_blocks(model)
+    expected = []
+    for index in range(len(blocks)):  # a dense pass over a whole model, of which blocks before `index` are pruned
+        expected.append(list(capture(model, samples, held_out, 2))[index])
+        put_masks(blocks[index], prune(index, None))
+    same(chained, expected)
+    assert any(not torch.allclose(chained[-1].matrix[name], gram) for name, gram in dense[-1].matrix.items())
+
+
+def test_where_nothing_is_pruned_both_propagations_agree():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS[0]).eval()
+    samples, held_out = tokens(5, 1), tokens(3, 2)
+    same(capture(model, samples, held_out, 2, lambda *_: {}), capture(model, samples, held_out, 2))
 
 
 @families

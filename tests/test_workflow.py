@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import sparseswaps
 from sparseswaps.artifacts import read_masks, read_model
 from sparseswaps.pattern import parse_pattern
 
@@ -234,3 +235,37 @@ def test_a_model_that_overflows_leaves_the_gram_matrices_of_the_last_one(finishe
     assert done.returncode != 0
     assert "model.layers.0.mlp.down_proj: an input activation is NaN or Inf" in done.stdout
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
+    text = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
+    calibrations = {"stdlib": text, "chained": text | {"propagate": "pruned"}}
+    config = tiny_study(tiny_model, calibrations=calibrations, patterns=["2:4"])
+    workflow = Workflow(tmp_path)
+    jobs = workflow.planned(config)
+    assert {name: jobs[name] for name in ("capture_tiny", "warmstart", "refine", "chain_tiny")} == {
+        "capture_tiny": 1,
+        "warmstart": 2,
+        "refine": 4,
+        "chain_tiny": 2,  # a refinement each
+    }
+    folder = "results/tiny/chained/seed0/2of4/wanda/swaps"
+    workflow.run(config, "--cores", "2", "--", f"{folder}/masks.safetensors")
+    described = read_model(tmp_path / "results" / "tiny" / "model.json")
+    chained = read_masks(tmp_path / folder / "masks.safetensors", described)
+    dense = read_masks(cell(finished[0], "2of4", "swaps") / "masks.safetensors", described)
+    equal = {name: torch.equal(mask, dense[name]) for name, mask in chained.items()}
+    assert all(equal[name] for name in equal if ".layers.0." in name)  # nothing is pruned before the first block
+    assert not all(equal.values())
+    losses = [pandas.read_csv(tmp_path / folder / "losses" / f"block0{index}.csv") for index in range(2)]
+    assert all((table["loss_after"] < table["loss_before"]).all() for table in losses)
+    changed = {name: entry | {"propagate": "pruned"} for name, entry in calibrations.items()}
+    assert "capture_tiny" not in workflow.planned(config | {"calibrations": changed})
+
+
+def test_the_mask_file_prunes_a_fresh_copy_of_the_base(finished, tiny_model):
+    folder = cell(finished[0], "2of4", "swaps")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    sparseswaps.apply_masks(model, folder / "masks.safetensors")
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+    assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
