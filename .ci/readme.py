@@ -1,5 +1,6 @@
 """Copy the figures of the last run of config.yaml into README.md and docs/."""
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def main() -> None:
     lines = [
         f"The embedded model (dense perplexity {dense['perplexity/held_out']:.2f} on held-out text, "
         f"{dense['seqlen/held_out']:.0f}-token windows; accuracy {dense['embedded_cloze/acc']:.1%} on the cloze task, "
-        f"{dense['embedded_choice/acc']:.1%} on the multiple-choice task), every row refined to its local optimum:",
+        f"{dense['embedded_choice/acc']:.1%} on the multiple-choice task; the text is the sources of Python "
+        f"{platform.python_version()}), every row refined to its local optimum:",
         "",
         "| pattern | warm start | perplexity | refined | error | error, held out | swaps per row | cloze | refined "
         "| choice | refined |",

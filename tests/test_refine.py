@@ -304,6 +304,8 @@ def test_what_does_not_fit_is_refused():
     ]:
         with pytest.raises(InputError, match=message):
             refine(*arguments)
+    with pytest.raises(InputError, match=r"needs a \[4, 4\] Gram"):
+        eliminate(weight, torch.eye(3), half)
 
 
 def test_a_wrong_certificate_is_an_error(monkeypatch):

@@ -104,10 +104,9 @@ def refine(
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
     d_out, d_in = weight.shape
-    if gram.shape != (d_in, d_in) or mask.shape != weight.shape or mask.dtype != torch.bool:
+    if mask.shape != weight.shape or mask.dtype != torch.bool:
         raise InputError(
-            f"weight {tuple(weight.shape)} needs a [{d_in}, {d_in}] Gram matrix and a boolean mask of its shape, "
-            f"not {tuple(gram.shape)} and {mask.dtype} {tuple(mask.shape)}"
+            f"weight {tuple(weight.shape)} needs a boolean mask of its shape, not {mask.dtype} {tuple(mask.shape)}"
         )
     if max_swaps is not None and max_swaps < 0:
         raise InputError(f"max_swaps is {max_swaps}: expected a number of swaps, or none for the local optimum")
@@ -160,7 +159,7 @@ def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | Non
     Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error (the half of a swap's cost that is u's), with
     c = G ((1 - m) * w). Blocks that have no weight left to spare are passed over.
 
-    Args and errors are those of `refine`.
+    Args and input errors are those of `refine`.
 
     Returns:
         boolean [d_out, d_in], True where kept.
@@ -172,6 +171,11 @@ def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | Non
 
 def checked(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32, or in float64 where they came so, the Gram matrix exactly symmetric; InputError if unusable."""
+    d_in = weight.shape[1]
+    if gram.shape != (d_in, d_in):
+        raise InputError(
+            f"weight {tuple(weight.shape)} needs a [{d_in}, {d_in}] Gram matrix, not one of {tuple(gram.shape)}"
+        )
     if not weight.isfinite().all():
         raise InputError("the weight holds NaN or Inf")
     check_gram(gram)
