@@ -9,6 +9,7 @@ from sparseswaps.capture import capture
 from sparseswaps.criteria import WARMSTARTS
 from sparseswaps.errors import naming
 from sparseswaps.files import write_csv
+from sparseswaps.gram import check_gram
 from sparseswaps.layerwise import refine_layer, summary, total
 from sparseswaps.pattern import parse_pattern
 from sparseswaps.pretrained import load_model
@@ -30,6 +31,8 @@ def main(snakemake, settings):
                 weight = described.weight(block, layer).to(place)
                 gram = grams.matrix[source].float()  # the precision of the Gram matrices that other rules write
                 unseen = grams.held_out[source].float() if source in grams.held_out else None
+                if unseen is not None:
+                    check_gram(unseen)
                 start = warm_start(weight, gram, pattern)
                 masks[layer.name], row = refine_layer(weight, gram, unseen, start, pattern, settings["max_swaps"])
             rows.append({"block": block, "layer": layer.name} | row)

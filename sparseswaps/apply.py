@@ -37,18 +37,24 @@ def apply_masks(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
             packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    about = json.loads(header.get("more", "{}"))
-    if header.get("kind") != "masks" or "base" not in about:
-        raise InputError(f"{path}: not the mask file of a whole model (masks.safetensors beside its checkpoint)")
+    try:
+        about = json.loads(header["more"])
+        folder, hashes, widths = about["base"]["folder"], about["base"]["tensors"], about["d_in"]
+        of_base = {name: (unpack(bits, widths[name]), hashes[name]) for name, bits in packed.items()}
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path}: not the mask file of a whole model (masks.safetensors beside its checkpoint)"
+        ) from None
     parameters, prefix = dict(model.named_parameters()), getattr(model, "base_model_prefix", "")
     masks = {}
-    for name, bits in packed.items():
+    for name, (mask, digest) in of_base.items():
         here = name if name in parameters else f"{prefix}.{name}"  # files that lack the head name tensors shorter
         if here not in parameters:
             raise InputError(f"{path}: its base model has a parameter {name}, this one has not")
-        if not _is_bytes_of(parameters[here].detach(), about["base"]["tensors"][name]):
-            raise InputError(f"{path}: {here} has not the values of the base model {about['base']['folder']}")
-        masks[here] = unpack(bits, about["d_in"][name]).to(parameters[here].device)
+        parameter = parameters[here].detach()
+        if parameter.shape != mask.shape or not _is_bytes_of(parameter, digest):
+            raise InputError(f"{path}: {here} has not the values of the base model {folder}")
+        masks[here] = mask.to(parameter.device)
     for name, mask in masks.items():
         parameters[name].data.masked_fill_(~mask, 0)
     return masks
@@ -64,13 +70,14 @@ def keep_zeros(model: nn.Module, masks: dict[str, Tensor]) -> RemovableHandle:
     Returns:
         A handle whose `remove()` ends it.
     """
-    pruned = {parameter: masks[name] for name, parameter in model.named_parameters() if name in masks}
+    pruned = {parameter: ~masks[name] for name, parameter in model.named_parameters() if name in masks}
 
     def restore(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter in pruned:
-                    parameter.data.masked_fill_(~pruned[parameter], 0)
+                    pruned[parameter] = pruned[parameter].to(parameter.device)  # the model may have moved since
+                    parameter.data.masked_fill_(pruned[parameter], 0)
 
     return register_optimizer_step_post_hook(restore)
 

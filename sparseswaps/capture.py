@@ -102,9 +102,9 @@ def capture(
                 for name, layer in prunable_layers(block).items():
                     hook = _recorder(inputs, name)
                     hooks.callback(layer.register_forward_pre_hook(hook).remove)
-                output = _first(block(*args, **kwargs)).cpu()
+                output = _first(block(*args, **kwargs))
             if prune is None:
-                hidden[position] = output
+                hidden[position] = output.cpu()
             for name in prunable_layers(block):
                 if name not in inputs:
                     raise InputError(f"{prefix}.{index}.{name}: the model never calls it, so it cannot be calibrated")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparseswaps.errors import InputError
 
+_VANISHED = 2.0**-50  # the norm of a feature whose squares are lost in float32
 _ROWS, _COLUMNS = 2048, 4096  # of a weight and of its Gram matrix in float64 at a time: the whole would double memory
 
 
@@ -51,17 +52,21 @@ def check_gram(gram: Tensor) -> None:
     if not len(gram):
         return
     rounding = len(gram) * torch.finfo(torch.float32).eps
-    scale = gram.diagonal().double().clamp_min(0).rsqrt().nan_to_num(posinf=0)
-    dead = scale == 0
-    if gram[dead].any() or gram[:, dead].any():  # negative, or correlated with something although it is always zero
+    diagonal = gram.diagonal().double()
+    dead = diagonal == 0
+    vanished = _VANISHED * diagonal.clamp_min(0).sqrt()  # what a feature may share that was lost when it was squared
+    if (diagonal < 0).any() or (gram[dead].abs() > vanished).any() or (gram[:, dead].abs() > vanished[:, None]).any():
         raise InputError("the Gram matrix is not positive semidefinite")
-    single = scale.float()
-    scaled = gram * single * single[:, None]
+    scale = diagonal.rsqrt().masked_fill(dead, 0)
+    scaled = torch.empty(gram.shape, dtype=torch.float32, device=gram.device)
+    for first in range(0, len(gram), _ROWS):
+        rows = slice(first, first + _ROWS)  # more than 1 is wrong already, and must not become infinite
+        scaled[rows] = (gram[rows].double() * scale[rows, None] * scale).clamp_(-4, 4)
     if (scaled - scaled.T).abs().max() > rounding:
         raise InputError("the Gram matrix is not symmetric")
     scaled.diagonal().fill_(1 + rounding)
     # Float32 is enough for most; where it fails, rounding may be to blame, and float64 decides.
-    if torch.linalg.cholesky_ex(scaled.float()).info and torch.linalg.cholesky_ex(scaled.double()).info:
+    if torch.linalg.cholesky_ex(scaled).info and torch.linalg.cholesky_ex(scaled.double()).info:
         raise InputError("the Gram matrix is not positive semidefinite")
 
 

@@ -21,14 +21,14 @@ def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
     size, kept = pattern.blocks(scores.shape[1])
     grouped = scores.reshape(scores.shape[0], -1, size)
     order = grouped.argsort(dim=-1, descending=True, stable=True)
-    mask = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order[..., :kept], True)
+    mask = torch.zeros(grouped.shape, dtype=torch.bool, device=scores.device).scatter_(-1, order[..., :kept], True)
     return mask.view_as(scores)
 
 
 def check_mask(mask: Tensor, pattern: Pattern) -> None:
     """Raise InputError unless every block of every row keeps exactly as many weights as `pattern` says."""
     size, kept = pattern.blocks(mask.shape[1])
-    counts = mask.view(mask.shape[0], -1, size).sum(-1)
+    counts = mask.reshape(mask.shape[0], -1, size).sum(-1)
     wrong = (counts != kept).nonzero()
     if len(wrong):
         row, block = wrong[0].tolist()

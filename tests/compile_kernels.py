@@ -1,5 +1,7 @@
 """Compile the Triton kernels for a Hopper GPU, which need not be there; run by test_refine without the interpreter."""
 
+from itertools import product
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -7,8 +9,7 @@ from triton.compiler import ASTSource
 from sparseswaps.refine import cuda
 from sparseswaps.refine.bounds import LAMBDA
 
-TYPES = dict.fromkeys(["weight", "gram", "strongest", "inside"], "*fp32")
-TYPES |= dict.fromkeys(["correlation", "norm", "unit", "low"], "*fp64")
+TYPES = dict.fromkeys(["correlation", "norm", "unit", "low"], "*fp64") | {"strongest": "*fp32"}
 TYPES |= {"mask": "*i8", "certified": "*i8", "listed": "*i32", "budget": "*i64", "swaps": "*i64", "d_in": "i32"}
 KERNELS = [
     (cuda._swap_row, {"lam": LAMBDA, "chunk": cuda._CHUNK, "few": cuda._FEW}, cuda._WARPS),
@@ -19,10 +20,13 @@ KERNELS = [
 ]
 
 if __name__ == "__main__":
-    for kernel, constants, warps in KERNELS:
-        signature = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
+    for (kernel, constants, warps), real in product(KERNELS, ["*fp32", "*fp64"]):
+        types = TYPES | dict.fromkeys(["weight", "gram", "inside"], real)
+        signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
         indexed = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=indexed)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        options = {"num_warps": warps, "enable_fp_fusion": cuda._FUSED}
+        options["maxnreg"] = min(255, 2048 // warps) if kernel is cuda._eliminate else cuda._REGISTERS
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert ".target sm_90" in compiled.asm["ptx"]
-        print(kernel.__name__, constants, f"{len(compiled.asm['cubin'])} bytes")
+        print(kernel.__name__, real, constants, f"{len(compiled.asm['cubin'])} bytes")

@@ -34,6 +34,10 @@ def test_gram_matrices_that_are_none():
     check_gram(good)
     check_gram(torch.zeros(3, 3))
     check_gram(torch.ones(3, 3))  # rank one
+    for scale in (1e-310, 1e-30, 1e30, 1e290):
+        check_gram(torch.ones(3, 3, dtype=torch.float64) * scale)
+        with pytest.raises(InputError):
+            check_gram(torch.tensor([[1.0, 9.0], [3.0, 1.0]], dtype=torch.float64) * scale)
     for bad, message in [
         (torch.ones(2, 3), "square"),
         (good * float("nan"), "NaN"),

@@ -298,7 +298,13 @@ def test_what_does_not_fit_is_refused():
         ((weight, indefinite, mask, half), "not positive semidefinite"),
         ((weight, outlier, mask, half), "not positive semidefinite"),
         ((weight, -gram, mask, half), "not positive semidefinite"),
+        ((weight, gram * 1e30, mask[:, :3], half), "boolean mask"),
+        ((weight[0], gram, mask, half), "floating-point matrix"),
+        ((weight.int(), gram, mask, half), "floating-point matrix"),
+        ((weight[:, :0], gram, mask, half), "floating-point matrix"),
+        ((weight.double() * 1e160, gram, mask, half), "a loss overflows"),
         ((weight, gram, mask, half, -1), "max_swaps"),
+        ((weight, gram, mask, half, 1.5), "max_swaps"),
         ((weight, gram, mask, parse_pattern("2:3")), "2:3 does not divide"),
         ((weight, gram, mask, half, None, "warp"), "backend 'warp'"),
     ]:
@@ -306,6 +312,54 @@ def test_what_does_not_fit_is_refused():
             refine(*arguments)
     with pytest.raises(InputError, match=r"needs a \[4, 4\] Gram"):
         eliminate(weight, torch.eye(3), half)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("pattern", ["60%", "2:4"])
+def test_views_and_parameters_are_taken(backend, pattern):
+    weight, inputs = layer(13, 5, 12, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    expected = run(backend, weight, gram, start, pattern)
+    strided = [t.T.contiguous().T for t in (weight, gram, start)]
+    assert torch.equal(run(backend, *strided, pattern).mask, expected.mask)
+    assert torch.equal(run(backend, torch.nn.Parameter(weight), gram, start, pattern).mask, expected.mask)
+    assert expected.swaps.any()
+
+
+def test_a_feature_whose_squares_vanish_is_a_dead_one():
+    weight, inputs = layer(14, 3, 16, "random")
+    inputs[2] *= 1e-24  # its square is 0 in float32, its products with the others are not
+    gram, pattern = inputs @ inputs.T, parse_pattern("50%")
+    assert gram[2, 2] == 0
+    assert gram[2].any()
+    result = refine(weight, gram, keep_best(-weight.abs(), pattern), pattern)
+    assert result.certified.all()
+    assert result.swaps.sum() > 3
+
+
+def test_a_backend_for_another_device_is_refused(monkeypatch):
+    weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(InputError, match="backend 'cuda': the tensors are on cpu"):
+        refine(weight, gram, mask, parse_pattern("50%"), backend="cuda")
+    with pytest.raises(InputError, match=r"needs a .* Gram matrix there, not one of .* on meta"):
+        refine(weight, gram.to("meta"), mask, parse_pattern("50%"))
+    with pytest.raises(InputError, match="the mask is on meta"):
+        refine(weight, gram, mask.to("meta"), parse_pattern("50%"))
+
+
+def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
+    class Greedy:
+        @staticmethod
+        def swap_rows(weight, gram, mask, correlation, size, budget):
+            mask.fill_(True)
+            return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
+
+    monkeypatch.setattr(engine, "backend_of", lambda *_: Greedy)
+    weight, gram = torch.ones(2, 4), torch.eye(4)
+    with pytest.raises(CertificateError, match="how many weights a block keeps"):
+        refine(weight, gram, torch.eye(2, 4, dtype=torch.bool), parse_pattern("50%"))
 
 
 def test_a_wrong_certificate_is_an_error(monkeypatch):
@@ -345,7 +399,10 @@ def test_cuda_gives_the_masks_of_the_cpu(pattern, d_in):
     assert there.mask.is_cuda
     assert torch.equal(there.mask.cpu(), here.mask)
     assert torch.equal(there.swaps.cpu(), here.swaps)
-    assert torch.equal(eliminate(weight.cuda(), gram.cuda(), pattern).cpu(), eliminate(weight, gram, pattern))
+    masks = [eliminate(weight.to(place), gram.to(place), pattern).cpu() for place in ("cuda", "cpu")]
+    torch.testing.assert_close(*(row_loss(weight, gram, mask) for mask in masks))  # near-ties may be rounded apart
+    oracle = refine(weight[:1].cuda(), gram.cuda(), start[:1].cuda(), pattern, 1, "reference")
+    assert torch.equal(oracle.mask.cpu(), refine(weight[:1], gram, start[:1], pattern, 1).mask)
 
 
 @pytest.mark.gpu

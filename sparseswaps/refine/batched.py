@@ -1,4 +1,4 @@
-"""The search in batched torch operations, in float64, for any device that torch knows: all rows step together.
+"""The search in batched torch operations, in float64, for any device that has float64: all rows step together.
 
 Within N:M blocks every pair is formed. Across a whole row that would be up to d_in^2 / 4 pairs; there the bound of
 `bounds` shows of nearly all of them that they cannot win.

@@ -26,9 +26,11 @@ def improvable(weight: Tensor, gram: Tensor, mask: Tensor, size: int) -> Tensor:
     found = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     for row, (w, c) in enumerate(zip(weight.double(), correlation(weight, gram, mask), strict=True)):
         alone = s[row] ** 2 + uncertain[row]
-        p = (~mask[row]).nonzero().flatten()
-        keeping = (alone - 2 * w * c)[p]
-        for u in mask[row].nonzero().flatten().split(max(1, _PAIRS // max(1, len(p)))):
-            costs = (alone + 2 * w * c)[u, None] + keeping - 2 * w[u, None] * w[p] * gram[u][:, p]
+        kept, pruned = mask[row].nonzero().flatten(), (~mask[row]).nonzero().flatten()
+        if not (len(kept) and len(pruned)):
+            continue
+        for u in kept.split(max(1, _PAIRS // len(pruned))):
+            p = pruned[(pruned // size >= u[0] // size) & (pruned // size <= u[-1] // size)]
+            costs = (alone + 2 * w * c)[u, None] + (alone - 2 * w * c)[p] - 2 * w[u, None] * w[p] * gram[u][:, p]
             found[row] |= ((costs < 0) & (u[:, None] // size == p // size)).any()
     return found

@@ -1,5 +1,6 @@
 """The public face of the swap engine: checks its input, picks a backend, measures and checks what came of it."""
 
+import os
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from sparseswaps.errors import InputError
 from sparseswaps.gram import check_gram, correlation, loss_of
 from sparseswaps.pattern import Pattern
 from sparseswaps.refine.certificate import improvable
+from sparseswaps.refine.reference import norms
 
 BACKENDS = ("reference", "cpu", "cuda", "batched")
 _CHECKED_ROWS = 4  # rows whose certificate is checked over every pair
@@ -71,6 +73,7 @@ class Refinement:
     drift: Tensor
 
 
+@torch.no_grad()
 def refine(
     weight: Tensor,
     gram: Tensor,
@@ -88,7 +91,7 @@ def refine(
 
     Args:
         weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in] on the same device, any floating dtype, the Gram matrix of the layer's inputs.
+        gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
         mask: boolean [d_out, d_in], True where kept; not modified.
         pattern: which weights may change places.
         max_swaps: swaps per row at most; None: to the local optimum.
@@ -99,24 +102,28 @@ def refine(
         A `Refinement` on the weight's device.
 
     Raises:
-        InputError: shapes do not fit, a weight is not finite, the Gram matrix is none (see `check_gram`),
-            `max_swaps` is negative, the backend is unknown, or the pattern does not divide d_in.
+        InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is none (see `check_gram`),
+            their products overflow, `max_swaps` is no number of swaps, the backend is unknown or of another device, or
+            the pattern does not divide d_in.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
+    weight, gram = checked(weight, gram)
     d_out, d_in = weight.shape
     if mask.shape != weight.shape or mask.dtype != torch.bool:
         raise InputError(
             f"weight {tuple(weight.shape)} needs a boolean mask of its shape, not {mask.dtype} {tuple(mask.shape)}"
         )
-    if max_swaps is not None and max_swaps < 0:
+    if mask.device != weight.device:
+        raise InputError(f"the mask is on {mask.device}, the weight on {weight.device}")
+    if max_swaps is not None and not (isinstance(max_swaps, int) and max_swaps >= 0):
         raise InputError(f"max_swaps is {max_swaps}: expected a number of swaps, or none for the local optimum")
     size = pattern.blocks(d_in).size
-    weight, gram = checked(weight, gram)
     search = backend_of(weight, backend)
 
-    mask = mask.clone()
-    budget = torch.full((d_out,), torch.iinfo(torch.int64).max if max_swaps is None else max_swaps)
-    budget = budget.to(weight.device)
+    mask, start = mask.clone(memory_format=torch.contiguous_format), mask
+    most = torch.iinfo(torch.int64).max
+    allowed = most if max_swaps is None else min(max_swaps, most)
+    budget = torch.full((d_out,), allowed, dtype=torch.int64, device=weight.device)
     current = correlation(weight, gram, mask)
     loss_before = loss_of(weight, current, mask)
     loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
@@ -138,10 +145,13 @@ def refine(
         swaps[rows] += made
         rows, current = rows[made > 0], fresh[made > 0]
     sample = certified.nonzero().flatten()
-    sample = sample[:: max(1, len(sample) // _CHECKED_ROWS)]
+    sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
     wrong = torch.cat([rows, sample[improvable(weight[sample], gram, mask[sample], size)]])
     if len(wrong):
         raise CertificateError(f"row {wrong[0]} is not at the optimum that the search reported: a defect, report it")
+    before, after = (m.reshape(d_out, -1, size).sum(-1) for m in (start, mask))
+    if not torch.equal(before, after):
+        raise CertificateError("the search changed how many weights a block keeps: a defect, report it")
     return Refinement(
         mask=mask,
         swaps=swaps,
@@ -153,6 +163,7 @@ def refine(
     )
 
 
+@torch.no_grad()
 def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None) -> Tensor:
     """Exact backward elimination: from the dense row, prune again and again the weight that costs the row least.
 
@@ -164,30 +175,47 @@ def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | Non
     Returns:
         boolean [d_out, d_in], True where kept.
     """
-    size, kept = pattern.blocks(weight.shape[1])
     weight, gram = checked(weight, gram)
+    size, kept = pattern.blocks(weight.shape[1])
     return backend_of(weight, backend).eliminate_rows(weight, gram, size, kept)
 
 
 def checked(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, or in float64 where they came so, the Gram matrix exactly symmetric; InputError if unusable."""
+    """Both contiguous, in float32, or in float64 where they came so, and the Gram matrix exactly symmetric.
+
+    Raises InputError when a search cannot work with them.
+    """
+    if weight.ndim != 2 or not weight.is_floating_point() or weight.shape[1] == 0:
+        raise InputError(f"a weight is a floating-point matrix with columns, not {weight.dtype} {tuple(weight.shape)}")
     d_in = weight.shape[1]
-    if gram.shape != (d_in, d_in):
+    if gram.shape != (d_in, d_in) or gram.device != weight.device:
         raise InputError(
-            f"weight {tuple(weight.shape)} needs a [{d_in}, {d_in}] Gram matrix, not one of {tuple(gram.shape)}"
+            f"weight {tuple(weight.shape)} on {weight.device} needs a [{d_in}, {d_in}] Gram matrix there, "
+            f"not one of {tuple(gram.shape)} on {gram.device}"
         )
     if not weight.isfinite().all():
         raise InputError("the weight holds NaN or Inf")
     check_gram(gram)
-    weight, gram = (t if t.dtype == torch.float64 else t.float() for t in (weight, gram))
+    weight, gram = (t.detach() if t.dtype == torch.float64 else t.detach().float() for t in (weight, gram))
+    for part in weight.split(1024):
+        if not norms(part, gram).sum(1).square().isfinite().all():
+            raise InputError("the weight and its Gram matrix are so large that a loss overflows: scale them down")
+    # Of a feature whose squares are lost in rounding nothing may be left: a search takes it for dead.
+    dead = gram.diagonal() == 0
+    if gram[dead].any():
+        gram = gram.masked_fill(dead | dead[:, None], 0)
     return weight.contiguous(), gram.contiguous() if torch.equal(gram, gram.T) else (gram + gram.T) / 2
 
 
 def backend_of(weight: Tensor, name: str | None) -> Backend:
     """The module that searches; only the one asked for is imported. Raises InputError when there is none."""
+    device = weight.device.type
     if name is None:
         ready = {"cpu": True, "cuda": find_spec("triton") is not None}
-        name = weight.device.type if ready.get(weight.device.type) else "batched"
+        name = device if ready.get(device) else "batched"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
+    if name in ("cpu", "cuda") and name != device and not (name == "cuda" and interpreted):
+        raise InputError(f"backend {name!r}: the tensors are on {device}")
     if name == "reference":
         from sparseswaps.refine import reference as module
     elif name == "cpu":

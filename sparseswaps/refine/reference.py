@@ -41,7 +41,7 @@ def swap_rows(
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
-    certified = torch.zeros(len(weight), dtype=torch.bool)
+    certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     s = norms(weight, gram)
     uncertain = (rounding(s)[:, None] * s).tolist()
     entries = gram.tolist()
