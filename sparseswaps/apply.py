@@ -1,18 +1,16 @@
 """Mask files on models in memory: prune a fresh copy of the base model, and keep it pruned while it is trained."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from sparseswaps.artifacts import read_mask_file
 from sparseswaps.errors import InputError
-from sparseswaps.masks import unpack
 
 _STORED = (torch.bfloat16, torch.float16, torch.float32)  # what a base's tensors may have been before they were loaded
 
@@ -31,29 +29,16 @@ def apply_masks(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
         InputError: the file is no mask file of a whole model, or `model` is not the base that it was made for: a
             parameter is missing, or has other values than the base's. Nothing is pruned then.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    try:
-        about = json.loads(header["more"])
-        folder, hashes, widths = about["base"]["folder"], about["base"]["tensors"], about["d_in"]
-        of_base = {name: (unpack(bits, widths[name]), hashes[name]) for name, bits in packed.items()}
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{path}: not the mask file of a whole model (masks.safetensors beside its checkpoint)"
-        ) from None
+    of_base, base = read_mask_file(path)
     parameters, prefix = dict(model.named_parameters()), getattr(model, "base_model_prefix", "")
     masks = {}
-    for name, (mask, digest) in of_base.items():
+    for name, mask in of_base.items():
         here = name if name in parameters else f"{prefix}.{name}"  # files that lack the head name tensors shorter
         if here not in parameters:
             raise InputError(f"{path}: its base model has a parameter {name}, this one has not")
         parameter = parameters[here].detach()
-        if parameter.shape != mask.shape or not _is_bytes_of(parameter, digest):
-            raise InputError(f"{path}: {here} has not the values of the base model {folder}")
+        if parameter.shape != mask.shape or not _is_bytes_of(parameter, base["tensors"][name]):
+            raise InputError(f"{path}: {here} has not the values of the base model {base['folder']}")
         masks[here] = mask.to(parameter.device)
     for name, mask in masks.items():
         parameters[name].data.masked_fill_(~mask, 0)

@@ -87,13 +87,37 @@ def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, 
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
 
 
-def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor], dict]:
+def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What rule assemble wrote of a whole model, for whoever has it without the workflow.
+
+    Returns:
+        The masks by tensor name, boolean in the tensor's shape, and the base model: its `folder`, its `fingerprint` and
+        the SHA-256 of each of the `tensors` that have a mask.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    tensors, header = _open(path)
+    try:
+        more = json.loads(header["more"])
+        base = {key: more["base"][key] for key in ("folder", "fingerprint", "tensors")}
+        base["tensors"] = {name: base["tensors"][name] for name in tensors}
+        return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}, base
+    except (KeyError, TypeError, ValueError):
+        message = "not the mask file of a whole model (masks.safetensors beside its checkpoint)"
+        raise InputError(f"{path}: {message}") from None
+
+
+def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete it and run snakemake again") from None
+        raise InputError(f"{path}: cannot be read ({error}); delete it and make it again with snakemake") from None
+
+
+def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor], dict]:
+    tensors, header = _open(path)
     if header.get("kind") != kind:
         raise InputError(f"{path}: holds {header.get('kind', 'nothing known')}, not {kind}; delete it and run again")
     if header["model"] != model.fingerprint:

@@ -21,6 +21,9 @@ def refine_layer(
 
     Returns:
         The mask, and the figures of the layer by the names of their columns; None where there is no held-out text.
+
+    Raises:
+        InputError, CertificateError: as `refine` does; InputError when `start` does not keep what `pattern` says.
     """
     began = time.monotonic()
     result = refine(weight, gram, start, pattern, max_swaps)

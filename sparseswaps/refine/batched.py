@@ -26,13 +26,14 @@ def swap_rows(
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     s = norms(weight, gram)
     alone = s * s + rounding(s)[:, None] * s
-    bound = s * s * strongest_correlation(gram, size)
+    whole_rows = size == weight.shape[1]
+    bound = s * s * strongest_correlation(gram, size) if whole_rows else None
     active = torch.arange(len(weight), device=weight.device)
     while len(active):
         w, c, kept = weight[active], correlation[active], mask[active]
         pruning = (alone[active] + 2 * w * c).masked_fill(~kept, inf)  # what pruning u costs alone
         keeping = (alone[active] - 2 * w * c).masked_fill(kept, inf)  # what keeping p costs alone
-        if size == weight.shape[1]:
+        if whole_rows:
             cost, u, p = best_in_row(w, gram, pruning, keeping, bound[active])
         else:
             cost, u, p = best_in_block(w, gram, pruning, keeping, size)

@@ -152,6 +152,16 @@ def _settled(a, u, b, p, cost, pairs, best, pair):
 
 
 @triton.jit
+def _swapped(pair, mask, weight, d_in):
+    """Puts a swap into the mask, for all threads to see; u, p and their weights, for `_move`."""
+    u, p = pair // d_in, pair % d_in
+    tl.store(mask + u, 0)
+    tl.store(mask + p, 1)
+    tl.debug_barrier()
+    return u, p, tl.load(weight + u).to(tl.float64), tl.load(weight + p).to(tl.float64)
+
+
+@triton.jit
 def _swap_row(
     weight, gram, mask, correlation, norm, unit, budget, swaps, certified, strongest, low, listed,
     d_in, lam: tl.constexpr, chunk: tl.constexpr, few: tl.constexpr,
@@ -228,12 +238,8 @@ def _swap_row(
         improving = (pair >= 0) & (made < allowed)
         tl.debug_barrier()  # all threads are done with the row's state
         if improving:
-            u_swap, p_swap = pair // d_in, pair % d_in
-            w_u, w_p = tl.load(weight + u_swap).to(tl.float64), tl.load(weight + p_swap).to(tl.float64)
-            tl.store(mask + u_swap, 0)
-            tl.store(mask + p_swap, 1)
+            u_swap, p_swap, w_u, w_p = _swapped(pair, mask, weight, d_in)
             made += 1
-            tl.debug_barrier()  # the swap is in the mask
     tl.store(swaps + i, made)
     tl.store(certified + i, (pair < 0).to(tl.int8))
 
@@ -274,12 +280,8 @@ def _swap_blocks(
         improving = (pair >= 0) & (made < allowed)
         tl.debug_barrier()  # all threads are done with the mask
         if improving:
-            u_swap, p_swap = pair // d_in, pair % d_in
-            w_u, w_p = tl.load(weight + u_swap).to(tl.float64), tl.load(weight + p_swap).to(tl.float64)
-            tl.store(mask + u_swap, 0)
-            tl.store(mask + p_swap, 1)
+            u_swap, p_swap, w_u, w_p = _swapped(pair, mask, weight, d_in)
             made += 1
-            tl.debug_barrier()  # the swap is in the mask
     tl.store(swaps + i, made)
     tl.store(certified + i, (pair < 0).to(tl.int8))
 

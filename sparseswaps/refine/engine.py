@@ -35,7 +35,10 @@ class Backend(Protocol):
         ...
 
     def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
-        """Prune the weight that costs least again and again, until each block of `size` columns keeps `kept`."""
+        """Prune the weight that costs least again and again, until each block of `size` columns keeps `kept`.
+
+        Returns the mask, boolean [rows, d_in].
+        """
         ...
 
 
