@@ -22,3 +22,12 @@ def test_engine(part, tmp_path):
         assert {case["name"] for case in found["cases"]} >= {"embedded down_proj", "synthetic 512"}
     else:
         assert found["model"]["matrices_done"] == found["model"]["matrices"]
+
+
+def test_the_readme_quotes_the_committed_figures():
+    cases = json.loads((REPOSITORY / "benchmarks" / "results" / "engine-cpu.json").read_text())["cases"]
+    at = {case["d_in"]: case for case in cases if case["name"].startswith("synthetic") and case["pattern"] == "60%"}
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    plain, tuned = ([round(at[d_in][key]["median"]) for d_in in (1536, 4096)] for key in ("ratio_plain", "ratio"))
+    assert f"{plain[0]} times less than a straightforward search in torch at d_in 1536" in readme
+    assert f"{plain[1]} times less at 4096 ({tuned[0]} and {tuned[1]} times less than one" in readme
