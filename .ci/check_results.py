@@ -40,14 +40,13 @@ def check_zeros(label: str) -> None:
     pattern = parse_pattern(label)
     model = read_model(RESULTS / "embedded" / "model.json")
     folder = RESULTS / "embedded" / "stdlib" / "seed0" / pattern.slug / "wanda" / "swaps" / "checkpoint"
-    for index, layers in enumerate(model.blocks):
+    for layers in model.blocks:
         for layer in layers:
             size, kept = pattern.blocks(layer.d_in)
-            name = model.tensor_name(index, layer.name)
-            weight = Checkpoint(folder).tensor(name)
+            weight = Checkpoint(folder).tensor(layer.tensor)
             zeros = (weight.view(layer.d_out, -1, size) == 0).sum(-1)
             if not (zeros == size - kept).all():
-                sys.exit(f"{label}: {name} has not exactly {size - kept} zeros in every {size} weights")
+                sys.exit(f"{label}: {layer.tensor} has not exactly {size - kept} zeros in every {size} weights")
 
 
 main()

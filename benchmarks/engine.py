@@ -255,8 +255,9 @@ def real_cases(quick: bool) -> Iterator[Case]:
         from sparseswaps.blocks import describe
         from sparseswaps.capture import capture
         from sparseswaps.embedded import MODEL
-        from sparseswaps.pretrained import load_model, load_tokenizer
+        from sparseswaps.pretrained import load_tokenizer
         from sparseswaps.text import draw, load
+        from sparseswaps.weights import OnDisk
     except ImportError as error:
         say(f"skipped: layers of trained models ({error})")
         return
@@ -272,10 +273,10 @@ def real_cases(quick: bool) -> Iterator[Case]:
         documents = ["\n".join(load(text, "calibration"))]
         samples, none = draw(documents, load_tokenizer(model.folder), samples=64, held_out=0, seqlen=256, seed=0)
         middle = len(model.blocks) // 2
-        grams = next(islice(capture(load_model(model.folder, "cpu"), samples, none, batch_size=16), middle, None))
+        grams = next(islice(capture(OnDisk(model, "cpu"), samples, none, batch_size=16), middle, None))
         widest = max(model.blocks[middle], key=lambda layer: layer.d_in)
         for layer in (widest, model.blocks[middle][0]):
-            weight, gram = model.weight(middle, layer), grams.matrix[grams.reads[layer.name]]
+            weight, gram = model.weight(layer), grams.matrix[grams.reads[layer.name]]
             yield make_case(f"{name} {layer.name.split('.')[-1]}", weight, gram, SPARSITY, 2 if quick else 8)
 
 

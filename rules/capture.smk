@@ -30,6 +30,6 @@ for MODEL_NAME in config["models"]:
             mem_mb=memory(weights=4, model=MODEL_NAME),
             gpu=GPU,
         params:
-            key=key("capture", {"batch_size": config["batch_size"], **COMPUTE}),
+            key=key("capture", {"batch_size": config["batch_size"], **ACTIVATIONS, **COMPUTE}),
         script:
             "../scripts/capture.py"

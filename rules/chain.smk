@@ -32,6 +32,7 @@ for MODEL_NAME in config["models"]:
                     "criterion": wildcards.warmstart,
                     "batch_size": config["batch_size"],
                     **config["refinements"][wildcards.refinement],
+                    **ACTIVATIONS,
                     **COMPUTE,
                 },
                 packages=("torch", "transformers", "numba"),

@@ -16,6 +16,7 @@ from sparseswaps.provenance import stage_key
 ENVIRONMENT = "../envs/sparseswaps.yaml"
 GPU = int(config["gpu"])
 COMPUTE = {"threads": config["threads"], "gpu": config["gpu"]}  # what computing stages are told
+ACTIVATIONS = {"activations": config["activations"]}
 
 PATTERNS = study.patterns(config)
 BLOCKS = study.blocks(config)

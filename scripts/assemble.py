@@ -8,6 +8,7 @@ from sparseswaps.artifacts import read_masks, read_model, write_masks
 from sparseswaps.checkpoint import write_pruned
 from sparseswaps.errors import naming
 from sparseswaps.masks import check_mask
+from sparseswaps.model import tensor_masks
 from sparseswaps.pattern import parse_pattern
 
 
@@ -18,10 +19,9 @@ def main(snakemake, settings):
     for block, path in enumerate(snakemake.input.masks):
         of_block = read_masks(path, model)
         for layer in model.blocks[block]:
-            name = model.tensor_name(block, layer.name)
-            with naming(name):
+            with naming(f"block {block}, {layer.name}"):
                 check_mask(of_block[layer.name], pattern)
-            masks[name] = layer.in_file(of_block[layer.name])
+        masks |= tensor_masks(model.blocks[block], of_block)
     base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
     write_masks(snakemake.output.masks, masks, model, snakemake.params.key, base=base, pattern=pattern.label)
     about = {"base": base, "pattern": pattern.label, "wildcards": dict(snakemake.wildcards.items())}

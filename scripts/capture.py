@@ -1,21 +1,24 @@
 """Rule capture: the Gram matrices of every block's inputs."""
 
 import logging
+from pathlib import Path
 
 from job import device, run
 
+from sparseswaps.activations import keeping
 from sparseswaps.artifacts import read_model, read_samples, write_grams
 from sparseswaps.capture import capture
 from sparseswaps.errors import naming
 from sparseswaps.gram import check_gram
-from sparseswaps.pretrained import load_model
+from sparseswaps.weights import OnDisk
 
 
 def main(snakemake, settings):
     described = read_model(snakemake.input.model)
     calibration, held_out = read_samples(snakemake.input.samples, described)
-    model = load_model(described.folder, device(settings))
-    blocks = capture(model, calibration, held_out, settings["batch_size"])
+    weights = OnDisk(described, device(settings))
+    keep = keeping(settings["activations"], Path(snakemake.output[0]).parent)
+    blocks = capture(weights, calibration, held_out, settings["batch_size"], keep=keep)
     for path, grams in zip(snakemake.output, blocks, strict=True):
         for matrices in (grams.matrix, grams.held_out):
             for name, matrix in matrices.items():
@@ -23,6 +26,8 @@ def main(snakemake, settings):
                     check_gram(matrix)
         write_grams(path, grams, described, snakemake.params.key)
         logging.info("%s: %s", path, ", ".join(f"{n} {len(g)}" for n, g in grams.matrix.items()))
+        if grams.unrouted:
+            logging.info("too few tokens were routed to %s: calibrated on all", ", ".join(grams.unrouted))
     return f"{calibration.numel()} tokens, {held_out.numel()} held out"
 
 

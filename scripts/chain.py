@@ -1,9 +1,11 @@
 """Rule chain: a whole model's masks where every block is calibrated on the outputs of the pruned blocks before it."""
 
 import logging
+from pathlib import Path
 
 from job import device, run
 
+from sparseswaps.activations import keeping
 from sparseswaps.artifacts import read_model, read_samples, write_masks
 from sparseswaps.capture import capture
 from sparseswaps.criteria import WARMSTARTS
@@ -12,7 +14,7 @@ from sparseswaps.files import write_csv
 from sparseswaps.gram import check_gram
 from sparseswaps.layerwise import refine_layer, summary, total
 from sparseswaps.pattern import parse_pattern
-from sparseswaps.pretrained import load_model
+from sparseswaps.weights import OnDisk
 
 
 def main(snakemake, settings):
@@ -25,25 +27,24 @@ def main(snakemake, settings):
     def prune(block, grams):
         masks, rows = {}, []
         for layer in described.blocks[block]:
-            name = described.tensor_name(block, layer.name)
+            name = f"block {block}, {layer.name}"
             with naming(name):
                 source = grams.reads[layer.name]
-                weight = described.weight(block, layer).to(place)
-                gram = grams.matrix[source].float()  # the precision of the Gram matrices that other rules write
-                unseen = grams.held_out[source].float() if source in grams.held_out else None
+                weight = described.weight(layer).to(place)
+                gram, unseen = grams.matrix[source], grams.held_out.get(source)
                 if unseen is not None:
                     check_gram(unseen)
                 start = warm_start(weight, gram, pattern)
                 masks[layer.name], row = refine_layer(weight, gram, unseen, start, pattern, settings["max_swaps"])
-            rows.append({"block": block, "layer": layer.name} | row)
+            rows.append({"block": block, "layer": layer.name} | grams.about(layer.name) | row)
             logging.info("%s: %s", name, summary(row))
         write_masks(snakemake.output.masks[block], masks, described, snakemake.params.key)
         write_csv(snakemake.output.losses[block], rows)
         every_row.extend(rows)
         return masks
 
-    model = load_model(described.folder, place)
-    for _ in capture(model, calibration, held_out, settings["batch_size"], prune):
+    keep = keeping(settings["activations"], Path(snakemake.output.masks[0]).parent)
+    for _ in capture(OnDisk(described, place), calibration, held_out, settings["batch_size"], prune, keep):
         pass
     return total(every_row)
 

@@ -20,19 +20,19 @@ def main(snakemake, settings):
     pattern = parse_pattern(settings["pattern"])
     masks, rows = {}, []
     for layer in model.blocks[block]:
-        name = model.tensor_name(block, layer.name)
+        name = f"block {block}, {layer.name}"
         with naming(name):
             source = grams.reads[layer.name]
             unseen = grams.held_out[source].to(place) if source in grams.held_out else None
             masks[layer.name], row = refine_layer(
-                model.weight(block, layer).to(place),
+                model.weight(layer).to(place),
                 grams.matrix[source].to(place),
                 unseen,
                 starts[layer.name].to(place),
                 pattern,
                 settings["max_swaps"],
             )
-        rows.append({"block": block, "layer": layer.name} | row)
+        rows.append({"block": block, "layer": layer.name} | grams.about(layer.name) | row)
         logging.info("%s: %s", name, summary(row))
     write_masks(snakemake.output.masks, masks, model, snakemake.params.key)
     write_csv(snakemake.output.losses, rows)

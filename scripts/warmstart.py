@@ -17,9 +17,9 @@ def main(snakemake, settings):
     warm_start, place = WARMSTARTS[settings["criterion"]], device(settings)
     masks = {}
     for layer in model.blocks[block]:
-        with naming(model.tensor_name(block, layer.name)):
+        with naming(f"block {block}, {layer.name}"):
             gram = grams.matrix[grams.reads[layer.name]].to(place)
-            masks[layer.name] = warm_start(model.weight(block, layer).to(place), gram, pattern)
+            masks[layer.name] = warm_start(model.weight(layer).to(place), gram, pattern)
             check_mask(masks[layer.name], pattern)
     write_masks(snakemake.output[0], masks, model, snakemake.params.key)
     return ", ".join(f"{name} {1 - mask.float().mean():.2%} pruned" for name, mask in masks.items())

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from sparseswaps.artifacts import read_mask_file
+from sparseswaps.blocks import find_blocks, layers_of
 from sparseswaps.errors import InputError
 
 _STORED = (torch.bfloat16, torch.float16, torch.float32)  # what a base's tensors may have been before they were loaded
 
 
-def apply_masks(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     """Prune a fresh copy of the base model by a `masks.safetensors` that the workflow wrote.
 
     Args:
@@ -30,16 +32,26 @@ def apply_masks(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
             parameter is missing, or has other values than the base's. Nothing is pruned then.
     """
     of_base, base = read_mask_file(path)
-    parameters, prefix = dict(model.named_parameters()), getattr(model, "base_model_prefix", "")
-    masks = {}
-    for name, mask in of_base.items():
-        here = name if name in parameters else f"{prefix}.{name}"  # files that lack the head name tensors shorter
-        if here not in parameters:
-            raise InputError(f"{path}: its base model has a parameter {name}, this one has not")
-        parameter = parameters[here].detach()
-        if parameter.shape != mask.shape or not _is_bytes_of(parameter, base["tensors"][name]):
-            raise InputError(f"{path}: {here} has not the values of the base model {base['folder']}")
-        masks[here] = mask.to(parameter.device)
+    prefix, blocks = find_blocks(model)
+    masks: dict[str, Tensor] = {}
+    found = set()
+    for index, layers in enumerate(layers_of(model, {name: tuple(mask.shape) for name, mask in of_base.items()})):
+        for layer in layers:
+            parameter = blocks[index].get_parameter(layer.parameter).detach()
+            here = f"{prefix}.{index}.{layer.parameter}"
+            whole = masks.setdefault(here, torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device))
+            if layer.fused:
+                stored, part = parameter, whole
+            else:
+                stored, part = (layer.of_parameter(t) for t in (parameter, whole))
+                stored, part = (stored.T, part.T) if layer.transposed else (stored, part)
+            if layer.tensor not in found and not _is_bytes_of(stored, base["tensors"][layer.tensor]):
+                raise InputError(f"{path}: {here} has not the values of the base model {base['folder']}")
+            part.copy_(of_base[layer.tensor])
+            found.add(layer.tensor)
+    if absent := sorted(set(of_base) - found):
+        raise InputError(f"{path}: its base model has a parameter {absent[0]}, this one has not")
+    parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         parameters[name].data.masked_fill_(~mask, 0)
     return masks

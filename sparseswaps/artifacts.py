@@ -29,9 +29,7 @@ def read_model(path: str | Path) -> Model:
     content = read_json(path)
     try:
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
-        model = Model(
-            content["folder"], content["prefix"], blocks, content["left_dense"], content["tensors"], content["files"]
-        )
+        model = Model(content["folder"], blocks, content["left_dense"], content["tensors"], content["files"])
     except (KeyError, TypeError):
         raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
     if not Path(model.folder).is_dir():
@@ -51,10 +49,11 @@ def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:
 
 
 def write_grams(path: str | Path, grams: Grams, model: Model, key: str) -> None:
-    """Gram matrices in float32."""
-    tensors = {f"{name}.calibration": matrix.float().cpu() for name, matrix in grams.matrix.items()}
-    tensors |= {f"{name}.held_out": matrix.float().cpu() for name, matrix in grams.held_out.items()}
-    _write(path, "grams", tensors, {"reads": grams.reads}, model, key)
+    """Gram matrices, in float32."""
+    tensors = {f"{name}.calibration": matrix.cpu() for name, matrix in grams.matrix.items()}
+    tensors |= {f"{name}.held_out": matrix.cpu() for name, matrix in grams.held_out.items()}
+    more = {"reads": grams.reads, "tokens": grams.tokens, "unrouted": grams.unrouted}
+    _write(path, "grams", tensors, more, model, key)
 
 
 def read_grams(path: str | Path, model: Model) -> Grams:
@@ -65,18 +64,18 @@ def read_grams(path: str | Path, model: Model) -> Grams:
             raise InputError(f"{path}: {name} holds NaN or Inf; delete the file and run snakemake again")
         layer, _, which = name.rpartition(".")
         split[which][layer] = tensor
-    return Grams(more["reads"], split["calibration"], split["held_out"])
+    return Grams(more["reads"], split["calibration"], split["held_out"], more["tokens"], more["unrouted"])
 
 
 def write_masks(path: str | Path, masks: dict[str, Tensor], model: Model, key: str, **more: Any) -> None:
-    """Boolean masks [d_out, d_in] by layer or tensor name, packed to bits; `more` goes into the header as JSON."""
+    """Boolean masks [..., d_in] by layer or tensor name, packed to bits; `more` goes into the header as JSON."""
     packed = {name: pack(mask) for name, mask in masks.items()}
-    widths = {name: mask.shape[1] for name, mask in masks.items()}
+    widths = {name: mask.shape[-1] for name, mask in masks.items()}
     _write(path, "masks", packed, {"d_in": widths, **more}, model, key)
 
 
 def read_masks(path: str | Path, model: Model) -> dict[str, Tensor]:
-    """The masks of a file, boolean [d_out, d_in] by name."""
+    """The masks of a file, boolean by name."""
     tensors, more = _read(path, "masks", model)
     return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}
 

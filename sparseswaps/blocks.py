@@ -1,21 +1,27 @@
-"""The decoder blocks of any transformers causal language model, and the layers in them that can be pruned.
+"""The decoder blocks of any transformers causal language model, and the matrices in them that can be pruned.
 
 Nothing here knows a model family: the blocks are the module list that is as long as the configuration says the model
-is deep, and their linear layers are what is pruned.
+is deep; what is pruned are their linear layers, and the experts that transformers holds in one parameter for all.
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.checkpoint import Checkpoint
 from sparseswaps.errors import InputError
 from sparseswaps.model import Layer, Model
 from sparseswaps.modeldir import companion_files
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def depth(config: PretrainedConfig) -> int:
@@ -31,66 +37,154 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise InputError(f"{type(model).__name__}: found no list of {depth(model.config)} decoder blocks")
 
 
-def prunable_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers of a block by their name within it, in the order of their definition."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers of a block by their name within it, but for those that choose among experts."""
+    routed = {name.rpartition(".")[0]: module.num_experts for name, module in expert_modules(block).items()}
+    found = {}
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            experts = routed.get(name.rpartition(".")[0])  # beside the experts: a router, or a shared expert's gate
+            if experts is None or module.weight.shape[0] not in (1, experts):
+                found[name] = module
+    return found
 
 
-def as_layer(name: str, module: nn.Linear | Conv1D) -> Layer:
-    """The description of a linear layer; GPT-2's `Conv1D` holds its weight as [d_in, d_out]."""
-    transposed = isinstance(module, Conv1D)
-    d_out, d_in = reversed(module.weight.shape) if transposed else module.weight.shape
-    return Layer(name, d_out, d_in, transposed)
+def expert_modules(block: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a block that hold all experts in parameters of three dimensions, by their name within it.
+
+    They are those that transformers' `use_experts_implementation` describes; `expert_parameters` are their matrices.
+    """
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(module, "num_experts")
+    }
 
 
-def put_masks(block: nn.Module, masks: dict[str, Tensor]) -> None:
+def expert_parameters(experts: nn.Module) -> tuple[str, str]:
+    """The names of the parameters that an expert's input goes through: first and last."""
+    return "gate_up_proj" if experts.has_gate else "up_proj", "down_proj"
+
+
+def layers_of(model: PreTrainedModel, shapes: Shapes | None = None) -> list[list[Layer]]:
+    """The prunable layers of every block.
+
+    Args:
+        model: on any device, the meta device too.
+        shapes: the shape of each tensor of the model's files, by name; layers that lie otherwise in them than can be
+            understood are left out. None: the model has no files, and its parameters are taken for their tensors.
+    """
+    prefix, blocks = find_blocks(model)
+    if shapes is None:
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return [_layers_of_block(model, f"{prefix}.{index}", block, shapes) for index, block in enumerate(blocks)]
+
+
+def _layers_of_block(model: PreTrainedModel, place: str, block: nn.Module, shapes: Shapes) -> list[Layer]:
+    transposed = {f"{name}.weight": isinstance(module, Conv1D) for name, module in linear_layers(block).items()}
+    for name, module in expert_modules(block).items():
+        transposed |= {f"{name}.{parameter}": module.is_transposed for parameter in expert_parameters(module)}
+    found = []
+    for parameter, turned in transposed.items():
+        shape = tuple(block.get_parameter(parameter).shape)
+        own = next((name for name in _names(model, f"{place}.{parameter}") if name in shapes), None)
+        if own is None:
+            found += _pieces(model, place, parameter, shape, shapes)
+        elif shapes[own] == shape:
+            d_out, d_in = reversed(shape[-2:]) if turned else shape[-2:]
+            if len(shape) == 2:
+                found.append(Layer(parameter.removesuffix(".weight"), own, parameter, d_out, d_in, turned))
+            else:
+                module, _, leaf = parameter.rpartition(".")
+                found += [
+                    Layer(f"{module}.{expert}.{leaf}", own, parameter, d_out, d_in, turned, expert, fused=True)
+                    for expert in range(shape[0])
+                ]
+    return found
+
+
+def _names(model: PreTrainedModel, parameter: str) -> tuple[str, str]:
+    """What files may call a parameter: those that were saved without the head, as gpt2 was, have a shorter name."""
+    return parameter, parameter.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _pieces(model: PreTrainedModel, place: str, parameter: str, shape: tuple[int, ...], shapes: Shapes) -> list[Layer]:
+    """The layers of a parameter that files hold in pieces, as transformers would save it: rows are numbered, and found
+    again in the pieces. Empty when they are not all there, each with whole, successive rows."""
+    rows = torch.arange(math.prod(shape[:-1]))
+    pieces = revert_weight_conversion(model, {f"{place}.{parameter}": rows.view(*shape[:-1], 1)})
+    found = []
+    for tensor, numbers in pieces.items():
+        tensor = next((name for name in _names(model, tensor) if name in shapes), tensor)
+        d_out, d_in = len(numbers), shape[-1]
+        expert, row = divmod(int(numbers.flatten()[0]), shape[-2])
+        successive = torch.arange(d_out)[:, None] + (expert * shape[-2] + row)
+        if shapes.get(tensor) != (d_out, d_in) or not torch.equal(numbers, successive):
+            return []
+        name = tensor.split(f".{place.rpartition('.')[2]}.", 1)[-1].removesuffix(".weight")
+        found.append(Layer(name, tensor, parameter, d_out, d_in, expert=expert if len(shape) == 3 else None, row=row))
+    return found if sum(layer.d_out for layer in found) == len(rows) else []
+
+
+def put_masks(block: nn.Module, layers: list[Layer], masks: dict[str, Tensor]) -> None:
     """Set the pruned weights of a block to zero; `masks` are boolean [d_out, d_in] by layer name."""
-    layers = prunable_layers(block)
-    for name, mask in masks.items():
-        pruned = ~as_layer(name, layers[name]).in_file(mask)
-        layers[name].weight.data.masked_fill_(pruned.to(layers[name].weight.device), 0)
+    for layer in layers:
+        if layer.name in masks:
+            weight = layer.of_parameter(block.get_parameter(layer.parameter).data)
+            weight.masked_fill_(~masks[layer.name].to(weight.device), 0)
 
 
-def left_dense(block: nn.Module) -> list[str]:
-    """Parameters of a block that look like matrices but belong to no linear layer: they cannot be pruned yet."""
-    linear = {id(module.weight) for module in prunable_layers(block).values()}
-    return [name for name, p in block.named_parameters() if p.ndim >= 2 and id(p) not in linear]
+def left_dense(block: nn.Module, layers: list[Layer]) -> list[str]:
+    """The parameters of a block that are matrices and belong to none of its layers; experts' biases are none."""
+    pruned = {layer.parameter for layer in layers}
+    matrices = [name for name, parameter in block.named_parameters() if parameter.ndim >= 2]
+    return [name for name in matrices if name not in pruned and not name.endswith("bias")]
+
+
+def skeleton(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model in eval mode without its weights: parameters are on the meta device, buffers as they are computed.
+
+    Raises InputError when transformers cannot build it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with init_empty_weights(include_buffers=False):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype or torch.float32).eval()
+    except Exception as error:  # whatever a broken configuration sets off in transformers
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{folder}: transformers cannot build it: {reason}") from None
 
 
 def describe(folder: Path) -> Model:
     """Read, check and hash a model directory; the model is built without memory for its weights.
 
     Raises:
-        InputError: it is not a safetensors checkpoint of a causal language model, a layer's weight is missing or of
-            another shape, or a tensor holds NaN or Inf.
+        InputError: it is not a safetensors checkpoint of a causal language model, a linear layer's weight is missing or
+            of another shape, or a tensor holds NaN or Inf.
     """
     checkpoint = Checkpoint(folder)
-    names = checkpoint.files
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever a broken configuration sets off in transformers
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{folder}: transformers cannot build it: {reason}") from None
+    shapes = checkpoint.shapes()
+    model = skeleton(folder)
     prefix, blocks = find_blocks(model)
-    if not any(name.startswith(prefix) for name in names):  # saved without its head, as gpt2 was
-        prefix = prefix.removeprefix(f"{model.base_model_prefix}.")
-    described = Model(
+    layers = layers_of(model, shapes)
+    for index, block in enumerate(blocks):
+        pruned = {layer.parameter for layer in layers[index]}
+        for name, module in linear_layers(block).items():
+            if f"{name}.weight" not in pruned:
+                place, expected = f"{prefix}.{index}.{name}.weight", tuple(module.weight.shape)
+                there = next((shapes[tensor] for tensor in _names(model, place) if tensor in shapes), None)
+                said = f"{place} is {there}, its configuration says {expected}"
+                if there is None:
+                    said = f"holds no tensor {place!r}, which its configuration calls for"
+                raise InputError(f"{folder}: {said}")
+    if not any(layers):
+        raise InputError(
+            f"{folder}: its decoder blocks hold neither linear layers nor experts, so nothing can be pruned"
+        )
+    return Model(
         folder=str(folder),
-        prefix=prefix,
-        blocks=[[as_layer(name, module) for name, module in prunable_layers(block).items()] for block in blocks],
-        left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block)],
+        blocks=layers,
+        left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block, layers[i])],
         tensors=checkpoint.hashes(),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
     )
-    if not any(described.blocks):
-        raise InputError(f"{folder}: its decoder blocks hold no linear layer, which is all that can be pruned yet")
-    for index, layers in enumerate(described.blocks):
-        for layer in layers:
-            if (name := described.tensor_name(index, layer.name)) not in names:
-                raise InputError(f"{folder}: holds no tensor {name!r}, which its configuration calls for")
-            expected = (layer.d_in, layer.d_out) if layer.transposed else (layer.d_out, layer.d_in)
-            if (shape := checkpoint.shape(name)) != expected:
-                raise InputError(f"{folder}: {name} is {shape}, its configuration says {expected}")
-    return described

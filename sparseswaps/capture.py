@@ -3,49 +3,181 @@
 Nothing here knows a model family: every block is run with the arguments that the model itself was seen to give it.
 """
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn import functional
+from torch.utils._pytree import tree_flatten, tree_map
 
-from sparseswaps.blocks import find_blocks, prunable_layers, put_masks
+from sparseswaps.activations import Keep, in_memory
+from sparseswaps.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_masks
 from sparseswaps.errors import InputError
 from sparseswaps.gram import Grams, accumulate
+from sparseswaps.model import Layer
+from sparseswaps.weights import Weights
 
 Prune = Callable[[int, Grams], dict[str, Tensor]]
+Arguments = tuple[tuple, dict]
+Matrix = tuple[str, int | None]  # a parameter's name within its block, and which expert's matrix of it
 
 
 class _Reached(Exception):  # noqa: N818
-    """Ends a forward pass once the inputs that were asked for are known."""
+    """Ends a forward pass once what was asked for is known."""
+
+
+@dataclass
+class _Batch:
+    """Sequences that are run together.
+
+    Attributes:
+        ids: int64 [batch, seqlen].
+        held_out: whether they are held-out text.
+        arguments: what the model gives each block beside hidden states.
+        hidden: brings the input of the block that is next, [batch, seqlen, width].
+    """
+
+    ids: Tensor
+    held_out: bool
+    arguments: list[Arguments]
+    hidden: Callable[[], Tensor]
+
+
+@torch.inference_mode()
+def capture(
+    weights: Weights,
+    samples: Tensor,
+    held_out: Tensor,
+    batch_size: int,
+    prune: Prune | None = None,
+    keep: Keep = in_memory,
+) -> Iterator[Grams]:
+    """Gram matrices of the inputs of every prunable layer, block by block.
+
+    Inputs are those of the dense model, or, with `prune`, of a model whose earlier blocks are pruned already: it is
+    called with the number of a block and its Gram matrices, and the masks that it returns are put on the block's
+    weights, in place, before the block is run for the inputs of the next.
+
+    One block's weights and Gram matrices are held at a time, and the hidden states of one batch; those of the others
+    wait where `keep` puts them. Where the device's memory runs out, batches are halved.
+
+    An expert has Gram matrices of its own, over the tokens that are routed to it. One that sees fewer tokens than its
+    input has features is given every token of its layer instead (`Grams.unrouted`).
+
+    Args:
+        weights: those of a causal language model.
+        samples: int64 [samples, seqlen] token ids of the calibration text.
+        held_out: int64 [any number, seqlen] token ids of held-out text.
+        batch_size: sequences per forward pass.
+        prune: the masks of a block, boolean [d_out, d_in] by layer name, from its number and Gram matrices.
+        keep: puts hidden states away.
+
+    Yields:
+        One `Grams` a block, in order, float32 on the model's device.
+
+    Raises:
+        InputError: an activation is NaN or infinite, the model never calls a layer (names it), or a single sequence is
+            too much for the device's memory.
+    """
+    prefix, blocks = find_blocks(weights.model)
+    cut = [(ids, False) for ids in samples.split(batch_size)]
+    cut += [(ids, True) for ids in held_out.split(batch_size) if len(ids)]
+    observe = partial(_observe, weights, _more_than_hidden(weights, samples[:1]))
+    batches = observe(cut, keep)
+    for index, block in enumerate(blocks):
+        with weights.block(index):
+            layers, grams = weights.layers[index], Grams()
+            step = partial(_step, weights, block, index, keep)
+            add = partial(_add, grams, layers, f"{prefix}.{index}")
+            sweep = partial(_sweep, observe=observe, keep=keep)
+            # A block with experts may have to see its inputs twice, so the first time they are not replaced yet.
+            at_once = prune is None and not expert_modules(block)
+            batches = sweep(partial(step, add=partial(add, set()), advance=at_once), batches)
+            if few := _forget_starved(grams, layers):
+                batches = sweep(partial(step, add=partial(add, few), unrouted=few), batches)
+            for totals in (grams.matrix, grams.held_out):
+                for name in list(totals):  # the rounding of a device's matrix product need not be symmetric
+                    total = totals.pop(name).float()
+                    totals[name] = (total + total.T).div_(2)
+            if prune is not None:
+                put_masks(block, layers, prune(index, grams))
+            if not at_once:
+                batches = sweep(partial(step, advance=True), batches)
+        yield grams
+
+
+def _more_than_hidden(weights: Weights, ids: Tensor) -> tuple | None:
+    """What a block returns in a tuple after hidden states; None when it returns nothing but these."""
+    found = []
+
+    def note(_module: nn.Module, _args: tuple, output: Any) -> None:
+        found.append(output[1:] if isinstance(output, tuple) else None)
+        raise _Reached
+
+    _, blocks = find_blocks(weights.model)
+    hook = blocks[0].register_forward_hook(note)
+    with weights.stem(), weights.block(0), suppress(_Reached):
+        weights.model(input_ids=ids.to(weights.device), use_cache=False)
+    hook.remove()
+    return found[0]
 
 
 def _observe(
-    model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor, only_first: bool
-) -> tuple[Tensor, list[tuple[tuple, dict]]]:
-    """What the model gives its blocks for `ids` [batch, seqlen]: the first one's hidden states, and the other
-    positional and keyword arguments of each."""
-    hidden: list[Tensor] = []
-    seen: list[tuple[tuple, dict]] = []
+    weights: Weights, more: tuple | None, batches: list[tuple[Tensor, bool]], keep: Keep = lambda _: None
+) -> list[_Batch]:
+    """What the model gives its blocks for token ids [batch, seqlen]: the first one's hidden states, and the other
+    arguments of each. No block is run for it: each hands on what it was given.
 
-    def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if not seen:
-            hidden.append(args[0] if args else kwargs["hidden_states"])
-        seen.append(_with_hidden((args, kwargs), None))  # later blocks' hidden states are not kept
-        if only_first or len(seen) == len(blocks):
-            raise _Reached
+    These arguments (masks, position tables) depend on the batch's shape alone, as a rule, and are then kept once.
+    """
+    model, (prefix, blocks) = weights.model, find_blocks(weights.model)
+    found, of_shape = [], {}
+    with weights.stem():
+        for ids, held_out in batches:
+            hidden: list[Tensor] = []
+            seen: dict[int, Arguments] = {}
 
-    with ExitStack() as hooks:
-        for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-        with suppress(_Reached):
-            model(input_ids=ids, use_cache=False)
-    return hidden[0], seen
+            def hand_on(index: int, *args: Any, hidden: list = hidden, seen: dict = seen, **kwargs: Any) -> Any:
+                given = args[0] if args else kwargs["hidden_states"]
+                hidden.append(given)
+                seen[index] = _with_hidden((args, kwargs), None)
+                if index == len(blocks) - 1:
+                    raise _Reached
+                return given if more is None else (given, *more)
+
+            with ExitStack() as forwards:
+                for index, block in enumerate(blocks):
+                    forwards.enter_context(_instead(block, partial(hand_on, index)))
+                with suppress(_Reached):
+                    model(input_ids=ids.to(weights.device), use_cache=False)
+            if len(seen) < len(blocks):
+                raise InputError(f"{prefix}.{min(set(range(len(blocks))) - set(seen))}: the model never runs it")
+            arguments = [seen[index] for index in range(len(blocks))]
+            known = zip(of_shape.setdefault(ids.shape, arguments), arguments, strict=True)
+            arguments = [one if _same(one, other) else tree_map(_to("cpu"), other) for one, other in known]
+            found.append(_Batch(ids, held_out, arguments, keep(hidden[0])))
+    return found
 
 
-def _with_hidden(arguments: tuple[tuple, dict], hidden: Tensor | None) -> tuple[tuple, dict]:
+@contextmanager
+def _instead(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """A module with another forward pass."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _with_hidden(arguments: Arguments, hidden: Tensor | None) -> Arguments:
     """A block's arguments with its hidden states [batch, seqlen, width] replaced."""
     args, kwargs = arguments
     if args:
@@ -53,91 +185,180 @@ def _with_hidden(arguments: tuple[tuple, dict], hidden: Tensor | None) -> tuple[
     return (), {**kwargs, "hidden_states": hidden}
 
 
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+def _same(some: Any, others: Any) -> bool:
+    """Whether two trees of arguments hold equal tensors at the same places."""
+    (some, shape), (others, other) = tree_flatten(some), tree_flatten(others)
+    pairs = zip(some, others, strict=True) if shape == other else [(0, 1)]
+    return all(a is b or (torch.equal(a, b) if isinstance(a, Tensor) else a == b) for a, b in pairs)
 
 
-@torch.inference_mode()
-def capture(
-    model: PreTrainedModel, samples: Tensor, held_out: Tensor, batch_size: int, prune: Prune | None = None
-) -> Iterator[Grams]:
-    """Gram matrices of the inputs of every linear layer, block by block.
+def _to(device: Any) -> Callable[[Any], Any]:
+    return lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-    Inputs are those of the dense model, or, with `prune`, of a model whose earlier blocks are pruned already: it is
-    called with the number of a block and its Gram matrices, and the masks that it returns are put on the block's
-    weights, in place, before the block is run for the inputs of the next.
 
-    Only one block's Gram matrices and the hidden states of all samples are held at a time; hidden states wait on the
-    CPU.
+def _sweep(
+    step: Callable[[_Batch], None],
+    batches: list[_Batch],
+    observe: Callable[[list[tuple[Tensor, bool]]], list[_Batch]],
+    keep: Keep,
+) -> list[_Batch]:
+    """Do a step with every batch; halve all of them whenever one is too large for the device's memory."""
+    position = 0
+    while position < len(batches):
+        if _fits(partial(step, batches[position])):
+            position += 1
+            continue
+        if len(batches[position].ids) == 1:
+            raise InputError("one sequence is too much for the device's memory: lower the calibration's seqlen")
+        position = sum(min(len(batch.ids), 2) for batch in batches[:position])
+        batches = _halved(batches, observe, keep)
+        logging.warning("out of memory: going on with %d sequences at a time", len(batches[position].ids))
+    return batches
+
+
+def _halved(batches: list[_Batch], observe: Callable, keep: Keep) -> list[_Batch]:
+    """Each batch as two; its blocks' arguments are those that the model gives for batches of that size."""
+    pieces, hidden = [], []
+    for batch in batches:
+        size = (len(batch.ids) + 1) // 2
+        pieces += [(ids, batch.held_out) for ids in batch.ids.split(size)]
+        hidden += batch.hidden().split(size)
+    halves = observe(pieces)
+    for half, states in zip(halves, hidden, strict=True):
+        half.hidden = keep(states)
+    return halves
+
+
+def _fits(step: Callable[[], None]) -> bool:
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        pass  # what failed is alive in here, and gone below
+    else:
+        return True
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def _step(
+    weights: Weights,
+    block: nn.Module,
+    index: int,
+    keep: Keep,
+    batch: _Batch,
+    add: Callable[[_Batch, dict[Matrix, Tensor]], None] | None = None,
+    unrouted: set[Matrix] = frozenset(),
+    advance: bool = False,
+) -> None:
+    """Run a block on a batch, hand the inputs of its matrices to `add`, put its output in the place of its input."""
+    args, kwargs = _with_hidden(batch.arguments[index], batch.hidden())
+    args, kwargs = tree_map(_to(weights.device), (args, kwargs))
+    inputs: dict[Matrix, Tensor] = {}
+    with ExitStack() as hooks:
+        if add is not None:
+            for name, layer in linear_layers(block).items():
+                hooks.callback(layer.register_forward_pre_hook(partial(_note, inputs, f"{name}.weight")).remove)
+            for name, experts in expert_modules(block).items():
+                forward = partial(_run_experts, experts, name, inputs, unrouted)
+                hooks.enter_context(_instead(experts, forward))
+        output = block(*args, **kwargs)
+    if add is not None:
+        add(batch, inputs)
+    if advance:
+        batch.hidden = keep(output[0] if isinstance(output, tuple) else output)
+
+
+def _note(inputs: dict[Matrix, Tensor], parameter: str, _module: nn.Module, args: tuple) -> None:
+    inputs[parameter, None] = args[0]
+
+
+def _run_experts(
+    experts: nn.Module,
+    name: str,
+    inputs: dict[Matrix, Tensor],
+    unrouted: set[Matrix],
+    hidden: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+) -> Tensor:
+    """The forward pass of transformers' fused experts, one expert at a time, with the inputs of each noted.
 
     Args:
-        model: a causal language model in eval mode, on the device that is to compute.
-        samples: int64 [samples, seqlen] token ids of the calibration text.
-        held_out: int64 [any number, seqlen] token ids of held-out text.
-        batch_size: sequences per forward pass.
-        prune: the masks of a block, boolean [d_out, d_in] by layer name, from its number and Gram matrices.
-
-    Yields:
-        One `Grams` a block, in order, on the model's device.
-
-    Raises:
-        InputError: an activation is NaN or infinite, or the model never calls a layer; names the layer.
+        experts: a module of `expert_modules`.
+        name: its name within the block.
+        inputs: takes the inputs.
+        unrouted: the matrices whose input is noted over all tokens.
+        hidden: [tokens, width].
+        top_k_index, top_k_weights: [tokens, experts per token].
     """
-    prefix, blocks = find_blocks(model)
-    batches = [(ids, False) for ids in samples.split(batch_size)]
-    batches += [(ids, True) for ids in held_out.split(batch_size) if len(ids)]
-    # A block's other arguments (masks, position tables) depend on the batch's shape alone, but differ between blocks.
-    arguments: dict[int, list[tuple[tuple, dict]]] = {}
-    hidden: list[Tensor] = []
-    for ids, _ in batches:
-        first, seen = _observe(model, blocks, ids.to(model.device), only_first=len(ids) in arguments)
-        arguments.setdefault(len(ids), seen)
-        hidden.append(first.cpu())
-    for index, block in enumerate(blocks):
-        grams = Grams()
-        for position, (ids, is_held_out) in enumerate(batches):
-            args, kwargs = _with_hidden(arguments[len(ids)][index], hidden[position].to(model.device))
-            inputs: dict[str, Tensor] = {}
-            with ExitStack() as hooks:
-                for name, layer in prunable_layers(block).items():
-                    hook = _recorder(inputs, name)
-                    hooks.callback(layer.register_forward_pre_hook(hook).remove)
-                output = _first(block(*args, **kwargs))
-            if prune is None:
-                hidden[position] = output.cpu()
-            for name in prunable_layers(block):
-                if name not in inputs:
-                    raise InputError(f"{prefix}.{index}.{name}: the model never calls it, so it cannot be calibrated")
-            _add(grams, inputs, is_held_out, f"{prefix}.{index}")
-        for totals in (grams.matrix, grams.held_out):
-            for name, total in totals.items():  # the rounding of a device's matrix product need not be symmetric
-                totals[name] = (total + total.T) / 2
-        if prune is not None:
-            put_masks(block, prune(index, grams))
-            for position, (ids, _) in enumerate(batches):
-                args, kwargs = _with_hidden(arguments[len(ids)][index], hidden[position].to(model.device))
-                hidden[position] = _first(block(*args, **kwargs)).cpu()
-        yield grams
+    first, last = expert_parameters(experts)
+
+    def project(parameter: str, expert: int, x: Tensor) -> Tensor:
+        weight = getattr(experts, parameter)[expert]
+        bias = getattr(experts, f"{parameter}_bias")[expert] if experts.has_bias else None
+        return functional.linear(x, weight.T if experts.is_transposed else weight, bias)
+
+    def between(expert: int, x: Tensor) -> Tensor:
+        up = project(first, expert, x)
+        return experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
+
+    output = torch.zeros_like(hidden)
+    for expert in range(experts.num_experts):
+        token, slot = (top_k_index == expert).nonzero(as_tuple=True)
+        routed = hidden[token]
+        inner = between(expert, routed)
+        inputs[f"{name}.{first}", expert], inputs[f"{name}.{last}", expert] = routed, inner
+        found = project(last, expert, inner)
+        if experts.has_post_expert_norm:
+            found = experts.post_expert_norm(found)
+        output.index_add_(0, token, (found * top_k_weights[token, slot, None]).to(output.dtype))
+        if (f"{name}.{first}", expert) in unrouted:
+            inputs[f"{name}.{first}", expert] = hidden
+        if (f"{name}.{last}", expert) in unrouted:
+            inputs[f"{name}.{last}", expert] = between(expert, hidden)
+    return output
 
 
-def _recorder(inputs: dict[str, Tensor], name: str) -> Any:
-    def record(_module: nn.Module, args: tuple) -> None:
-        inputs[name] = args[0]
-
-    return record
-
-
-def _add(grams: Grams, inputs: dict[str, Tensor], is_held_out: bool, block: str) -> None:
-    """Add one batch's Gram matrices; layers that were given the same tensor share one."""
+def _add(
+    grams: Grams, layers: list[Layer], place: str, only: set[Matrix], batch: _Batch, inputs: dict[Matrix, Tensor]
+) -> None:
+    """Add one batch's Gram matrices, or some of them; layers that were given the same tensor share one."""
     if not grams.reads:
-        first: dict[tuple, str] = {}
-        for name, x in inputs.items():  # all alive at once, so equal addresses mean the same tensor
-            grams.reads[name] = first.setdefault((x.data_ptr(), x.shape, x.stride()), name)
-    totals = grams.held_out if is_held_out else grams.matrix
-    for name in dict.fromkeys(grams.reads.values()):
-        x = inputs[name]
-        if name not in totals:
-            totals[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64, device=x.device)
-        accumulate(totals[name], x)
-        if not totals[name].diagonal().isfinite().all():
-            raise InputError(f"{block}.{name}: an input activation is NaN or Inf; check the model and its dtype")
+        first: dict[Any, str] = {}
+        for layer in layers:
+            if layer.matrix not in inputs:
+                raise InputError(f"{place}.{layer.name}: the model never calls it, so it cannot be calibrated")
+            x, reader = inputs[layer.matrix], first.setdefault(layer.matrix, layer.name)
+            # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
+            address = (x.data_ptr(), x.shape, x.stride())
+            grams.reads[layer.name] = first.setdefault(address, reader) if x.numel() else reader
+    totals = grams.held_out if batch.held_out else grams.matrix
+    distinct = [layer for layer in layers if grams.reads[layer.name] == layer.name]
+    distinct = [layer for layer in distinct if not only or layer.matrix in only]
+    for layer in distinct:  # before anything is added: where memory runs out here, the batch can be tried again
+        if layer.name not in totals:
+            device = inputs[layer.matrix].device
+            totals[layer.name] = torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64, device=device)
+    for layer in distinct:
+        x = inputs[layer.matrix].reshape(-1, layer.d_in)
+        try:
+            accumulate(totals[layer.name], x)
+        except torch.OutOfMemoryError:
+            raise InputError(f"{place}.{layer.name}: its Gram matrix does not fit into the device's memory") from None
+        if not totals[layer.name].diagonal().isfinite().all():
+            raise InputError(f"{place}.{layer.name}: an input activation is NaN or Inf; check the model and its dtype")
+        if not batch.held_out:
+            grams.tokens[layer.name] = grams.tokens.get(layer.name, 0) + len(x)
+
+
+def _forget_starved(grams: Grams, layers: list[Layer]) -> set[Matrix]:
+    """The experts' matrices that saw fewer tokens than they have features; what was added of them is dropped."""
+    found = set()
+    for layer in layers:
+        if layer.expert is not None and grams.tokens.get(layer.name, layer.d_in) < layer.d_in:
+            found.add(layer.matrix)
+            grams.unrouted.append(layer.name)
+            for kept in (grams.matrix, grams.held_out, grams.tokens):
+                kept.pop(layer.name, None)
+    return found

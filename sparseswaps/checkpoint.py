@@ -35,17 +35,24 @@ class Checkpoint:
                 found.update(dict.fromkeys(file.keys(), name))
         return found
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU in its stored dtype. Raises InputError naming the tensor or its file."""
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        """One tensor, on the CPU in its stored dtype; with `expert` only that matrix of it.
+
+        Raises InputError naming the tensor or its file.
+        """
         if name not in self.files:
             raise InputError(f"{self.folder}: holds no tensor {name!r}")
         with _opened(self.folder / self.files[name]) as file:
-            return file.get_tensor(name)
+            part = file.get_slice(name)
+            return part[...] if expert is None else part[expert]
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor, without reading it."""
-        with _opened(self.folder / self.files[name]) as file:
-            return tuple(file.get_slice(name).get_shape())
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, without reading it."""
+        found = {}
+        for name in dict.fromkeys(self.files.values()):
+            with _opened(self.folder / name) as file:
+                found |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
+        return found
 
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf."""

@@ -17,14 +17,22 @@ class Grams:
 
     Attributes:
         reads: the input of each layer, named for the first layer that reads it.
-        matrix: [d_in, d_in] per distinct input, summed over the calibration tokens; float64 while they are summed,
-            float32 in an artifact.
+        matrix: [d_in, d_in] per distinct input, summed over the calibration tokens: in float64, then float32.
         held_out: the same over the held-out tokens; empty when there are none.
+        tokens: how many calibration tokens each distinct input was summed over.
+        unrouted: distinct inputs of experts that saw too few tokens: summed over all tokens of their layer.
     """
 
     reads: dict[str, str] = field(default_factory=dict)
     matrix: dict[str, Tensor] = field(default_factory=dict)
     held_out: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    unrouted: list[str] = field(default_factory=list)
+
+    def about(self, layer: str) -> dict[str, int | bool]:
+        """What tables say of a layer's calibration, by column."""
+        source = self.reads[layer]
+        return {"tokens": self.tokens[source], "unrouted": source in self.unrouted}
 
 
 def accumulate(total: Tensor, inputs: Tensor) -> None:
@@ -35,8 +43,15 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
         inputs: [..., d_in], any floating dtype; the leading dimensions are tokens. Products are formed in float32,
             which holds those of bfloat16 inputs exactly, and batches are summed in float64.
     """
-    tokens = inputs.reshape(-1, inputs.shape[-1]).float()
-    total += tokens.T @ tokens
+    tokens = inputs.reshape(-1, inputs.shape[-1])
+    halves = tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16)
+    if not halves:
+        tokens = tokens.float()
+    for first in range(0, len(total), _ROWS):
+        rows = tokens[:, first : first + _ROWS].T
+        # On the tensor cores, halves are multiplied as they are and summed in float32.
+        product = torch.mm(rows, tokens, out_dtype=torch.float32) if halves else rows @ tokens
+        total[first : first + _ROWS] += product
 
 
 def check_gram(gram: Tensor) -> None:

@@ -39,10 +39,10 @@ def check_mask(mask: Tensor, pattern: Pattern) -> None:
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Boolean [d_out, d_in] to uint8 [d_out, ceil(d_in / 8)], first weight in the highest bit."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))
+    """Boolean [..., d_in] to uint8 [..., ceil(d_in / 8)], first weight in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=-1))
 
 
 def unpack(packed: Tensor, d_in: int) -> Tensor:
-    """The inverse of `pack`: uint8 [d_out, ceil(d_in / 8)] to boolean [d_out, d_in]."""
-    return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), axis=1, count=d_in).astype(bool))
+    """The inverse of `pack`: uint8 [..., ceil(d_in / 8)] to boolean [..., d_in]."""
+    return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), axis=-1, count=d_in).astype(bool))

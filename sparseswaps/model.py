@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sparseswaps.checkpoint import Checkpoint
@@ -12,20 +13,40 @@ from sparseswaps.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of a decoder block: its name within the block and its weight's shape [d_out, d_in].
+    """A prunable matrix of a decoder block, [d_out, d_in]: a linear layer's weight, or one of an expert's.
 
-    Masks and weights are [d_out, d_in] everywhere but in the model's files, where a `transposed` layer's tensor is
-    [d_in, d_out] (GPT-2's Conv1D).
+    Files and models need not hold it alike. In a file it is a tensor, or one matrix of a tensor of all experts. In a
+    model it is a parameter, or rows of one, or rows of one expert's matrix in a parameter of all experts. Where it is
+    `transposed` (GPT-2's Conv1D), both hold [d_in, d_out].
+
+    Attributes:
+        name: within its block, as the file has it.
+        tensor: the file's tensor.
+        parameter: the model's parameter, within the block.
+        expert: which matrix of a parameter with three dimensions; None where that has two.
+        row: the first row there.
+        fused: whether the file's tensor has three dimensions as well.
     """
 
     name: str
+    tensor: str
+    parameter: str
     d_out: int
     d_in: int
-    transposed: bool
+    transposed: bool = False
+    expert: int | None = None
+    row: int = 0
+    fused: bool = False
 
-    def in_file(self, matrix: Tensor) -> Tensor:
-        """A matrix [d_out, d_in] of this layer in the shape of its tensor, or the other way round."""
-        return matrix.T.contiguous() if self.transposed else matrix
+    @property
+    def matrix(self) -> tuple[str, int | None]:
+        """Which matrix of the model it is, or is rows of."""
+        return self.parameter, self.expert
+
+    def of_parameter(self, parameter: Tensor) -> Tensor:
+        """This matrix, [d_out, d_in], as a view of the model's parameter."""
+        matrix = parameter if self.expert is None else parameter[self.expert]
+        return (matrix.T if self.transposed else matrix)[self.row : self.row + self.d_out]
 
 
 @dataclass(frozen=True)
@@ -34,15 +55,13 @@ class Model:
 
     Attributes:
         folder: the Hugging Face directory.
-        prefix: dotted name of the list of decoder blocks in the names of tensors.
         blocks: the prunable layers of each block.
-        left_dense: parameters of the blocks that are matrices but cannot be pruned.
+        left_dense: parameters of the blocks that are matrices but are not pruned.
         tensors: SHA-256 of every tensor's bytes.
         files: SHA-256 of the configuration, tokenizer and other small files.
     """
 
     folder: str
-    prefix: str
     blocks: list[list[Layer]]
     left_dense: list[str]
     tensors: dict[str, str]
@@ -57,9 +76,21 @@ class Model:
         """A digest of all weights, by which artifacts know their model."""
         return hashlib.sha256(json.dumps(self.tensors, sort_keys=True).encode()).hexdigest()[:16]
 
-    def tensor_name(self, block: int, layer: str) -> str:
-        return f"{self.prefix}.{block}.{layer}.weight"
-
-    def weight(self, block: int, layer: Layer) -> Tensor:
+    def weight(self, layer: Layer) -> Tensor:
         """The weight of one layer, [d_out, d_in] in its stored dtype."""
-        return layer.in_file(self.checkpoint.tensor(self.tensor_name(block, layer.name)))
+        weight = self.checkpoint.tensor(layer.tensor, layer.expert if layer.fused else None)
+        return weight.T.contiguous() if layer.transposed else weight
+
+
+def tensor_masks(layers: list[Layer], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of a block's layers, boolean [d_out, d_in] by layer name, as those of its files' tensors: by tensor
+    name, in the tensor's shape."""
+    found: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for layer in layers:
+        mask = masks[layer.name].T.contiguous() if layer.transposed else masks[layer.name]
+        if layer.fused:
+            experts.setdefault(layer.tensor, []).append(mask)
+        else:
+            found[layer.tensor] = mask
+    return found | {name: torch.stack(of_experts) for name, of_experts in experts.items()}

@@ -138,7 +138,10 @@ def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:
         "held out (%)": tables.error_reduction(layers["held_out_before"], layers["held_out_after"]),
         "swaps per row": layers["swaps"] / layers["rows"],
     }
+    tokens = layers["tokens"].astype("str")
+    all_of_layer = layers["unrouted"].astype(bool)  # an expert that too few tokens are routed to
     return layers[[*tables.COORDINATES, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
+        tokens=tokens.mask(all_of_layer, tokens + " (unrouted)"),
         **{name: values.map("{:.1f}".format, na_action="ignore") for name, values in tenths.items()},
         **{"most in a row": layers["max_row_swaps"], "certified": layers["rows_certified"] / layers["rows"]},
         seconds=layers["seconds"],

@@ -12,7 +12,8 @@ from sparseswaps.errors import InputError
 from sparseswaps.files import replacing
 
 COORDINATES = ["model", "calibration", "seed", "pattern", "warmstart", "refinement"]
-LOSSES = ["block", "layer", "d_out", "d_in", "kept", "loss_before", "loss_after", "held_out_before", "held_out_after"]
+LOSSES = ["block", "layer", "d_out", "d_in", "tokens", "unrouted", "kept"]
+LOSSES += ["loss_before", "loss_after", "held_out_before", "held_out_after"]
 LOSSES += ["swaps", "max_row_swaps", "rows", "rows_certified", "seconds"]
 MISSING = "-"
 

@@ -10,17 +10,16 @@ from sparseswaps.artifacts import write_masks
 from sparseswaps.blocks import describe
 from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
+from sparseswaps.model import tensor_masks
 from sparseswaps.pattern import parse_pattern
 
 
 def mask_file(folder, path):
     """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule assemble writes it."""
     model, pattern = describe(folder), parse_pattern("2:4")
-    masks = {
-        model.tensor_name(index, layer.name): layer.in_file(keep_best(model.weight(index, layer).abs(), pattern))
-        for index, layers in enumerate(model.blocks)
-        for layer in layers
-    }
+    masks = {}
+    for layers in model.blocks:
+        masks |= tensor_masks(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
     base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
     write_masks(path, masks, model, "key", base=base, pattern=pattern.label)
     return masks
@@ -95,8 +94,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_pruned(base, tmp_path):
     with pytest.raises(InputError, match="has not the values of the base model"):
         sparseswaps.apply_masks(other, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    shallow = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=1)
     with pytest.raises(InputError, match="this one has not"):
-        sparseswaps.apply_masks(torch.nn.Linear(2, 2), path)
+        sparseswaps.apply_masks(shallow, path)
     with pytest.raises(InputError, match="not the mask file of a whole model"):
         sparseswaps.apply_masks(other, base / "model.safetensors")
     with pytest.raises(InputError, match="cannot be read"):

@@ -69,7 +69,7 @@ def test_a_mask_that_does_not_fit_leaves_nothing(model, tmp_path):
 
 def test_describe(model):
     described = describe(model)
-    assert described.prefix == "model.layers"
+    assert described.blocks[1][0].tensor == "model.layers.1.self_attn.q_proj.weight"
     assert [layer.name for layer in described.blocks[0]][-1] == "mlp.down_proj"
     assert (described.blocks[1][-1].d_out, described.blocks[1][-1].d_in) == (32, 64)
     assert described.left_dense == []
@@ -151,6 +151,6 @@ def test_of_two_layouts_the_one_that_transformers_reads_is_pruned(model, tmp_pat
 
 
 def test_a_model_without_linear_layers_is_refused(model, monkeypatch):
-    monkeypatch.setattr("sparseswaps.blocks.prunable_layers", lambda block: {})
-    with pytest.raises(InputError, match="hold no linear layer"):
+    monkeypatch.setattr("sparseswaps.blocks.linear_layers", lambda block: {})
+    with pytest.raises(InputError, match="hold neither linear layers nor experts"):
         describe(model)

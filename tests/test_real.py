@@ -13,6 +13,7 @@ from sparseswaps.pattern import parse_pattern
 from sparseswaps.perplexity import perplexity, windows
 from sparseswaps.refine import refine
 from sparseswaps.text import draw, load, tokenize
+from sparseswaps.weights import InMemory
 
 pytestmark = [
     pytest.mark.real,
@@ -41,16 +42,16 @@ def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
     cut = windows(tokenize(tokenizer, evaluation), 256, 48)
     pattern = parse_pattern(pattern)
     found = {"dense": perplexity(model, cut).perplexity}
-    grams = list(capture(model, calibration, held_out, batch_size=16))
+    grams = list(capture(InMemory(model), calibration, held_out, batch_size=16))
     masks = {"wanda": {}, "swaps": {}}
     for index, layers in enumerate(described.blocks):
         for layer in layers:
-            weight, gram = described.weight(index, layer), grams[index].matrix[grams[index].reads[layer.name]]
+            weight, gram = described.weight(layer), grams[index].matrix[grams[index].reads[layer.name]]
             start = WARMSTARTS["wanda"](weight, gram, pattern)
             result = refine(weight, gram, start, pattern)
             assert result.certified.all()
             assert result.loss_after.sum() < result.loss_before.sum()
-            key = described.tensor_name(index, layer.name)
+            key = layer.tensor
             masks["wanda"][key], masks["swaps"][key] = start, result.mask
     dense = {key: model.get_parameter(key).detach().clone() for key in masks["wanda"]}
     for start in masks:

@@ -37,6 +37,8 @@ def losses_of(pattern: str, warmstart: str, refinement: str, seed: int, blocks: 
                     "layer": layer,
                     "d_out": d_out,
                     "d_in": d_in,
+                    "tokens": 4096,
+                    "unrouted": False,
                     "kept": d_out * d_in // 2 if pattern == "2:4" else d_out * (d_in - int(0.6 * d_in)),
                     "loss_before": loss,
                     "loss_after": loss * (1 - reduction),
@@ -100,7 +102,8 @@ def test_columns_are_the_contract(cells, study):
     layers = tables.layers_table(*study[:2])
     assert list(layers) == [
         *("model", "calibration", "seed", "pattern", "warmstart", "refinement", "block", "layer", "d_out", "d_in"),
-        *("kept", "loss_before", "loss_after", "held_out_before", "held_out_after", "swaps", "max_row_swaps"),
+        *("tokens", "unrouted", "kept", "loss_before", "loss_after", "held_out_before", "held_out_after"),
+        *("swaps", "max_row_swaps"),
         *("rows", "rows_certified", "seconds"),
     ]
     assert len(cells) == 1 + 2 * 2 * 4

@@ -1,0 +1,143 @@
+"""A model's weights where its blocks are run: all in memory, or read from its files while they are needed."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
+
+from sparseswaps.blocks import find_blocks, layers_of, skeleton
+from sparseswaps.errors import InputError
+from sparseswaps.model import Layer, Model
+
+
+class Weights(Protocol):
+    """A causal language model, its prunable layers, and its weights while they are needed.
+
+    Attributes:
+        model: in eval mode.
+        layers: the prunable layers of each block.
+        device: where it computes.
+    """
+
+    model: PreTrainedModel
+    layers: list[list[Layer]]
+    device: torch.device
+
+    def stem(self) -> AbstractContextManager[None]:
+        """Everything that comes before the blocks is on the device."""
+        ...
+
+    def block(self, index: int) -> AbstractContextManager[None]:
+        """A block is on the device."""
+        ...
+
+
+class InMemory:
+    """`Weights` of a model that is loaded already."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.layers, self.device = model, layers_of(model), model.device
+
+    def stem(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def block(self, index: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class OnDisk:
+    """`Weights` that are read from a model's files, a part at a time, and dropped after use.
+
+    The model computes in float32 on the CPU, in its configuration's dtype on other devices. transformers does the
+    reading, so that a block is what its `from_pretrained` makes of the files: fused, renamed or kept in float32.
+    """
+
+    def __init__(self, described: Model, device: str) -> None:
+        """Raises InputError when transformers cannot build the model."""
+        logging.disable_progress_bar()  # there would be one for every block
+        self.device = torch.device(device)
+        self.checkpoint = described.checkpoint
+        self.layers = described.blocks
+        self.model = skeleton(self.checkpoint.folder, torch.float32 if device == "cpu" else None)
+        self._blocks_name, self._blocks = find_blocks(self.model)
+        self._mapping = get_model_conversion_mapping(self.model)
+        self._parts = self._sorted()
+
+    def _sorted(self) -> dict[int | None, list[str]]:
+        """The names of the files' tensors by block; under None those of the stem."""
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
+        known = self.model.state_dict()
+        head = self.model.get_output_embeddings()
+        heads = {name for name, module in self.model.named_modules() if head is not None and module is head}
+        parts: dict[int | None, list[str]] = {}
+        for name in self.checkpoint.files:
+            renamed, _ = rename_source_key(name, renamings, converters, self.model.base_model_prefix, known)
+            if renamed.startswith(f"{self._blocks_name}."):
+                index = int(renamed.removeprefix(f"{self._blocks_name}.").partition(".")[0])
+                parts.setdefault(index, []).append(name)
+            elif renamed.rpartition(".")[0] not in heads:
+                parts.setdefault(None, []).append(name)
+        return parts
+
+    @contextmanager
+    def stem(self) -> Iterator[None]:
+        """Raises InputError when the files lack a parameter."""
+        within = set(self._blocks.modules())
+        with self._loaded(None, [module for module in self.model.modules() if module not in within]):
+            yield
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[None]:
+        """Raises InputError when the files lack a parameter."""
+        with self._loaded(index, list(self._blocks[index].modules())):
+            for name, parameter in self._blocks[index].named_parameters():
+                if parameter.is_meta:
+                    raise InputError(f"{self.checkpoint.folder}: lacks {self._blocks_name}.{index}.{name}")
+            yield
+
+    @contextmanager
+    def _loaded(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
+        with ExitStack() as files:
+            opened = {
+                name: files.enter_context(safe_open(self.checkpoint.folder / name, framework="pt"))
+                for name in {self.checkpoint.files[tensor] for tensor in self._parts.get(part, [])}
+            }
+            slices = {
+                tensor: opened[self.checkpoint.files[tensor]].get_slice(tensor) for tensor in self._parts.get(part, [])
+            }
+            dtype = self.model.dtype
+            how = LoadStateDictConfig(
+                device_map={"": self.device},
+                dtype=dtype,
+                dtype_plan=self.model._get_dtype_plan(dtype),
+                weight_mapping=self._mapping,
+            )
+            found, _ = convert_and_load_state_dict_in_model(self.model, slices, how)
+        if found.conversion_errors or found.mismatched_keys:
+            wrong = sorted([*found.conversion_errors, *(name for name, *_ in found.mismatched_keys)])
+            raise InputError(f"{self.checkpoint.folder}: transformers cannot load {', '.join(wrong)}")
+        for module in modules:
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        try:
+            yield
+        finally:
+            for module in modules:
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        empty = torch.empty_like(parameter, device="meta")
+                        module._parameters[name] = nn.Parameter(empty, requires_grad=False)
