@@ -2,7 +2,9 @@
 
 import json
 import logging
+import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from sparseswaps.errors import InputError
 
 
 def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
-    """Run `main(snakemake, settings)`, with the settings of the rule's key; log the line of result that it returns.
+    """Run `main(snakemake, settings)`, with the settings of the rule's key; log the line of result that it returns,
+    the time that it took and the most memory that it held.
 
     On InputError the line goes to the log and to standard error, and the job fails without a traceback.
     """
+    began = time.monotonic()
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -38,7 +42,16 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     except Exception:
         logging.exception("this is a defect; please report it with this log")
         raise
-    logging.info(result)
+    logging.info("%s; %.1f s, %s", result, time.monotonic() - began, _peak_memory())
+
+
+def _peak_memory() -> str:
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = f"peak resident memory {resident // (2**20 if sys.platform == 'darwin' else 2**10)} MB"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found += f", peak allocated on the GPU {torch.cuda.max_memory_allocated() // 2**20} MB"
+    return found
 
 
 def device(settings: dict) -> str:
