@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -56,6 +57,11 @@ class Model:
     def fingerprint(self) -> str:
         """A digest of all weights, by which artifacts know their model."""
         return hashlib.sha256(json.dumps(self.tensors, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What a mask file and a pruned checkpoint say of the model that they come from."""
+        return {"folder": self.folder, "fingerprint": self.fingerprint, "tensors": self.tensors}
 
     def tensor_name(self, block: int, layer: str) -> str:
         return f"{self.prefix}.{block}.{layer}.weight"

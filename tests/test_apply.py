@@ -14,15 +14,14 @@ from sparseswaps.pattern import parse_pattern
 
 
 def mask_file(folder, path):
-    """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule assemble writes it."""
+    """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule masks writes it."""
     model, pattern = describe(folder), parse_pattern("2:4")
     masks = {
         model.tensor_name(index, layer.name): layer.in_file(keep_best(model.weight(index, layer).abs(), pattern))
         for index, layers in enumerate(model.blocks)
         for layer in layers
     }
-    base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
-    write_masks(path, masks, model, "key", base=base, pattern=pattern.label)
+    write_masks(path, masks, model, "key", base=model.base, pattern=pattern.label)
     return masks
 
 

@@ -67,18 +67,16 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def run(folder: Path, **changes):
+def run(folder: Path, model: str = "model", dtype=torch.float32, context: int = 1024, **changes):
+    loaded = LlamaForCausalLM.from_pretrained(folder / model, dtype=dtype)
+    loaded.config.max_position_embeddings = context
     arguments = {
-        "model_dir": folder / "model",
         "tasks": list(tasks.TASKS),
         "include": [folder / "tasks"],
         "limit": ITEMS,
         "batch_size": 3,
-        "device": "cpu",
-        "max_length": None,
-        "dtype": "float32",
     }
-    return evaluate(**arguments | changes)
+    return evaluate(loaded, PreTrainedTokenizerFast.from_pretrained(folder / model), **arguments | changes)
 
 
 def items(folder: Path, task: str) -> list[dict]:
@@ -129,14 +127,14 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
 
 
 def test_one_task_bfloat16_and_a_short_context(folder):
-    result = run(folder, tasks=["embedded_choice"], dtype="bfloat16", max_length=128, limit=4)
+    result = run(folder, tasks=["embedded_choice"], dtype=torch.bfloat16, context=128, limit=4)
     assert set(result["results"]) == {"embedded_choice"}
     assert result["samples"] == {"embedded_choice": 4}
 
 
 def test_an_answer_longer_than_the_context(folder):
     with pytest.raises(InputError, match="more tokens than the model's context, here 2"):
-        run(folder, tasks=["embedded_choice"], max_length=2)
+        run(folder, tasks=["embedded_choice"], context=2)
 
 
 def test_an_unknown_task_is_named(folder, tmp_path, monkeypatch):
@@ -155,12 +153,7 @@ def test_data_out_of_reach(folder, tmp_path):
 
 def test_broken_weights_are_no_result(folder):
     with pytest.raises(InputError, match="log-likelihood of item 0 is nan"):
-        run(folder, model_dir=folder / "broken", tasks=["embedded_choice"])
-
-
-def test_a_device_that_is_not_there(folder):
-    with pytest.raises(InputError, match="'cuda:99'"):
-        run(folder, device="cuda:99")
+        run(folder, "broken", tasks=["embedded_choice"])
 
 
 def test_metrics():
