@@ -1,6 +1,6 @@
 """SparseSwaps: warm-start pruning masks, refined by exact 1-swaps, assembled, evaluated and reported.
 
-model -> samples -> capture -> warmstart -> refine -> assemble -> evaluate -> tables -> figures -> report
+model -> samples -> capture -> warmstart -> refine -> masks -> assemble -> evaluate -> tables -> figures -> report
 """
 
 import sys

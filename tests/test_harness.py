@@ -1,6 +1,7 @@
 import json
 import math
 import socket
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,20 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def run(folder: Path, model: str = "model", dtype=torch.float32, context: int = 1024, **changes):
-    loaded = LlamaForCausalLM.from_pretrained(folder / model, dtype=dtype)
-    loaded.config.max_position_embeddings = context
+def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
+    """`evaluate` on one of the models, whose forward pass may go through `forward(passes before, its own, ids)`."""
+    model = LlamaForCausalLM.from_pretrained(folder / name, dtype=dtype)
+    model.config.max_position_embeddings = context
+    if forward is not None:
+        passes, own = count(), model.forward
+        model.forward = lambda ids: forward(next(passes), own, ids)
     arguments = {
         "tasks": list(tasks.TASKS),
         "include": [folder / "tasks"],
         "limit": ITEMS,
         "batch_size": 3,
     }
-    return evaluate(loaded, PreTrainedTokenizerFast.from_pretrained(folder / model), **arguments | changes)
+    return evaluate(model, PreTrainedTokenizerFast.from_pretrained(folder / name), **arguments | changes)
 
 
 def items(folder: Path, task: str) -> list[dict]:
@@ -154,6 +159,28 @@ def test_data_out_of_reach(folder, tmp_path):
 def test_broken_weights_are_no_result(folder):
     with pytest.raises(InputError, match="log-likelihood of item 0 is nan"):
         run(folder, "broken", tasks=["embedded_choice"])
+
+
+def test_all_is_asked_again_with_smaller_batches_where_memory_is_short(folder, caplog):
+    asked = []
+
+    def forward(passes, own, ids):
+        if len(ids) > 2 and passes >= 2:  # some of the answers are there by then
+            raise torch.OutOfMemoryError
+        asked.append(len(ids))
+        return own(ids)
+
+    expected = run(folder, batch_size=2)
+    assert run(folder, batch_size=4, forward=forward) == expected
+    assert asked[:2] == [4, 4]
+    assert max(asked[2:]) == 2
+    assert "out of memory at 4 requests: going on with 2" in caplog.messages
+
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(InputError, match="out of GPU memory with one of the requests at a time; set gpu: false"):
+        run(folder, forward=fail)
 
 
 def test_metrics():
