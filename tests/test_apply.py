@@ -6,6 +6,7 @@ from conftest import write_tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import sparseswaps
+from sparseswaps.apply import load_pruned
 from sparseswaps.artifacts import write_masks
 from sparseswaps.blocks import describe
 from sparseswaps.errors import InputError
@@ -94,6 +95,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_pruned(base, tmp_path):
     with pytest.raises(InputError, match="has not the values of the base model"):
         sparseswaps.apply_masks(other, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    with pytest.raises(InputError, match=r"\(loaded as torch.float32; if .* set checkpoints: true\)"):
+        load_pruned(str(tmp_path / "other"), path, "cpu")
     with pytest.raises(InputError, match="this one has not"):
         sparseswaps.apply_masks(torch.nn.Linear(2, 2), path)
     with pytest.raises(InputError, match="not the mask file of a whole model"):

@@ -5,10 +5,11 @@ import weakref
 import pytest
 import torch
 
-from sparseswaps import layerwise
-from sparseswaps.criteria import wanda
+from sparseswaps import criteria, layerwise
+from sparseswaps.criteria import ria, wanda
 from sparseswaps.errors import InputError
 from sparseswaps.gram import row_loss
+from sparseswaps.masks import keep_best
 from sparseswaps.memory import halving, sliced
 from sparseswaps.pattern import parse_pattern
 from sparseswaps.refine import batched, eliminate, engine, refine
@@ -70,7 +71,12 @@ def test_rows_are_refined_in_parts_where_memory_is_short(monkeypatch, caplog):
     weight = torch.randn(11, 48, generator=random)
     inputs, unseen = (torch.randn(48, 200, generator=random) + torch.randn(200, generator=random) for _ in range(2))
     gram, held_out, pattern = inputs @ inputs.T, unseen @ unseen.T, parse_pattern("60%")
-    start = wanda(weight, gram, pattern)
+    start = ria(weight, gram, pattern)
+    with monkeypatch.context() as patched:
+        patched.setattr(criteria, "keep_best", short_of_memory(keep_best, 6))
+        assert torch.equal(ria(weight, gram, pattern), start)
+    assert caplog.messages == ["out of memory at 11 rows: going on with 5"]
+    caplog.clear()
     whole = refine(weight, gram, start, pattern, backend="batched")
     pruned = eliminate(weight, gram, pattern, "batched")
     for name in ("swap_rows", "eliminate_rows"):
