@@ -1,6 +1,6 @@
 """SparseSwaps: warm-start pruning masks, refined by exact 1-swaps, assembled, evaluated and reported.
 
-model -> samples -> capture -> warmstart -> refine -> assemble -> evaluate -> tables -> figures -> report
+model -> samples -> capture -> warmstart -> refine -> masks -> assemble -> evaluate -> tables -> figures -> report
 """
 
 import sys
@@ -40,6 +40,7 @@ include: "rules/capture.smk"
 include: "rules/warmstart.smk"
 include: "rules/refine.smk"
 include: "rules/chain.smk"
+include: "rules/masks.smk"
 include: "rules/assemble.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"

@@ -1,11 +1,10 @@
 rule assemble:
-    """Put the masks of all blocks into one file and write the pruned checkpoint."""
+    """Write the pruned checkpoint: the dense one, with zeros where the mask file says so."""
     input:
         model="<results>/{model}/model.json",
-        masks=of_blocks("<results>/<cell>/masks", "safetensors"),
-    output:
         masks="<results>/<cell>/masks.safetensors",
-        checkpoint=directory("<results>/<cell>/checkpoint"),
+    output:
+        directory("<results>/<cell>/checkpoint"),
     log:
         "<logs>/<cell>/assemble.log",
     benchmark:

@@ -83,10 +83,23 @@ def of_text(settings):
     return drawn | ({"python": platform.python_version()} if settings["text"] == "embedded" else {})
 
 
+def has_checkpoint(variant):
+    """Whether a variant, by its name as a wildcard, is evaluated from a checkpoint of its own."""
+    return config["checkpoints"] and variant != "dense"
+
+
 def evaluated(wildcards):
-    """What a variant's evaluation loads: its checkpoint, or the dense model's description."""
+    """What a variant's evaluation loads: its checkpoint, or the base model by its description, and a cell's masks."""
     folder = f"<results>/{wildcards.model}"
-    return f"{folder}/model.json" if wildcards.variant == "dense" else f"{folder}/{wildcards.variant}/checkpoint"
+    if has_checkpoint(wildcards.variant):
+        return {"model": f"{folder}/{wildcards.variant}/checkpoint"}
+    masks = {} if wildcards.variant == "dense" else {"masks": f"{folder}/{wildcards.variant}/masks.safetensors"}
+    return {"model": f"{folder}/model.json", **masks}
+
+
+def pruned(ending):
+    """An input list: what every cell has of that name."""
+    return [f"<results>/{v.folder}/{ending}" for v in VARIANTS if not isinstance(v, study.Dense)]
 
 
 def losses(variant):

@@ -2,9 +2,9 @@ from sparseswaps.embedded.tasks import TASKS
 
 
 rule perplexity:
-    """Perplexity of a checkpoint on one text."""
+    """Perplexity of a model on one text."""
     input:
-        model=evaluated,
+        unpack(evaluated),
         text=lambda wildcards: text_file(config["evaluation"]["perplexity"][wildcards.text]),
     output:
         update("<results>/{model}/{variant}/perplexity/{text}.json"),
@@ -24,6 +24,7 @@ rule perplexity:
             {
                 **of_text(config["evaluation"]["perplexity"][wildcards.text]),
                 "batch_size": config["batch_size"],
+                "checkpoint": has_checkpoint(wildcards.variant),
                 **COMPUTE,
             },
         ),
@@ -48,9 +49,9 @@ rule tasks:
 
 
 rule harness:
-    """Score a checkpoint on the configured tasks with lm-eval's own harness."""
+    """Score a model on the configured tasks with lm-eval's own harness."""
     input:
-        model=evaluated,
+        unpack(evaluated),
         tasks=rules.tasks.output,
         include=task_files(config["evaluation"]["lm_eval"]["include"]),
     output:
@@ -66,9 +67,9 @@ rule harness:
         mem_mb=memory(weights=4),
         gpu=GPU,
     params:
-        key=key(
+        key=lambda wildcards: key(
             "harness",
-            {**config["evaluation"]["lm_eval"], **COMPUTE},
+            {**config["evaluation"]["lm_eval"], "checkpoint": has_checkpoint(wildcards.variant), **COMPUTE},
             packages=("torch", "transformers", "lm_eval", "datasets", "accelerate"),
         ),
     script:

@@ -52,6 +52,9 @@ rule report:
     """Write the report: one HTML page with everything in it."""
     input:
         models=expand("<results>/{model}/model.json", model=config["models"]),
+        # Not read, but a study has them even where nothing is evaluated, and the page says what they took.
+        masks=pruned("masks.safetensors"),
+        checkpoints=pruned("checkpoint") if config["checkpoints"] else [],
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
         figures="<report>/figures",

@@ -1,35 +1,20 @@
-"""Rule assemble: one mask file for the whole model, and the pruned checkpoint."""
+"""Rule assemble: the pruned checkpoint."""
 
 import json
 
 from job import run
 
-from sparseswaps.artifacts import read_masks, read_model, write_masks
+from sparseswaps.artifacts import read_masks, read_model
 from sparseswaps.checkpoint import write_pruned
-from sparseswaps.errors import naming
-from sparseswaps.masks import check_mask
-from sparseswaps.model import tensor_masks
-from sparseswaps.pattern import parse_pattern
 
 
 def main(snakemake, settings):
     model = read_model(snakemake.input.model)
-    pattern = parse_pattern(settings["pattern"])
-    masks = {}
-    for block, path in enumerate(snakemake.input.masks):
-        of_block = read_masks(path, model)
-        for layer in model.blocks[block]:
-            with naming(f"block {block}, {layer.name}"):
-                check_mask(of_block[layer.name], pattern)
-        masks |= tensor_masks(model.blocks[block], of_block)
-    base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
-    write_masks(snakemake.output.masks, masks, model, snakemake.params.key, base=base, pattern=pattern.label)
-    about = {"base": base, "pattern": pattern.label, "wildcards": dict(snakemake.wildcards.items())}
-    write_pruned(
-        model.checkpoint, masks, snakemake.output.checkpoint, {"sparseswaps.json": json.dumps(about, indent=2) + "\n"}
-    )
-    pruned = sum(int((~mask).sum()) for mask in masks.values())
-    return f"{pruned} of {sum(mask.numel() for mask in masks.values())} weights are zero in {len(masks)} matrices"
+    masks = read_masks(snakemake.input.masks, model)
+    about = {"base": model.base, "pattern": settings["pattern"], "wildcards": dict(snakemake.wildcards.items())}
+    extra = {"sparseswaps.json": json.dumps(about, indent=2) + "\n"}
+    write_pruned(model.checkpoint, masks, snakemake.output[0], extra)
+    return f"zeros in {len(masks)} matrices of {model.folder}"
 
 
 run(snakemake, main)

@@ -70,10 +70,10 @@ def block_of(snakemake: Any) -> int:
     return int(snakemake.wildcards.block.removeprefix("block"))
 
 
-def evaluated(snakemake: Any) -> str:
-    """The model directory that an evaluation job is for: a checkpoint, or the folder that a description names."""
-    if snakemake.wildcards.variant != "dense":
-        return snakemake.input.model
+def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None]:
+    """What an evaluation job loads: a model directory, and the mask file to put on it where it is not pruned itself."""
+    if settings["checkpoint"]:
+        return snakemake.input.model, None
     from sparseswaps.artifacts import read_model
 
-    return read_model(snakemake.input.model).folder
+    return read_model(snakemake.input.model).folder, snakemake.input.get("masks")

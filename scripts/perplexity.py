@@ -1,23 +1,24 @@
-"""Rule perplexity: one checkpoint on one text."""
+"""Rule perplexity: one model on one text."""
 
 from dataclasses import asdict
 
 from job import device, evaluated, run
 
+from sparseswaps.apply import load_pruned
 from sparseswaps.errors import naming
 from sparseswaps.files import write_json
 from sparseswaps.perplexity import perplexity, windows
-from sparseswaps.pretrained import load_model, load_tokenizer
+from sparseswaps.pretrained import load_tokenizer
 from sparseswaps.text import load, tokenize
 
 
 def main(snakemake, settings):
-    folder = evaluated(snakemake)
+    folder, masks = evaluated(snakemake, settings)
     with naming(f"evaluation text {settings['text']}"):
         documents = load(settings["text"], "evaluation", settings["field"])
         tokens = tokenize(load_tokenizer(folder), settings["join"].join(documents))
         cut = windows(tokens, settings["seqlen"], settings["windows"])
-    result = perplexity(load_model(folder, device(settings)), cut, settings["batch_size"])
+    result = perplexity(load_pruned(folder, masks, device(settings)), cut, settings["batch_size"])
     write_json(snakemake.output[0], asdict(result) | {"key": snakemake.params.key})
     return f"perplexity {result.perplexity:.4f} over {result.windows} windows of {result.seqlen} tokens"
 

@@ -13,7 +13,7 @@ from sparseswaps.files import replacing
 from sparseswaps.report import render
 from sparseswaps.tables import read_table, summary
 
-STAGES = ("model", "samples", "capture", "warmstart", "refine", "chain", "assemble", "perplexity", "harness")
+STAGES = ("model", "samples", "capture", "warmstart", "refine", "chain", "masks", "assemble", "perplexity", "harness")
 
 
 def main(snakemake, settings):

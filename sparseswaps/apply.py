@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sparseswaps.artifacts import read_mask_file
 from sparseswaps.blocks import find_blocks, layers_of
 from sparseswaps.errors import InputError
+from sparseswaps.pretrained import load_model
 
 _STORED = (torch.bfloat16, torch.float16, torch.float32)  # what a base's tensors may have been before they were loaded
 
@@ -55,6 +56,22 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     for name, mask in masks.items():
         parameters[name].data.masked_fill_(~mask, 0)
     return masks
+
+
+def load_pruned(folder: str, masks: str | Path | None, device: str) -> PreTrainedModel:
+    """The model of a directory as `load_model` loads it, with the masks of a mask file on it if one is given.
+
+    Raises InputError as `load_model` and `apply_masks` do.
+    """
+    model = load_model(folder, device)
+    if masks is not None:
+        try:
+            apply_masks(model, masks)
+        except InputError as error:
+            raise InputError(
+                f"{error} (loaded as {model.dtype}; if its files hold more than that, set checkpoints: true)"
+            ) from None
+    return model
 
 
 def keep_zeros(model: nn.Module, masks: dict[str, Tensor]) -> RemovableHandle:

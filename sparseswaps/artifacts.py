@@ -87,7 +87,7 @@ def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, 
 
 
 def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What rule assemble wrote of a whole model, for whoever has it without the workflow.
+    """What rule masks wrote of a whole model, for whoever has it without the workflow.
 
     Returns:
         The masks by tensor name, boolean in the tensor's shape, and the base model: its `folder`, its `fingerprint` and

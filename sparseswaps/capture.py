@@ -3,7 +3,6 @@
 Nothing here knows a model family: every block is run with the arguments that the model itself was seen to give it.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sparseswaps.activations import Keep, in_memory
 from sparseswaps.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_masks
 from sparseswaps.errors import InputError
 from sparseswaps.gram import Grams, accumulate
+from sparseswaps.memory import halving
 from sparseswaps.model import Layer
 from sparseswaps.weights import Weights
 
@@ -46,6 +46,9 @@ class _Batch:
     held_out: bool
     arguments: list[Arguments]
     hidden: Callable[[], Tensor]
+
+
+Observe = Callable[[list[tuple[Tensor, bool]]], list[_Batch]]
 
 
 @torch.inference_mode()
@@ -199,46 +202,35 @@ def _to(device: Any) -> Callable[[Any], Any]:
 def _sweep(
     step: Callable[[_Batch], None],
     batches: list[_Batch],
-    observe: Callable[[list[tuple[Tensor, bool]]], list[_Batch]],
+    observe: Observe,
     keep: Keep,
 ) -> list[_Batch]:
     """Do a step with every batch; halve all of them whenever one is too large for the device's memory."""
     position = 0
+
+    def attempt(size: int) -> None:
+        nonlocal batches, position
+        if len(batches[position].ids) > size:
+            position = sum(-(-len(batch.ids) // size) for batch in batches[:position])
+            batches = _cut(batches, size, observe, keep)
+        step(batches[position])
+
     while position < len(batches):
-        if _fits(partial(step, batches[position])):
-            position += 1
-            continue
-        if len(batches[position].ids) == 1:
-            raise InputError("one sequence is too much for the device's memory: lower the calibration's seqlen")
-        position = sum(min(len(batch.ids), 2) for batch in batches[:position])
-        batches = _halved(batches, observe, keep)
-        logging.warning("out of memory: going on with %d sequences at a time", len(batches[position].ids))
+        halving(attempt, len(batches[position].ids), "sequences", "the calibration's seqlen")
+        position += 1
     return batches
 
 
-def _halved(batches: list[_Batch], observe: Callable, keep: Keep) -> list[_Batch]:
-    """Each batch as two; its blocks' arguments are those that the model gives for batches of that size."""
+def _cut(batches: list[_Batch], size: int, observe: Observe, keep: Keep) -> list[_Batch]:
+    """The same sequences, `size` at a time at most, with what the model gives its blocks for as many."""
     pieces, hidden = [], []
     for batch in batches:
-        size = (len(batch.ids) + 1) // 2
         pieces += [(ids, batch.held_out) for ids in batch.ids.split(size)]
         hidden += batch.hidden().split(size)
-    halves = observe(pieces)
-    for half, states in zip(halves, hidden, strict=True):
-        half.hidden = keep(states)
-    return halves
-
-
-def _fits(step: Callable[[], None]) -> bool:
-    try:
-        step()
-    except torch.OutOfMemoryError:
-        pass  # what failed is alive in here, and gone below
-    else:
-        return True
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return False
+    found = observe(pieces)
+    for batch, states in zip(found, hidden, strict=True):
+        batch.hidden = keep(states)
+    return found
 
 
 def _step(

@@ -7,9 +7,11 @@ score is a function `(weight, gram) -> scores` under `@by_score`.
 from collections.abc import Callable
 from functools import wraps
 
+import torch
 from torch import Tensor
 
 from sparseswaps.masks import keep_best
+from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
 from sparseswaps.refine import eliminate
 
@@ -21,7 +23,9 @@ def by_score(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
 
     @wraps(score)
     def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
-        return keep_best(score(weight.float(), gram.float()), pattern)
+        scores = score(weight.float(), gram.float())  # of all rows: a score may compare them
+        rows = len(scores)
+        return torch.cat(sliced(lambda part: keep_best(scores[part], pattern), rows, rows, "rows"))
 
     return warm_start
 

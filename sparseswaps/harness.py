@@ -1,4 +1,4 @@
-"""Tasks of lm-eval, run by its own code on a checkpoint in a local directory."""
+"""Tasks of lm-eval, run by its own code on a model in memory."""
 
 import logging
 import math
@@ -10,34 +10,34 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from sparseswaps.errors import InputError
+from sparseswaps.memory import halving
 
 _BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity); 0 would switch off every other too
 
 
 def evaluate(
-    model_dir: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     tasks: list[str],
     include: Sequence[Path],
     limit: int | None,
     batch_size: int,
-    device: str,
-    max_length: int | None,
-    dtype: str,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with as many shots as each task's definition says: none unless it says some.
 
     Args:
-        model_dir: local directory in Hugging Face layout, tokenizer included.
+        model: on the device that is to compute. Log-probabilities are float32, whatever the dtype of its weights.
+        tokenizer: its own.
         tasks: names of tasks, groups or tags.
         include: folders of task definitions (YAML); a later one goes before an earlier one, and all before lm-eval's
             own of the same name. The latter are indexed, in several seconds, only when the folders lack one of `tasks`.
         limit: take only that many items of each task, from the beginning; None takes all.
-        batch_size: requests per forward pass.
-        device: `cpu`, `cuda`, `cuda:1`, ...
-        max_length: tokens of context, longer ones are cut on the left; None takes the model's own.
-        dtype: of the weights, e.g. `float32`, `bfloat16`, `auto`. Log-probabilities are float32 in any case.
+        batch_size: requests per forward pass. With all their logits in float32, this is what most memory goes into;
+            once the GPU has no more of it, all is begun again with half as many.
         seed: for few-shot examples and sampling.
 
     Returns:
@@ -46,7 +46,7 @@ def evaluate(
         evaluated}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
 
     Raises:
-        InputError: a task is unknown, its data is out of reach, the device is not there, an answer is longer than the
+        InputError: a task is unknown, its data is out of reach, an answer is longer than the
             model's context, or a log-likelihood is not finite.
     """
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process, threads, CUDA and all
@@ -68,32 +68,32 @@ def evaluate(
     for chatty in ("lm_eval.models", "transformers.tokenization_utils_base"):  # a line for every item that is cut
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
-    loaded = _load(tasks, include)
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=seed)
-    model = Quiet(
-        pretrained=str(model_dir),
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        max_length=max_length,
-        softmax_dtype="float32",  # in bfloat16 an answer's log-probability is rounded to about 0.25: choices tie
-    )
-    if model.device != torch.device(device):  # lm-eval takes another one without a word
-        raise InputError(f"device: there is no {device!r} here; {model.device!s} is")
-    # simple_evaluate would spend a second more on facts about the machine, and ask the hub about the model.
-    try:
-        output = run(model, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP, log_samples=False)
-    except AssertionError as error:
-        raise InputError(
-            f"evaluation.lm_eval.tasks: lm-eval gave up on {', '.join(tasks)}; it does so without a word when an "
-            f"answer has more tokens than the model's context, here {model.max_length}"
-        ) from error
-    for name, task in loaded["tasks"].items():
-        _check_finite(name, task)
+    def attempt(batch_size: int) -> dict[str, Any]:
+        loaded = _load(tasks, include)  # anew: tasks keep their requests and draw few-shot examples as they go
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=seed)
+        wrapped = Quiet(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype="float32",  # in bfloat16 an answer's log-probability is rounded to about 0.25: choices tie
+        )
+        # simple_evaluate would spend a second more on facts about the machine, and ask the hub about the model.
+        try:
+            output = run(wrapped, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP, log_samples=False)
+        except AssertionError as error:
+            raise InputError(
+                f"evaluation.lm_eval.tasks: lm-eval gave up on {', '.join(tasks)}; it does so without a word when an "
+                f"answer has more tokens than the model's context, here {wrapped.max_length}"
+            ) from error
+        for name, task in loaded["tasks"].items():
+            _check_finite(name, task)
+        return output
+
+    output, _ = halving(attempt, batch_size, "requests")
     return {
         "results": {name: _metrics(values) for name, values in output["results"].items()},
         "samples": {name: counts["effective"] for name, counts in output["n-samples"].items()},

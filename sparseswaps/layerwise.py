@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sparseswaps.gram import row_loss
 from sparseswaps.masks import check_mask
+from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
 from sparseswaps.refine import refine
 
@@ -30,7 +31,7 @@ def refine_layer(
     check_mask(result.mask, pattern)
     unseen = [None, None]
     if held_out is not None:
-        unseen = [float(row_loss(weight, held_out, mask).sum()) for mask in (start, result.mask)]
+        unseen = [_loss(weight, held_out, mask) for mask in (start, result.mask)]
     return result.mask, {
         "d_out": weight.shape[0],
         "d_in": weight.shape[1],
@@ -46,6 +47,12 @@ def refine_layer(
         "drift": float(result.drift.max()),
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _loss(weight: Tensor, gram: Tensor, mask: Tensor) -> float:
+    """The error of all rows, of so many at a time as the GPU has memory for."""
+    rows = len(weight)
+    return sum(sliced(lambda part: float(row_loss(weight[part], gram, mask[part]).sum()), rows, rows, "rows"))
 
 
 def summary(row: dict[str, float]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,11 @@ class Model:
     def fingerprint(self) -> str:
         """A digest of all weights, by which artifacts know their model."""
         return hashlib.sha256(json.dumps(self.tensors, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What a mask file and a pruned checkpoint say of the model that they come from."""
+        return {"folder": self.folder, "fingerprint": self.fingerprint, "tensors": self.tensors}
 
     def weight(self, layer: Layer) -> Tensor:
         """The weight of one layer, [d_out, d_in] in its stored dtype."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparseswaps.errors import InputError
+from sparseswaps.memory import sliced
 
 LARGEST = math.log(sys.float_info.max)  # nats; exp() of more overflows
 
@@ -68,19 +69,21 @@ def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8) -> 
         model: a causal LM of transformers, or anything that maps `input_ids` (b, seqlen) to an output with `.logits`
             (b, seqlen, vocabulary) and has `.device`; its dropout is switched off.
         windows: int64, shape (n, seqlen), on any device.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass; less once the GPU is out of memory.
 
     Raises:
         InputError: a window's cross-entropy is not finite, or so large that its exponential is not.
     """
     model.eval()
-    losses = []
-    for batch in windows.split(batch_size):
-        batch = batch.to(model.device)
+
+    def losses_of(rows: slice) -> list[float]:
+        batch = windows[rows].to(model.device)
         logits = model(input_ids=batch, use_cache=False).logits
         # One window at a time: a whole batch of logits in float32 would be the largest tensor of the evaluation.
         pairs = zip(logits[:, :-1], batch[:, 1:], strict=True)
-        losses += torch.stack([functional.cross_entropy(row.float(), ids) for row, ids in pairs]).tolist()
+        return torch.stack([functional.cross_entropy(row.float(), ids) for row, ids in pairs]).tolist()
+
+    losses = [loss for batch in sliced(losses_of, len(windows), batch_size, "windows", "seqlen") for loss in batch]
     for index, loss in enumerate(losses):
         if not loss < LARGEST:  # also true of NaN
             raise InputError(

@@ -6,6 +6,7 @@ from conftest import write_tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 import sparseswaps
+from sparseswaps.apply import load_pruned
 from sparseswaps.artifacts import write_masks
 from sparseswaps.blocks import describe
 from sparseswaps.errors import InputError
@@ -15,13 +16,12 @@ from sparseswaps.pattern import parse_pattern
 
 
 def mask_file(folder, path):
-    """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule assemble writes it."""
+    """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule masks writes it."""
     model, pattern = describe(folder), parse_pattern("2:4")
     masks = {}
     for layers in model.blocks:
         masks |= tensor_masks(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
-    base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
-    write_masks(path, masks, model, "key", base=base, pattern=pattern.label)
+    write_masks(path, masks, model, "key", base=model.base, pattern=pattern.label)
     return masks
 
 
@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_pruned(base, tmp_path):
     with pytest.raises(InputError, match="has not the values of the base model"):
         sparseswaps.apply_masks(other, path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    with pytest.raises(InputError, match=r"\(loaded as torch.float32; if .* set checkpoints: true\)"):
+        load_pruned(str(tmp_path / "other"), path, "cpu")
     shallow = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=1)
     with pytest.raises(InputError, match="this one has not"):
         sparseswaps.apply_masks(shallow, path)

@@ -1,6 +1,7 @@
 import json
 import math
 import socket
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -67,18 +68,20 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def run(folder: Path, **changes):
+def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
+    """`evaluate` on one of the models, whose forward pass may go through `forward(passes before, its own, ids)`."""
+    model = LlamaForCausalLM.from_pretrained(folder / name, dtype=dtype)
+    model.config.max_position_embeddings = context
+    if forward is not None:
+        passes, own = count(), model.forward
+        model.forward = lambda ids: forward(next(passes), own, ids)
     arguments = {
-        "model_dir": folder / "model",
         "tasks": list(tasks.TASKS),
         "include": [folder / "tasks"],
         "limit": ITEMS,
         "batch_size": 3,
-        "device": "cpu",
-        "max_length": None,
-        "dtype": "float32",
     }
-    return evaluate(**arguments | changes)
+    return evaluate(model, PreTrainedTokenizerFast.from_pretrained(folder / name), **arguments | changes)
 
 
 def items(folder: Path, task: str) -> list[dict]:
@@ -129,14 +132,14 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
 
 
 def test_one_task_bfloat16_and_a_short_context(folder):
-    result = run(folder, tasks=["embedded_choice"], dtype="bfloat16", max_length=128, limit=4)
+    result = run(folder, tasks=["embedded_choice"], dtype=torch.bfloat16, context=128, limit=4)
     assert set(result["results"]) == {"embedded_choice"}
     assert result["samples"] == {"embedded_choice": 4}
 
 
 def test_an_answer_longer_than_the_context(folder):
     with pytest.raises(InputError, match="more tokens than the model's context, here 2"):
-        run(folder, tasks=["embedded_choice"], max_length=2)
+        run(folder, tasks=["embedded_choice"], context=2)
 
 
 def test_an_unknown_task_is_named(folder, tmp_path, monkeypatch):
@@ -155,12 +158,29 @@ def test_data_out_of_reach(folder, tmp_path):
 
 def test_broken_weights_are_no_result(folder):
     with pytest.raises(InputError, match="log-likelihood of item 0 is nan"):
-        run(folder, model_dir=folder / "broken", tasks=["embedded_choice"])
+        run(folder, "broken", tasks=["embedded_choice"])
 
 
-def test_a_device_that_is_not_there(folder):
-    with pytest.raises(InputError, match="'cuda:99'"):
-        run(folder, device="cuda:99")
+def test_all_is_asked_again_with_smaller_batches_where_memory_is_short(folder, caplog):
+    asked = []
+
+    def forward(passes, own, ids):
+        if len(ids) > 2 and passes >= 2:  # some of the answers are there by then
+            raise torch.OutOfMemoryError
+        asked.append(len(ids))
+        return own(ids)
+
+    expected = run(folder, batch_size=2)
+    assert run(folder, batch_size=4, forward=forward) == expected
+    assert asked[:2] == [4, 4]
+    assert max(asked[2:]) == 2
+    assert "out of memory at 4 requests: going on with 2" in caplog.messages
+
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(InputError, match="out of GPU memory with one of the requests at a time; set gpu: false"):
+        run(folder, forward=fail)
 
 
 def test_metrics():

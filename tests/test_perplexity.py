@@ -97,3 +97,20 @@ def test_a_loss_that_is_no_number_names_its_window(value):
     cut[4, 0] = 7
     with pytest.raises(InputError, match="window 4 of 6"):
         perplexity(Spoilt(value), cut, batch_size=2)
+
+
+def test_windows_are_fewer_at_a_time_where_memory_is_short(model, ids, caplog):
+    forward, most = model.forward, 2
+
+    def limited(input_ids, **more):
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError
+        return forward(input_ids=input_ids, **more)
+
+    expected = perplexity(model, windows(ids, 8), batch_size=2)
+    model.forward = limited
+    assert perplexity(model, windows(ids, 8), batch_size=8) == expected
+    assert caplog.messages == [f"out of memory at {size} windows: going on with {size // 2}" for size in (8, 4)]
+    most = 0
+    with pytest.raises(InputError, match="one of the windows at a time; lower seqlen"):
+        perplexity(model, windows(ids, 8), batch_size=8)

@@ -95,14 +95,23 @@ def test_a_changed_budget_reruns_its_refinement_and_what_follows(finished):
     workflow, config = finished
     changed = config | {"refinements": {"none": {"max_swaps": 0}, "swaps": {"max_swaps": 3}}}
     # 2 patterns x 2 blocks are refined again; 2 cells are assembled and evaluated.
-    expected = {"refine": 4, "assemble": 2, "perplexity": 2, "harness": 2, "tables": 1, "figures": 1, "report": 1}
+    expected = {
+        "refine": 4,
+        "masks": 2,
+        "assemble": 2,
+        "perplexity": 2,
+        "harness": 2,
+        "tables": 1,
+        "figures": 1,
+        "report": 1,
+    }
     assert workflow.planned(changed) == expected
 
 
 def test_another_device_or_thread_count_computes_again(finished):
     workflow, config = finished
-    computing = {"capture_tiny": 1, "warmstart": 4, "refine": 8, "assemble": 4, "perplexity": 5, "harness": 5}
-    after = {"tables": 1, "figures": 1, "report": 1}
+    computing = {"capture_tiny": 1, "warmstart": 4, "refine": 8, "perplexity": 5, "harness": 5}
+    after = {"masks": 4, "assemble": 4, "tables": 1, "figures": 1, "report": 1}
     assert workflow.planned(config | {"gpu": True}) == computing | after
     assert workflow.planned(config | {"threads": 2}) == computing | after
 
@@ -124,7 +133,7 @@ def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
 def test_a_new_pattern_runs_its_cells_alone(finished):
     workflow, config = finished
     # 1 x 2 blocks are masked, 2 refinements x 2 blocks refined, 2 cells assembled and evaluated.
-    expected = {"warmstart": 2, "refine": 4, "assemble": 2, "perplexity": 2, "harness": 2}
+    expected = {"warmstart": 2, "refine": 4, "masks": 2, "assemble": 2, "perplexity": 2, "harness": 2}
     expected |= {"tables": 1, "figures": 1, "report": 1}
     assert workflow.planned(config | {"patterns": ["60%", "2:4", "50%"]}) == expected
 
@@ -269,3 +278,31 @@ def test_the_mask_file_prunes_a_fresh_copy_of_the_base(finished, tiny_model):
     sparseswaps.apply_masks(model, folder / "masks.safetensors")
     pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
     assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
+
+
+def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
+    workflow, config = Workflow(tmp_path / "copy"), finished[1]
+    shutil.copytree(finished[0].folder, workflow.folder)
+    folder = cell(workflow, "2of4", "swaps")
+    shutil.rmtree(folder / "checkpoint")
+    results = [folder / "lm_eval.json", folder / "perplexity" / "held_out.json"]
+    of_checkpoint = [json.loads(path.read_text()) for path in results]
+    after = {"tables": 1, "figures": 1, "report": 1}
+    one = config | {"patterns": ["2:4"], "refinements": {"swaps": {}}, "checkpoints": False}
+    assert workflow.planned(one) == {"perplexity": 1, "harness": 1} | after  # the dense model's stay as they are
+    workflow.run(one, "--cores", "2", "--", *(path.relative_to(workflow.folder) for path in results))
+    for path, expected in zip(results, of_checkpoint, strict=True):
+        found = json.loads(path.read_text())
+        assert found.pop("key") != expected.pop("key")
+        assert found == expected
+    assert not (folder / "checkpoint").exists()
+    assert workflow.planned(config) == {"assemble": 1, "perplexity": 1, "harness": 1} | after
+
+
+def test_a_study_has_its_checkpoints_even_where_nothing_is_evaluated(finished, tmp_path):
+    workflow, config = Workflow(tmp_path / "copy"), finished[1] | {"evaluation": {}}
+    shutil.copytree(finished[0].folder, workflow.folder)
+    shutil.rmtree(cell(workflow, "2of4", "swaps"))
+    again = {"refine": 2, "masks": 1, "tables": 1, "figures": 1, "report": 1}
+    assert workflow.planned(config) == again | {"assemble": 1}
+    assert workflow.planned(config | {"checkpoints": False}) == again

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparseswaps.errors import InputError
 from sparseswaps.gram import check_gram, correlation, loss_of
+from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
 from sparseswaps.refine.certificate import improvable
 from sparseswaps.refine.reference import norms
@@ -90,7 +91,8 @@ def refine(
     Every step takes the best of all feasible pairs of a row (paper, Algorithm 1; ties: lowest kept index, then
     lowest pruned index). Pairs are feasible within a block of the pattern, so the number of kept weights of every
     block stays what it is in `mask`; it may differ from row to row. Costs are float64; an improvement must exceed
-    what rounding could make of it (`reference.rounding`).
+    what rounding could make of it (`reference.rounding`). All rows are refined side by side, and part after part once
+    the GPU is out of memory.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
@@ -106,8 +108,8 @@ def refine(
 
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is none (see `check_gram`),
-            their products overflow, `max_swaps` is no number of swaps, the backend is unknown or of another device, or
-            the pattern does not divide d_in.
+            their products overflow, `max_swaps` is no number of swaps, the backend is unknown or of another device,
+            the pattern does not divide d_in, or the GPU has no memory for a single row.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
     weight, gram = checked(weight, gram)
@@ -123,10 +125,37 @@ def refine(
     size = pattern.blocks(d_in).size
     search = backend_of(weight, backend)
 
-    mask, start = mask.clone(memory_format=torch.contiguous_format), mask
     most = torch.iinfo(torch.int64).max
     allowed = most if max_swaps is None else min(max_swaps, most)
-    budget = torch.full((d_out,), allowed, dtype=torch.int64, device=weight.device)
+    parts = sliced(lambda rows: _carried(search, weight[rows], gram, mask[rows], size, allowed), d_out, d_out, "rows")
+    mask, swaps, loss_before, loss_after, drift, certified, moving = map(torch.cat, zip(*parts, strict=True))
+    sample = certified.nonzero().flatten()
+    sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
+    wrong = torch.cat([moving.nonzero().flatten(), sample[improvable(weight[sample], gram, mask[sample], size)]])
+    if len(wrong):
+        raise CertificateError(f"row {wrong[0]} is not at the optimum that the search reported: a defect, report it")
+    return Refinement(
+        mask=mask,
+        swaps=swaps,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        certified=certified,
+        stop=torch.where(certified, int(Stop.OPTIMUM), int(Stop.BUDGET)).to(torch.int8),
+        drift=drift,
+    )
+
+
+def _carried(
+    search: Backend, weight: Tensor, gram: Tensor, start: Tensor, size: int, allowed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Some rows from their masks `start` to where their searches end; `start` is not modified.
+
+    Returns:
+        The columns of `Refinement` but for `stop`: mask, swaps, loss_before, loss_after, drift, certified; and boolean
+        [rows], which rows still moved when they were searched for the last time.
+    """
+    mask = start.clone(memory_format=torch.contiguous_format)
+    budget = torch.full((len(weight),), allowed, dtype=torch.int64, device=weight.device)
     current = correlation(weight, gram, mask)
     loss_before = loss_of(weight, current, mask)
     loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
@@ -147,23 +176,12 @@ def refine(
         mask[rows] = refined
         swaps[rows] += made
         rows, current = rows[made > 0], fresh[made > 0]
-    sample = certified.nonzero().flatten()
-    sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
-    wrong = torch.cat([rows, sample[improvable(weight[sample], gram, mask[sample], size)]])
-    if len(wrong):
-        raise CertificateError(f"row {wrong[0]} is not at the optimum that the search reported: a defect, report it")
-    before, after = (m.reshape(d_out, -1, size).sum(-1) for m in (start, mask))
+    before, after = (m.reshape(len(m), -1, size).sum(-1) for m in (start, mask))
     if not torch.equal(before, after):
         raise CertificateError("the search changed how many weights a block keeps: a defect, report it")
-    return Refinement(
-        mask=mask,
-        swaps=swaps,
-        loss_before=loss_before,
-        loss_after=loss_after,
-        certified=certified,
-        stop=torch.where(certified, int(Stop.OPTIMUM), int(Stop.BUDGET)).to(torch.int8),
-        drift=drift,
-    )
+    moving = torch.zeros_like(certified)
+    moving[rows] = True
+    return mask, swaps, loss_before, loss_after, drift, certified, moving
 
 
 @torch.no_grad()
@@ -180,7 +198,9 @@ def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | Non
     """
     weight, gram = checked(weight, gram)
     size, kept = pattern.blocks(weight.shape[1])
-    return backend_of(weight, backend).eliminate_rows(weight, gram, size, kept)
+    search = backend_of(weight, backend)
+    rows = len(weight)
+    return torch.cat(sliced(lambda part: search.eliminate_rows(weight[part], gram, size, kept), rows, rows, "rows"))
 
 
 def checked(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
