@@ -3,12 +3,13 @@
 import pytest
 import torch
 from conftest import write_tiny_model
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, GptOssConfig, MixtralConfig
 
 import sparseswaps
 from sparseswaps.apply import load_pruned
 from sparseswaps.artifacts import write_masks
 from sparseswaps.blocks import describe
+from sparseswaps.checkpoint import Checkpoint, write_pruned
 from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
 from sparseswaps.model import tensor_masks
@@ -41,6 +42,27 @@ def test_a_fresh_copy_is_pruned(base, tmp_path, dtype):
         assert torch.equal(tensor, dense[name] * masks[name] if name in masks else dense[name])
     with pytest.raises(InputError, match="has not the values of the base model"):
         sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")  # it is no base any more
+
+
+EXPERTS = dict(num_local_experts=3, num_experts_per_tok=2, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+EXPERTS |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8, vocab_size=32, bos_token_id=0, eos_token_id=0)
+
+
+@pytest.mark.parametrize("config", [MixtralConfig(**EXPERTS), GptOssConfig(**EXPERTS, pad_token_id=0)])
+def test_experts_are_pruned_as_in_a_checkpoint(config, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")  # one tensor an expert, or one for all of them
+    masks = mask_file(tmp_path / "base", tmp_path / "masks.safetensors")
+    write_pruned(Checkpoint(tmp_path / "base"), masks, tmp_path / "pruned", {})
+    found = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
+    assert {name for name in found if "experts" in name} == {
+        f"model.layers.{block}.mlp.experts.{matrix}" for block in (0, 1) for matrix in ("gate_up_proj", "down_proj")
+    }
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, pruned[name])
+        assert name not in found or found[name].float().mean() == 0.5
 
 
 def test_transposed_layers_of_a_file_without_head(tmp_path):
