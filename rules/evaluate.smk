@@ -16,7 +16,7 @@ rule perplexity:
         ENVIRONMENT
     threads: config["threads"]
     resources:
-        mem_mb=memory(weights=4),
+        **resources("perplexity"),
         gpu=GPU,
     params:
         key=lambda wildcards: key(
@@ -41,6 +41,8 @@ rule tasks:
         "<logs>/tasks.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        **resources("tasks"),
     params:
         key=key("tasks", {"python": platform.python_version()}, packages=()),
     script:
@@ -63,7 +65,7 @@ rule harness:
         ENVIRONMENT
     threads: config["threads"]
     resources:
-        mem_mb=memory(weights=4),
+        **resources("harness"),
         gpu=GPU,
     params:
         key=key(
