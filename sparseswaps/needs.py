@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from sparseswaps.sizes import Sizes
+from sparseswaps.sizes import Matrices, Sizes
 
 _MB = 10**6
 _LIBRARIES = 1000 * _MB  # an interpreter with torch, transformers and lm-eval; 300 to 720 MB were measured
@@ -216,20 +216,23 @@ def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     return _masked(sizes, draw, machine, _start_seconds(sizes, mask, machine))
 
 
-def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
-    """A block's refinement: of each layer a check of its Gram matrix, correlations of all rows, and their swaps.
+def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
+    """A layer's refinement: the check of its Gram matrix, the correlations of all rows, and their swaps.
 
     A swap takes a core, by `engine_us`, 2 us + 1.17 ns d_in^1.3 over whole rows (16 at d_in 1536, 58 at 4096), and
     2 us + 1.3 ns d_in within N:M blocks.
     """
-    rates, seconds = machine.rates, 0.0
-    for m in sizes.matrices:
-        swaps = SWAPS * m.d_in if mask.max_swaps is None else min(mask.max_swaps, SWAPS * m.d_in)
-        each = 2e-6 + (1.17e-9 * m.d_in**1.3 if mask.whole_rows else 1.3e-9 * m.d_in)
-        products = _PASSES * 2 * m.d_out * m.d_in**2 / rates.double
-        search = m.d_out * (swaps + _AGAIN) * each / rates.search
-        seconds += m.count * (m.d_in**3 / 3 / rates.cholesky + products + search)
-    return seconds
+    d_in, swaps = layer.d_in, SWAPS * layer.d_in
+    if mask.max_swaps is not None:
+        swaps = min(swaps, mask.max_swaps)
+    each = 2e-6 + (1.17e-9 * d_in**1.3 if mask.whole_rows else 1.3e-9 * d_in)
+    products = _PASSES * 2 * layer.d_out * d_in**2 / rates.double
+    return d_in**3 / 3 / rates.cholesky + products + layer.d_out * (swaps + _AGAIN) * each / rates.search
+
+
+def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
+    """The refinement of a block's layers."""
+    return sum(layer.count * layer_seconds(layer, mask, machine.rates) for layer in sizes.matrices)
 
 
 @cache

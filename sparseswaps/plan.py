@@ -11,8 +11,8 @@ from sparseswaps.needs import Draw, Machine, Mask, Needs
 from sparseswaps.pattern import PerRow
 from sparseswaps.sizes import sizes_of
 
-STAGES = ("model", "samples", "capture", "warmstart", "refine", "chain", "assemble", "perplexity", "tasks", "harness")
-REPORT = ("tables", "figures", "report")
+_FOR_ALL = ("tables", "figures", "report")
+_STAGES = ("model", "samples", "capture", "warmstart", "refine", "chain", "assemble", "perplexity", "tasks", "harness")
 
 
 class Planner:
@@ -34,7 +34,7 @@ class Planner:
     def needs(self, stage: str, where: dict[str, Any]) -> Needs:
         """What one job of a stage needs; `where` are the wildcards of its rule."""
         config, machine, batch = self.config, self.machine, self.config["batch_size"]
-        if stage in ("tasks", *REPORT):
+        if stage in ("tasks", *_FOR_ALL):
             return needs.small("python" if stage == "tasks" else "torch")
         sizes = self.sizes[where["model"]]
         if stage in ("model", "assemble"):
@@ -51,9 +51,9 @@ class Planner:
         if stage == "capture":
             return needs.capture(sizes, draw, batch, machine)
         pattern = self.patterns[where["pattern"]]
-        size, kept = pattern.blocks(sizes.hidden)
-        budget = config["refinements"][where["refinement"]]["max_swaps"] if "refinement" in where else None
-        mask = Mask(isinstance(pattern, PerRow), 1 - kept / size, where["warmstart"], budget)
+        sparsity = float(pattern.sparsity) if isinstance(pattern, PerRow) else 1 - pattern.n / pattern.m
+        budget = config["refinements"][where["refinement"]]["max_swaps"] if "refinement" in where else 0
+        mask = Mask(isinstance(pattern, PerRow), sparsity, where["warmstart"], budget)
         if stage == "chain":
             return needs.chain(sizes, draw, mask, batch, machine)
         return getattr(needs, stage)(sizes, draw, mask, machine)
@@ -62,8 +62,8 @@ class Planner:
         """Every job of the study, from nothing, but for its target: its stage and wildcards."""
         cells = [cell.coordinates() for cell in study.cells(self.config)]
         of = {
-            name: [c for c in cells if self.config["calibrations"][c["calibration"]]["propagate"] == name]
-            for name in ("dense", "pruned")
+            way: [cell for cell in cells if self.config["calibrations"][cell["calibration"]]["propagate"] == way]
+            for way in ("dense", "pruned")
         }
         draw = ("model", "calibration", "seed")
         start = (*draw, "pattern", "warmstart")
@@ -74,14 +74,16 @@ class Planner:
             for where in found:
                 yield from ((stage, where) for _ in range(self.sizes[where["model"]].blocks))
         yield from (("chain", where) for where in of["pruned"])
-        yield from (("assemble", where) for where in cells)
+        texts, tasks = self.config["evaluation"]["perplexity"], self.config["evaluation"]["lm_eval"]["tasks"]
+        if texts or tasks:  # nothing else asks for a checkpoint
+            yield from (("assemble", where) for where in cells)
         evaluated = [{"model": name} for name in self.config["models"]] + cells
-        for where, text in product(evaluated, self.config["evaluation"]["perplexity"]):
+        for where, text in product(evaluated, texts):
             yield "perplexity", where | {"text": text}
-        if self.config["evaluation"]["lm_eval"]["tasks"]:
+        if tasks:
             yield "tasks", {}
             yield from (("harness", where) for where in evaluated)
-        yield from ((stage, {}) for stage in REPORT)
+        yield from ((stage, {}) for stage in _FOR_ALL)
 
     def rows(self) -> "list[Row]":
         """The study's jobs by stage and model, in the order of the stages."""
@@ -90,14 +92,13 @@ class Planner:
             one = self.needs(stage, where)
             key = (stage, where.get("model", ""))
             found[key] = found[key].plus(one) if key in found else Row(*key, 1, one, one.seconds, one.disk)
-        return sorted(found.values(), key=lambda row: (STAGES + REPORT).index(row.stage))
+        return sorted(found.values(), key=lambda row: (_STAGES + _FOR_ALL).index(row.stage))
 
 
 def _distinct(cells: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The cells' values of these coordinates, each once."""
-    return [
-        dict(zip(names, values, strict=True)) for values in dict.fromkeys(tuple(c[n] for n in names) for c in cells)
-    ]
+    found = dict.fromkeys(tuple(cell[name] for name in names) for cell in cells)
+    return [dict(zip(names, values, strict=True)) for values in found]
 
 
 @dataclass(frozen=True)
