@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from sparseswaps.sizes import Matrices, Sizes
 
-_MB = 10**6
-_LIBRARIES = 1000 * _MB  # an interpreter with torch, transformers and lm-eval; 300 to 720 MB were measured
-_CUDA = 2000 * _MB  # what CUDA's libraries add to it on the host
-_CONTEXT = 1000 * _MB  # and what CUDA and its kernels take on the GPU
+_LIBRARIES = 1e9  # an interpreter with torch, transformers and lm-eval; 300 to 720 MB were measured
+_CUDA = 2e9  # what CUDA's libraries add to it on the host
+_CONTEXT = 1e9  # and what CUDA and its kernels take on the GPU
 
 # Seconds until a script begins, in runs of config.yaml on two shared cores, by the largest library that it imports.
-_START = {"python": 1.0, "torch": 1.5, "transformers": 4.5, "lm_eval": 12.0}
+_START = {"python": 1.0, "torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
 _DISK = 5e8  # bytes a second that are read and hashed, or written; assumed
 ITEMS = 2000  # items of an lm-eval task where no limit is set; assumed, as the next two are
 _ANSWERS = 4  # answers to an item, each of which is a sequence
@@ -117,12 +116,12 @@ def _placed(machine: Machine, computing: float, host: float, disk: float, second
 @cache
 def small(library: str) -> Needs:
     """Tasks, tables, figures and the report: nothing that grows with the model."""
-    return Needs(_LIBRARIES, 0, 0, 2 + _START[library])
+    return Needs(_LIBRARIES, 0, 0, 1 + _START[library])
 
 
 @cache
 def model(sizes: Sizes) -> Needs:
-    """Every tensor is read, checked and hashed by itself: memory for two copies of the largest."""
+    """Every tensor is read, checked and hashed by itself: memory for three times the largest."""
     return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, _START["transformers"] + sizes.checkpoint / _DISK)
 
 
@@ -158,10 +157,10 @@ def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -
     }
 
 
-def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine) -> float:
-    """Reading the model, one pass through its blocks, a Gram matrix for every input, and the check of each."""
+def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) -> float:
+    """Reading the model, so many passes through its blocks, a Gram matrix for every input, and the check of each."""
     rates = machine.rates
-    forward = 2 * draw.tokens * sizes.used
+    forward = 2 * draw.tokens * sizes.used * passes
     gram = 2 * draw.tokens * sum(m.used * m.count * m.d_in**2 for m in sizes.inputs)
     checks = draw.splits * sum(m.count * m.d_in**3 / 3 for m in sizes.inputs)
     return sizes.checkpoint / _DISK + sizes.blocks * ((forward + gram) / rates.single + checks / rates.cholesky)
@@ -175,11 +174,11 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     if machine.gpu:  # a block as it is read, and its Gram matrices as they are written
         host += sizes.block * sizes.bytes + draw.splits * 4 * sizes.gram
     disk = draw.splits * 4 * sizes.gram * sizes.blocks
-    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine) + disk / _DISK
+    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=1) + disk / _DISK
     return _placed(machine, sum(terms.values()), host, disk, seconds)
 
 
-def _working(sizes: Sizes, machine: Machine) -> int:
+def _working(sizes: Sizes) -> int:
     """Bytes that refine() or a warm start holds for a block's largest layer.
 
     A weight: as stored, in float32, and three times the search's state of it, the correlation in float64, the weight
@@ -188,7 +187,7 @@ def _working(sizes: Sizes, machine: Machine) -> int:
     return max(m.d_out * m.d_in * (sizes.bytes + 4 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
 
 
-def _masked(sizes: Sizes, draw: Draw, machine: Machine, seconds: float) -> Needs:
+def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
     """A job that reads a block's Gram matrices, in float32, and one weight at a time, and writes the block's masks.
 
     On a GPU the largest layer's Gram matrices are there once more.
@@ -196,8 +195,8 @@ def _masked(sizes: Sizes, draw: Draw, machine: Machine, seconds: float) -> Needs
     grams, largest = draw.splits * 4 * sizes.gram, draw.splits * 4 * sizes.widest**2
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
     masks = sizes.prunable  # a byte a weight in memory, a bit on disk
-    computing = _working(sizes, machine) + (largest if machine.gpu else 0)
-    return _placed(machine, computing, grams + masks, masks / 8, _START["torch"] + read + seconds)
+    computing = _working(sizes) + (largest if machine.gpu else 0)
+    return _placed(machine, computing, grams + masks, masks / 8, _START[start] + read + seconds)
 
 
 def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
@@ -213,7 +212,7 @@ def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
 @cache
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """The first masks of a block; see `_masked`."""
-    return _masked(sizes, draw, machine, _start_seconds(sizes, mask, machine))
+    return _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine))
 
 
 def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
@@ -238,7 +237,7 @@ def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
 @cache
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """The refined masks of a block; see `_masked`."""
-    return _masked(sizes, draw, machine, _refine_seconds(sizes, mask, machine))
+    return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine))
 
 
 @cache
@@ -249,9 +248,9 @@ def chain(sizes: Sizes, draw: Draw, mask: Mask, batch_size: int, machine: Machin
     if machine.gpu:
         host += sizes.block * sizes.bytes
     largest = draw.splits * 4 * sizes.widest**2
-    seconds = _START["transformers"] + 2 * _capture_seconds(sizes, draw, machine)
+    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
     seconds += sizes.blocks * (_start_seconds(sizes, mask, machine) + _refine_seconds(sizes, mask, machine))
-    computing = sum(terms.values()) + _working(sizes, machine) + largest
+    computing = sum(terms.values()) + _working(sizes) + largest
     return _placed(machine, computing, host, sizes.blocks * sizes.prunable / 8, seconds)
 
 
@@ -264,12 +263,12 @@ def assemble(sizes: Sizes) -> Needs:
     return Needs(host, 0, disk, _START["torch"] + (sizes.checkpoint + disk) / _DISK)
 
 
-def _evaluated(sizes: Sizes, tokens: int, batch: int, seqlen: int, machine: Machine, start: str) -> Needs:
-    """The whole model, a batch's logits, and one sequence's in float32 with its cross-entropy's copy; on the host of
-    a GPU the model once more, as it is read."""
-    value, sequences = machine.value(sizes), batch * seqlen
-    computing = sizes.parameters * value + sequences * sizes.vocabulary * value + 8 * seqlen * sizes.vocabulary
-    computing += sequences * _states(sizes) * value
+def _evaluated(sizes: Sizes, tokens: int, batch: int, scored: int, machine: Machine, start: str) -> Needs:
+    """The whole model, what a batch of so many tokens holds within a block, and its logits; those of the tokens that
+    are scored at a time in float32 and as log-probabilities besides. A GPU's host reads the model."""
+    value = machine.value(sizes)
+    computing = sizes.parameters * value + batch * (_states(sizes) + sizes.vocabulary) * value
+    computing += 8 * scored * sizes.vocabulary
     weights = sizes.used * sizes.blocks + sizes.embedding
     seconds = _START[start] + sizes.checkpoint / _DISK + 2 * tokens * weights / machine.rates.single
     return _placed(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
@@ -277,9 +276,9 @@ def _evaluated(sizes: Sizes, tokens: int, batch: int, seqlen: int, machine: Mach
 
 @cache
 def perplexity(sizes: Sizes, seqlen: int, windows: int | None, batch_size: int, machine: Machine) -> Needs:
-    """See `_evaluated`; a text whose windows are not limited counts as long as WikiText-2."""
-    count = TEXT // seqlen if windows is None else windows
-    needs = _evaluated(sizes, count * seqlen, min(batch_size, count), seqlen, machine, "transformers")
+    """See `_evaluated`; windows are scored one by one, and a text that is not limited counts as long as WikiText-2."""
+    count = max(1, TEXT // seqlen) if windows is None else windows
+    needs = _evaluated(sizes, count * seqlen, min(batch_size, count) * seqlen, seqlen, machine, "transformers")
     return Needs(needs.host, needs.gpu, 0, needs.seconds + _TOKENISING)
 
 
@@ -287,4 +286,5 @@ def perplexity(sizes: Sizes, seqlen: int, windows: int | None, batch_size: int, 
 def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
     """See `_evaluated`; items are assumed to be short and to have four answers."""
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
-    return _evaluated(sizes, tokens, batch_size, 2 * _ITEM, machine, "lm_eval")
+    batch = batch_size * 2 * _ITEM  # the longest items come first
+    return _evaluated(sizes, tokens, batch, batch, machine, "lm_eval")
