@@ -31,6 +31,7 @@ pathvars:
 
 resource_scopes:
     gpu="local",
+    gpu_mb="local",
 
 
 include: "rules/common.smk"
@@ -45,6 +46,7 @@ include: "rules/assemble.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 include: "rules/embedded.smk"
+include: "rules/plan.smk"
 
 
 rule all:

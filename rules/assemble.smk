@@ -12,7 +12,7 @@ rule assemble:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=memory(weights=1),
+        **resources("assemble"),
     params:
         key=lambda wildcards: key(
             "assemble", {"pattern": PATTERNS[wildcards.pattern].label}, packages=("torch", "safetensors")

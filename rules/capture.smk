@@ -27,7 +27,7 @@ for MODEL_NAME in config["models"]:
             ENVIRONMENT
         threads: config["threads"]
         resources:
-            mem_mb=memory(weights=4, model=MODEL_NAME),
+            **resources("capture", model=MODEL_NAME),
             gpu=GPU,
         params:
             key=key("capture", {"batch_size": config["batch_size"], **ACTIVATIONS, **COMPUTE}),

@@ -22,7 +22,7 @@ for MODEL_NAME in config["models"]:
             ENVIRONMENT
         threads: config["threads"]
         resources:
-            mem_mb=memory(weights=5, model=MODEL_NAME),
+            **resources("chain", model=MODEL_NAME),
             gpu=GPU,
         params:
             key=lambda wildcards: key(

@@ -7,10 +7,12 @@ Snakemake then brings back what was there before.
 
 import platform
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from sparseswaps import study
 from sparseswaps.modeldir import companion_files, locate, weight_files
+from sparseswaps.plan import Planner
 from sparseswaps.provenance import stage_key
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
@@ -20,6 +22,7 @@ ACTIVATIONS = {"activations": config["activations"]}
 
 PATTERNS = study.patterns(config)
 BLOCKS = study.blocks(config)
+PLANNER = Planner(config)
 # What is evaluated and reported: every model as it is, and every cell of the grid.
 VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
 TEXTS = list(config["evaluation"]["perplexity"])
@@ -123,17 +126,21 @@ def model_files(source):
     return [str(folder / name) for name in companion_files(folder) + weight_files(folder)]
 
 
-@cache
-def checkpoint_mb(model):
-    folder = locate(config["models"][model]["source"])
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2**20
+def resources(stage, **known):
+    """A rule's resources: what `snakemake plan` says of its jobs; of memory and time half as much again a retry.
 
+    The limit on a job's time, in minutes, is three times its estimate, and never below ten.
+    """
 
-def memory(weights, model=None):
-    """Memory in MB: an interpreter with its libraries, and so many times the checkpoint; half as much again a retry."""
+    def needs(wildcards):
+        return PLANNER.needs(stage, {**dict(wildcards.items()), **known})
 
-    def needed(wildcards, attempt):
-        once = 1500 + weights * checkpoint_mb(model or wildcards.model)
-        return int(once * 1.5 ** (attempt - 1))
+    def megabytes(which):
+        return lambda wildcards, attempt: ceil(getattr(needs(wildcards), which) / 1e6 * 1.5 ** (attempt - 1))
 
-    return needed
+    return {
+        "mem_mb": megabytes("host"),
+        "gpu_mb": megabytes("gpu"),
+        "disk_mb": lambda wildcards: ceil(needs(wildcards).disk / 1e6),
+        "runtime": lambda wildcards, attempt: ceil(max(10, needs(wildcards).seconds / 20) * 1.5 ** (attempt - 1)),
+    }

@@ -16,7 +16,7 @@ rule perplexity:
         ENVIRONMENT
     threads: config["threads"]
     resources:
-        mem_mb=memory(weights=4),
+        **resources("perplexity"),
         gpu=GPU,
     params:
         key=lambda wildcards: key(
@@ -42,6 +42,8 @@ rule tasks:
         "<logs>/tasks.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        **resources("tasks"),
     params:
         key=key("tasks", {"python": platform.python_version()}, packages=()),
     script:
@@ -64,7 +66,7 @@ rule harness:
         ENVIRONMENT
     threads: config["threads"]
     resources:
-        mem_mb=memory(weights=4),
+        **resources("harness"),
         gpu=GPU,
     params:
         key=lambda wildcards: key(

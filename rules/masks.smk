@@ -12,7 +12,7 @@ rule masks:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=memory(weights=1),
+        **resources("masks"),
     params:
         key=lambda wildcards: key(
             "masks", {"pattern": PATTERNS[wildcards.pattern].label}, packages=("torch", "safetensors")

@@ -11,7 +11,7 @@ rule model:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=memory(weights=1),
+        **resources("model"),
     params:
         key=lambda wildcards: key("model", {"source": config["models"][wildcards.model]["source"]}),
     script:

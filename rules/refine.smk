@@ -17,7 +17,7 @@ rule refine:
         ENVIRONMENT
     threads: config["threads"]
     resources:
-        mem_mb=memory(weights=2),
+        **resources("refine"),
         gpu=GPU,
     params:
         key=lambda wildcards: key(

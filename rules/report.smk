@@ -14,6 +14,8 @@ rule tables:
         "<logs>/<study>/tables.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        **resources("tables"),
     params:
         key=key(
             "tables",
@@ -42,6 +44,8 @@ rule figures:
         "<logs>/<study>/figures.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        **resources("figures"),
     params:
         key=key("figures", {"texts": TEXTS}, packages=("matplotlib",)),
     script:
@@ -67,6 +71,8 @@ rule report:
         "<logs>/<study>/report.tsv"
     conda:
         ENVIRONMENT
+    resources:
+        **resources("report"),
     params:
         key=key(
             "report",

@@ -12,7 +12,7 @@ rule samples:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=memory(weights=0),
+        **resources("samples"),
     params:
         key=lambda wildcards: key(
             "samples", {**of_text(config["calibrations"][wildcards.calibration]), "seed": int(wildcards.seed)}

@@ -15,7 +15,7 @@ rule warmstart:
         ENVIRONMENT
     threads: config["threads"]
     resources:
-        mem_mb=memory(weights=1),
+        **resources("warmstart"),
         gpu=GPU,
     params:
         key=lambda wildcards: key(

@@ -23,7 +23,8 @@ def config_of(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(folder)!r} is not a model directory: there is no config.json in it")
     config = read_json(folder / "config.json")
     if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
-        config = config["text_config"]
+        of_both = {key: config[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings") if key in config}
+        config = of_both | config["text_config"]
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'config.json'}: not the configuration of a model")
     return config

@@ -14,6 +14,7 @@ from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming
 from sparseswaps.modeldir import config_of, context, depth, locate, weight_files, widths
 from sparseswaps.pattern import Pattern, parse_pattern
+from sparseswaps.sizes import sizes_of
 
 TEXT_FILES = (".txt", ".jsonl")
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
@@ -87,6 +88,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
             model = config_of(folder)
             depth(model)
             weight_files(folder)
+            sizes_of(model)
         for key, entry in texts.items():
             if (most := context(model)) is not None and entry["seqlen"] > most:
                 raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")

@@ -1,0 +1,13 @@
+"""Rule plan: what the study needs, on standard output."""
+
+from job import run
+
+from sparseswaps.plan import Planner, table
+
+
+def main(snakemake, settings):
+    print(table(Planner(settings["config"])), flush=True)
+    return "printed"
+
+
+run(snakemake, main)

@@ -1,0 +1,309 @@
+"""What a job of each stage needs, by arithmetic from the model's sizes: memory, disk, time.
+
+`snakemake plan` prints it and every rule's `resources` ask for it. Memory is meant as an upper bound, time as an
+estimate within a factor of three. A GPU that computes holds what the CPU otherwise would, in the checkpoint's dtype
+instead of float32; the host then keeps hidden states and whatever is read and written.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from sparseswaps.sizes import Matrices, Sizes
+
+_LIBRARIES = 1e9  # an interpreter with torch, transformers and lm-eval; 300 to 720 MB were measured
+_CUDA = 2e9  # what CUDA's libraries add to it on the host
+_CONTEXT = 1e9  # and what CUDA and its kernels take on the GPU
+
+# Seconds until a script begins, in runs of config.yaml on two shared cores, by the largest library that it imports.
+_START = {"python": 1.0, "torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
+_DISK = 5e8  # bytes a second that are read and hashed, or written; assumed
+ITEMS = 2000  # items of an lm-eval task where no limit is set; assumed, as the next two are
+_ANSWERS = 4  # answers to an item, each of which is a sequence
+_ITEM = 200  # tokens of one
+TEXT = 300_000  # tokens of an evaluation text whose windows are not limited: about those of WikiText-2
+_TOKENISING = 2.0  # seconds; assumed
+SWAPS = 0.06  # swaps to a row's optimum, of d_in: 0.04 to 0.075 were measured at 60% and 2:4 (benchmarks/results)
+_AGAIN = 6  # swaps that a row's last searches, which find nothing, take as long as
+_CHECK = 20  # bytes for each entry of a Gram matrix: a float32 copy, and where rounding is in doubt two in float64
+_PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after
+
+
+class Rates(NamedTuple):
+    """Operations a second, and how much faster than one CPU core rows are searched."""
+
+    single: float  # of matrix products in the dtype that the model runs in
+    double: float  # and in float64
+    cholesky: float
+    search: float
+    sort: float  # weights
+
+
+# A core: products in float32 by captures of the embedded model (its small ones reach half of what large ones do), the
+# others by `correlation_s`, `check_s` (d_in^3 / 3) and the searches in benchmarks/results/engine-cpu.json; sorting by
+# one measurement at d_in 4096.
+_CORE = Rates(single=5e10, double=4e10, cholesky=2e10, search=1, sort=1e7)
+# A data-centre GPU, estimated and not measured: a third of the tensor cores' rate in bfloat16, its float64, and for the
+# search what its memory moves compared with what one core's cache does.
+_CARD = Rates(single=1e14, double=1e13, cholesky=5e12, search=100, sort=1e9)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job computes with."""
+
+    gpu: bool
+    threads: int
+
+    @property
+    def rates(self) -> Rates:
+        return _CARD if self.gpu else Rates(*(self.threads * rate for rate in _CORE))
+
+    def value(self, sizes: Sizes) -> int:
+        """Bytes of a parameter or an activation where it computes."""
+        return sizes.bytes if self.gpu else 4
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A calibration's sequences."""
+
+    samples: int
+    held_out: int
+    seqlen: int
+    on_disk: bool = False
+    """Whether hidden states wait there."""
+
+    @property
+    def sequences(self) -> int:
+        return self.samples + self.held_out
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.seqlen
+
+    @property
+    def splits(self) -> int:
+        """How many Gram matrices there are of an input."""
+        return 2 if self.held_out else 1
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What the time of a mask depends on: its blocks, the sparsity, the warm start, and the most swaps of a row."""
+
+    whole_rows: bool
+    sparsity: float
+    criterion: str
+    max_swaps: int | None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one job needs, in bytes and seconds: memory on the host and on the GPU (0: none), disk for its artifacts."""
+
+    host: float
+    gpu: float
+    disk: float
+    seconds: float
+
+
+def _placed(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
+    """Put what a computing stage holds where it computes; the host has its libraries and `host` besides."""
+    if machine.gpu:
+        return Needs(_LIBRARIES + _CUDA + host, _CONTEXT + computing, disk, seconds)
+    return Needs(_LIBRARIES + host + computing, 0, disk, seconds)
+
+
+@cache
+def small(library: str) -> Needs:
+    """Tasks, tables, figures and the report: nothing that grows with the model."""
+    return Needs(_LIBRARIES, 0, 0, 1 + _START[library])
+
+
+@cache
+def model(sizes: Sizes) -> Needs:
+    """Every tensor is read, checked and hashed by itself: memory for three times the largest."""
+    return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, _START["transformers"] + sizes.checkpoint / _DISK)
+
+
+@cache
+def samples(draw: Draw) -> Needs:
+    """A text is read and tokenised; token ids are int64."""
+    return Needs(_LIBRARIES, 0, 8 * draw.tokens, _START["transformers"] + _TOKENISING)
+
+
+def _states(sizes: Sizes) -> int:
+    """Values of a token within a block: its norms, queries, keys and values, the MLP's two sides and their product."""
+    return 4 * sizes.hidden + 3 * sizes.attention + 4 * sizes.mlp
+
+
+def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> dict[str, int]:
+    """Bytes that capture holds at once, by term, beside its libraries.
+
+    - blocks: three decoder blocks' parameters.
+    - embeddings: while the pass starts.
+    - gram: a block's Gram matrices in float64, twice with held-out text, and beside them the greater of a float32 copy
+      of them all, as they are written, and of what a check of the largest takes (see `_working`).
+    - batch: what one batch holds within a block: its inputs, which are kept for their Gram matrices, in float32 once
+      more, and the results between them. Attention's scores are not among it, as fused attention makes none.
+    - hidden: the hidden states of all sequences; on the host, or on its disk.
+    """
+    value, tokens = machine.value(sizes), min(batch_size, draw.sequences) * draw.seqlen
+    return {
+        "blocks": 3 * sizes.block * value,
+        "embeddings": sizes.embedding * value,
+        "gram": draw.splits * 8 * sizes.gram + max(draw.splits * 4 * sizes.gram, _CHECK * sizes.widest**2),
+        "batch": tokens * (_states(sizes) * value + 4 * max(sizes.hidden, sizes.attention, sizes.mlp)),
+        "hidden": draw.tokens * sizes.hidden * value,
+    }
+
+
+def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) -> float:
+    """Reading the model, so many passes through its blocks, a Gram matrix for every input, and the check of each."""
+    rates = machine.rates
+    forward = 2 * draw.tokens * sizes.used * passes
+    gram = 2 * draw.tokens * sum(m.used * m.count * m.d_in**2 for m in sizes.inputs)
+    checks = draw.splits * sum(m.count * m.d_in**3 / 3 for m in sizes.inputs)
+    return sizes.checkpoint / _DISK + sizes.blocks * ((forward + gram) / rates.single + checks / rates.cholesky)
+
+
+@cache
+def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
+    """See `capture_terms`; of each block Gram matrices in float32 are written, twice with held-out text."""
+    terms = capture_terms(sizes, draw, batch_size, machine)
+    hidden = terms.pop("hidden")
+    host = 0 if draw.on_disk else hidden
+    if machine.gpu:  # a block as it is read, and its Gram matrices as they are written
+        host += sizes.block * sizes.bytes + draw.splits * 4 * sizes.gram
+    disk = draw.splits * 4 * sizes.gram * sizes.blocks + (hidden if draw.on_disk else 0)
+    passes = 2 if sizes.experts else 1  # an expert that saw too few tokens is given others the second time
+    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes) + disk / _DISK
+    return _placed(machine, sum(terms.values()), host, disk, seconds)
+
+
+def _working(sizes: Sizes) -> int:
+    """Bytes that refine() or a warm start holds for a block's largest layer.
+
+    A weight: as stored, in float32, and three times the search's state of it, the correlation in float64, the weight
+    and the mask (which also covers a sort). A Gram entry, beside the matrix itself and the held-out one: the check's.
+    """
+    return max(m.d_out * m.d_in * (sizes.bytes + 4 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
+
+
+def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
+    """A job that reads a block's Gram matrices, in float32, and one weight at a time, and writes the block's masks.
+
+    On a GPU the largest layer's Gram matrices are there once more.
+    """
+    grams, largest = draw.splits * 4 * sizes.gram, draw.splits * 4 * sizes.widest**2
+    read = (grams + sizes.prunable * sizes.bytes) / _DISK
+    masks = sizes.prunable  # a byte a weight in memory, a bit on disk
+    computing = _working(sizes) + (largest if machine.gpu else 0)
+    return _placed(machine, computing, grams + masks, masks / 8, _START[start] + read + seconds)
+
+
+def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
+    """A warm start of a block: a sort of every row, or greedy's elimination, 0.8 ns a pruned weight and column."""
+    rates = machine.rates
+    if mask.criterion != "greedy":
+        return sizes.prunable / rates.sort
+    checks = sum(m.count * m.d_in**3 / 3 for m in sizes.matrices) / rates.cholesky
+    steps = sum(m.count * m.d_out * m.d_in * (2e-7 + 8e-10 * m.d_in) for m in sizes.matrices)
+    return checks + mask.sparsity * steps / rates.search
+
+
+@cache
+def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
+    """The first masks of a block; see `_masked`."""
+    return _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine))
+
+
+def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
+    """A layer's refinement: the check of its Gram matrix, the correlations of all rows, and their swaps.
+
+    A swap takes a core, by `engine_us`, 2 us + 1.17 ns d_in^1.3 over whole rows (16 at d_in 1536, 58 at 4096), and
+    2 us + 1.3 ns d_in within N:M blocks.
+    """
+    d_in, swaps = layer.d_in, SWAPS * layer.d_in
+    if mask.max_swaps is not None:
+        swaps = min(swaps, mask.max_swaps)
+    each = 2e-6 + (1.17e-9 * d_in**1.3 if mask.whole_rows else 1.3e-9 * d_in)
+    products = _PASSES * 2 * layer.d_out * d_in**2 / rates.double
+    return d_in**3 / 3 / rates.cholesky + products + layer.d_out * (swaps + _AGAIN) * each / rates.search
+
+
+def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
+    """The refinement of a block's layers."""
+    return sum(layer.count * layer_seconds(layer, mask, machine.rates) for layer in sizes.matrices)
+
+
+@cache
+def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
+    """The refined masks of a block; see `_masked`."""
+    return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine))
+
+
+@cache
+def chain(sizes: Sizes, draw: Draw, mask: Mask, batch_size: int, machine: Machine) -> Needs:
+    """What capture and refine hold, together; every block is run twice, its masks are written."""
+    terms = capture_terms(sizes, draw, batch_size, machine)
+    hidden = terms.pop("hidden")
+    host = sizes.prunable + (0 if draw.on_disk else hidden)
+    if machine.gpu:
+        host += sizes.block * sizes.bytes
+    largest = draw.splits * 4 * sizes.widest**2
+    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
+    seconds += sizes.blocks * (_start_seconds(sizes, mask, machine) + _refine_seconds(sizes, mask, machine))
+    computing = sum(terms.values()) + _working(sizes) + largest
+    disk = sizes.blocks * sizes.prunable / 8 + (hidden if draw.on_disk else 0)
+    return _placed(machine, computing, host, disk, seconds)
+
+
+def _all_masks(sizes: Sizes) -> int:
+    """Bytes of a whole model's masks in memory: a byte a weight."""
+    return sizes.blocks * sizes.prunable
+
+
+@cache
+def masks(sizes: Sizes) -> Needs:
+    """All masks in memory, and one file with a bit a weight."""
+    held = _all_masks(sizes)
+    return Needs(_LIBRARIES + held + held / 8, 0, held / 8, _START["torch"] + held / _DISK)
+
+
+@cache
+def assemble(sizes: Sizes) -> Needs:
+    """All masks in memory, and a copy of the model, of which one tensor is in memory at a time."""
+    host = _LIBRARIES + _all_masks(sizes) * 9 / 8 + sizes.largest * (sizes.bytes + 1)
+    return Needs(host, 0, sizes.checkpoint, _START["torch"] + 2 * sizes.checkpoint / _DISK)
+
+
+def _evaluated(sizes: Sizes, masked: bool, tokens: int, batch: int, scored: int, machine: Machine, start: str) -> Needs:
+    """The whole model, the masks that are put on it, if any, what a batch of so many tokens holds within a block, and
+    its logits; those of the tokens that are scored at a time in float32 and as log-probabilities besides. A GPU's host
+    reads the model."""
+    value = machine.value(sizes)
+    computing = sizes.parameters * value + batch * (_states(sizes) + sizes.vocabulary) * value
+    computing += 8 * scored * sizes.vocabulary + (2 * _all_masks(sizes) if masked else 0)
+    weights = sizes.used * sizes.blocks + sizes.embedding
+    seconds = _START[start] + sizes.checkpoint / _DISK + 2 * tokens * weights / machine.rates.single
+    return _placed(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
+
+
+@cache
+def perplexity(
+    sizes: Sizes, masked: bool, seqlen: int, windows: int | None, batch_size: int, machine: Machine
+) -> Needs:
+    """See `_evaluated`; windows are scored one by one, and a text that is not limited counts as long as WikiText-2."""
+    count = max(1, TEXT // seqlen) if windows is None else windows
+    needs = _evaluated(sizes, masked, count * seqlen, min(batch_size, count) * seqlen, seqlen, machine, "transformers")
+    return Needs(needs.host, needs.gpu, 0, needs.seconds + _TOKENISING)
+
+
+@cache
+def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
+    """See `_evaluated`; items are assumed to be short and to have four answers."""
+    tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
+    batch = batch_size * 2 * _ITEM  # the longest items come first
+    return _evaluated(sizes, masked, tokens, batch, batch, machine, "lm_eval")
