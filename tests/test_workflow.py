@@ -10,10 +10,11 @@ import torch
 from conftest import Workflow, tiny_study, write_tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MixtralConfig
 
 import sparseswaps
 from sparseswaps.artifacts import read_masks, read_model
+from sparseswaps.embedded import MODEL
 from sparseswaps.pattern import parse_pattern
 
 CELLS = [(pattern, refinement) for pattern in ("60pct", "2of4") for refinement in ("none", "swaps")]
@@ -40,6 +41,42 @@ def test_the_checkpoint_is_the_masks_times_the_dense_model(finished, tiny_model,
             assert (zeros == size - kept).all(), name  # exact in every row and block; no dense weight is zero
         else:
             assert torch.equal(pruned[name], weight), name
+
+
+def test_families_with_layers_of_their_own_kind(tmp_path):
+    """Transposed layers, and experts, with hidden states on disk."""
+    width = dict(vocab_size=2048, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
+    width |= dict(initializer_range=0.2, bos_token_id=0, eos_token_id=0, max_position_embeddings=64)
+    more = dict(intermediate_size=48, num_key_value_heads=1, head_dim=16)
+    experts = dict(num_local_experts=3, num_experts_per_tok=2)
+    configs = {
+        "gpt2": GPT2Config(**width),
+        "mixtral": MixtralConfig(**width, **more, **experts),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "models" / name)
+        AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "models" / name)
+    workflow = Workflow(tmp_path)
+    study = tiny_study(tmp_path, patterns=["2:4"], refinements={"swaps": {}}, evaluation={}, activations="disk")
+    study["models"] = {name: {"source": str(tmp_path / "models" / name)} for name in configs}
+    workflow.run(study, "--cores", "2")
+    for name in configs:
+        folder = tmp_path / "results" / name / "stdlib" / "seed0" / "2of4" / "wanda" / "swaps"
+        losses = pandas.concat([pandas.read_csv(path) for path in (folder / "losses").glob("*.csv")])
+        assert losses["loss_after"].sum() < losses["loss_before"].sum()
+        assert (losses["rows_certified"] == losses["rows"]).all()
+        assert (losses["tokens"] <= 8 * 32).all()
+        assert losses["tokens"].lt(8 * 32).any() == ("expert" in str(list(losses["layer"])))
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / name)
+        masks = sparseswaps.apply_masks(base, folder / "masks.safetensors")
+        pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+        assert all(torch.equal(tensor, pruned[key]) for key, tensor in base.state_dict().items())
+        assert all(mask.float().mean() == 0.5 for mask in masks.values())
+        dense, written = (
+            load_file(place / "model.safetensors") for place in (tmp_path / "models" / name, folder / "checkpoint")
+        )
+        assert {key: tensor.shape for key, tensor in dense.items()} == {k: t.shape for k, t in written.items()}
 
 
 @pytest.mark.parametrize(("pattern", "refinement"), CELLS)
