@@ -88,7 +88,7 @@ def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
     assert re.search(r"^assemble +tiny +4 +- +[\d.]+ GB +64\.3 GB", done.stdout, re.MULTILINE)  # 4 x 16.07
 
 
-@pytest.mark.parametrize("attempt", [1, 2, 3])
+@pytest.mark.parametrize("attempt", [1, 3])
 def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_model, attempt):
     config = tiny_study(tiny_model, calibrations=BOTH)
     listed = Workflow(tmp_path).run(config, "-n", "--attempt", attempt).stdout
@@ -99,7 +99,7 @@ def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_mod
         asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", about)}
         if rule != "all":
             found[rule] = asked, planner.needs(rule.removesuffix("_tiny"), {"model": "tiny"} | wildcards)
-    assert set(found) == set(Workflow(tmp_path).planned(config))
+    assert {rule.removesuffix("_tiny") for rule in found} == set(counted(config))
     for rule, (asked, planned) in found.items():
         assert asked["mem_mb"] == math.ceil(planned.host / 1e6 * 1.5 ** (attempt - 1)), rule
         assert asked["disk_mb"] == math.ceil(planned.disk / 1e6), rule
