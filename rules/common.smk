@@ -104,14 +104,17 @@ def described(variant):
 
 
 @cache
-def model_files(source):
-    folder = locate(source)
+def model_files(model):
+    """An input list: a model's files; none of the hub's, which a commit hash in the key stands for."""
+    if config["models"][model]["revision"] is not None:
+        return []
+    folder = locate(config["models"][model])
     return [str(folder / name) for name in companion_files(folder) + weight_files(folder)]
 
 
 @cache
 def checkpoint_mb(model):
-    folder = locate(config["models"][model]["source"])
+    folder = locate(config["models"][model])
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2**20
 
 

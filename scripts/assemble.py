@@ -22,9 +22,8 @@ def main(snakemake, settings):
             with naming(name):
                 check_mask(of_block[layer.name], pattern)
             masks[name] = layer.in_file(of_block[layer.name])
-    base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
-    write_masks(snakemake.output.masks, masks, model, snakemake.params.key, base=base, pattern=pattern.label)
-    about = {"base": base, "pattern": pattern.label, "wildcards": dict(snakemake.wildcards.items())}
+    write_masks(snakemake.output.masks, masks, model, snakemake.params.key, base=model.base, pattern=pattern.label)
+    about = {"base": model.base, "pattern": pattern.label, "wildcards": dict(snakemake.wildcards.items())}
     write_pruned(
         model.checkpoint, masks, snakemake.output.checkpoint, {"sparseswaps.json": json.dumps(about, indent=2) + "\n"}
     )

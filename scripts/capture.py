@@ -14,7 +14,7 @@ from sparseswaps.pretrained import load_model
 def main(snakemake, settings):
     described = read_model(snakemake.input.model)
     calibration, held_out = read_samples(snakemake.input.samples, described)
-    model = load_model(described.folder, device(settings))
+    model = load_model(described.folder, device(settings), described.trust_remote_code)
     blocks = capture(model, calibration, held_out, settings["batch_size"])
     for path, grams in zip(snakemake.output, blocks, strict=True):
         for matrices in (grams.matrix, grams.held_out):

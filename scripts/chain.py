@@ -42,7 +42,7 @@ def main(snakemake, settings):
         every_row.extend(rows)
         return masks
 
-    model = load_model(described.folder, place)
+    model = load_model(described.folder, place, described.trust_remote_code)
     for _ in capture(model, calibration, held_out, settings["batch_size"], prune):
         pass
     return total(every_row)

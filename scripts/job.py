@@ -10,6 +10,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed, as under conda
 
 from sparseswaps.errors import InputError
+from sparseswaps.files import read_json
 
 
 def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
@@ -57,10 +58,15 @@ def block_of(snakemake: Any) -> int:
     return int(snakemake.wildcards.block.removeprefix("block"))
 
 
-def evaluated(snakemake: Any) -> str:
-    """The model directory that an evaluation job is for: a checkpoint, or the folder that a description names."""
+def evaluated(snakemake: Any) -> tuple[str, bool]:
+    """The model directory that an evaluation job is for, and whether code in it may run.
+
+    It is a checkpoint, or the folder that a description names.
+    """
     if snakemake.wildcards.variant != "dense":
-        return snakemake.input.model
+        folder = snakemake.input.model
+        return folder, read_json(Path(folder) / "sparseswaps.json")["base"]["trust_remote_code"]
     from sparseswaps.artifacts import read_model
 
-    return read_model(snakemake.input.model).folder
+    model = read_model(snakemake.input.model)
+    return model.folder, model.trust_remote_code

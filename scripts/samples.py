@@ -10,7 +10,7 @@ from sparseswaps.text import draw, load
 
 def main(snakemake, settings):
     model = read_model(snakemake.input.model)
-    tokenizer = load_tokenizer(model.folder)
+    tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     asked = (settings[name] for name in ("samples", "held_out", "seqlen", "seed"))
     with naming(f"calibration text {settings['text']}"):
         documents = load(settings["text"], "calibration", settings["field"])

@@ -38,7 +38,7 @@ def apply_masks(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: its base model has a parameter {name}, this one has not")
         parameter = parameters[here].detach()
         if parameter.shape != mask.shape or not _is_bytes_of(parameter, base["tensors"][name]):
-            raise InputError(f"{path}: {here} has not the values of the base model {base['folder']}")
+            raise InputError(f"{path}: {here} has not the values of the base model {base['source']}")
         masks[here] = mask.to(parameter.device)
     for name, mask in masks.items():
         parameters[name].data.masked_fill_(~mask, 0)

@@ -5,7 +5,7 @@ and what made them (the key of the stage). A reader refuses a file that is broke
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,7 @@ def read_model(path: str | Path) -> Model:
     content = read_json(path)
     try:
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
-        model = Model(
-            content["folder"], content["prefix"], blocks, content["left_dense"], content["tensors"], content["files"]
-        )
+        model = Model(**{field.name: content[field.name] for field in fields(Model)} | {"blocks": blocks})
     except (KeyError, TypeError):
         raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
     if not Path(model.folder).is_dir():
@@ -91,8 +89,8 @@ def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     """What rule assemble wrote of a whole model, for whoever has it without the workflow.
 
     Returns:
-        The masks by tensor name, boolean in the tensor's shape, and the base model: its `folder`, its `fingerprint` and
-        the SHA-256 of each of the `tensors` that have a mask.
+        The masks by tensor name, boolean in the tensor's shape, and the base model (`Model.base`), with the SHA-256 of
+        those of its `tensors` that have a mask.
 
     Raises:
         InputError: the file cannot be read or holds something else.
@@ -100,8 +98,7 @@ def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     tensors, header = _open(path)
     try:
         more = json.loads(header["more"])
-        base = {key: more["base"][key] for key in ("folder", "fingerprint", "tensors")}
-        base["tensors"] = {name: base["tensors"][name] for name in tensors}
+        base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}
         return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}, base
     except (KeyError, TypeError, ValueError):
         message = "not the mask file of a whole model (masks.safetensors beside its checkpoint)"

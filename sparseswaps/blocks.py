@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.checkpoint import Checkpoint
-from sparseswaps.errors import InputError
+from sparseswaps.errors import InputError, reason
 from sparseswaps.model import Layer, Model
 from sparseswaps.modeldir import companion_files
 
@@ -57,8 +57,12 @@ def left_dense(block: nn.Module) -> list[str]:
     return [name for name, p in block.named_parameters() if p.ndim >= 2 and id(p) not in linear]
 
 
-def describe(folder: Path) -> Model:
+def describe(folder: Path, trust_remote_code: bool = False) -> Model:
     """Read, check and hash a model directory; the model is built without memory for its weights.
+
+    Args:
+        folder: in Hugging Face layout.
+        trust_remote_code: whether Python code in it may run.
 
     Raises:
         InputError: it is not a safetensors checkpoint of a causal language model, a layer's weight is missing or of
@@ -67,12 +71,11 @@ def describe(folder: Path) -> Model:
     checkpoint = Checkpoint(folder)
     names = checkpoint.files
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken configuration sets off in transformers
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{folder}: transformers cannot build it: {reason}") from None
+        raise InputError(f"{folder}: transformers cannot build it: {reason(error)}") from None
     prefix, blocks = find_blocks(model)
     if not any(name.startswith(prefix) for name in names):  # saved without its head, as gpt2 was
         prefix = prefix.removeprefix(f"{model.base_model_prefix}.")
@@ -83,6 +86,8 @@ def describe(folder: Path) -> Model:
         left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block)],
         tensors=checkpoint.hashes(),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
+        source=str(folder),
+        trust_remote_code=trust_remote_code,
     )
     if not any(described.blocks):
         raise InputError(f"{folder}: its decoder blocks hold no linear layer, which is all that can be pruned yet")

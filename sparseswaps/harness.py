@@ -25,6 +25,7 @@ def evaluate(
     max_length: int | None,
     dtype: str,
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with as many shots as each task's definition says: none unless it says some.
 
@@ -39,6 +40,7 @@ def evaluate(
         max_length: tokens of context, longer ones are cut on the left; None takes the model's own.
         dtype: of the weights, e.g. `float32`, `bfloat16`, `auto`. Log-probabilities are float32 in any case.
         seed: for few-shot examples and sampling.
+        trust_remote_code: whether Python code in the directory may run.
 
     Returns:
         Plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no number,
@@ -80,6 +82,7 @@ def evaluate(
         dtype=dtype,
         batch_size=batch_size,
         max_length=max_length,
+        trust_remote_code=trust_remote_code,
         softmax_dtype="float32",  # in bfloat16 an answer's log-probability is rounded to about 0.25: choices tie
     )
     if model.device != torch.device(device):  # lm-eval takes another one without a word

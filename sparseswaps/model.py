@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +40,9 @@ class Model:
         left_dense: parameters of the blocks that are matrices but cannot be pruned.
         tensors: SHA-256 of every tensor's bytes.
         files: SHA-256 of the configuration, tokenizer and other small files.
+        source: what the configuration calls it: a hub id, a directory or `embedded`.
+        revision: the commit hash of a hub id.
+        trust_remote_code: whether the code that lies beside its weights may run.
     """
 
     folder: str
@@ -47,6 +51,15 @@ class Model:
     left_dense: list[str]
     tensors: dict[str, str]
     files: dict[str, str]
+    source: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What mask files and checkpoints say of the model that they were made from."""
+        names = ("source", "revision", "trust_remote_code", "folder", "fingerprint", "tensors")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def checkpoint(self) -> Checkpoint:

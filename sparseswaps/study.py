@@ -10,9 +10,10 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
+from sparseswaps import hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import config_of, context, depth, locate, weight_files, widths
+from sparseswaps.modeldir import check_sizes, config_of, context, depth, is_hub_id, locate, widths
 from sparseswaps.pattern import Pattern, parse_pattern
 
 TEXT_FILES = (".txt", ".jsonl")
@@ -54,9 +55,11 @@ class Dense:
 def check(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with all defaults filled in, and everything checked that can be before the first job.
 
+    The `revision` of a model of the hub becomes the commit hash that it stands for; that of a local one is None.
+
     Raises:
-        InputError: a key or value is wrong, a model directory or a text is missing, or a pattern does not divide a
-            width of a model; one line with the key's path and what is allowed.
+        InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
+            model; one line with the key's path and what is allowed.
     """
     checked = _copy(config)
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
@@ -82,11 +85,15 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_refinements(checked["refinements"])
     _check_tasks(checked["evaluation"]["lm_eval"])
     for name, settings in checked["models"].items():
-        folder = locate(settings["source"])
         with naming(f"config key models.{name}.source"):
-            model = config_of(folder)
+            if is_hub_id(settings["source"]):
+                settings["revision"] = hub.resolve(settings["source"], settings["revision"])
+            elif settings["revision"] is not None:
+                raise InputError(f"{settings['source']!r} is no hub id, so it has no revision; leave that key out")
+            model = config_of(locate(settings))
             depth(model)
-            weight_files(folder)
+            if settings["revision"] is None:
+                check_sizes(locate(settings))
         for key, entry in texts.items():
             if (most := context(model)) is not None and entry["seqlen"] > most:
                 raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")
@@ -137,7 +144,7 @@ def cells(config: dict[str, Any]) -> Iterator[Cell]:
 def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
     """The names of every model's decoder blocks, `block00` and on."""
     return {
-        name: [f"block{index:02d}" for index in range(depth(config_of(locate(settings["source"]))))]
+        name: [f"block{index:02d}" for index in range(depth(config_of(locate(settings))))]
         for name, settings in config["models"].items()
     }
 

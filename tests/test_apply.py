@@ -21,8 +21,7 @@ def mask_file(folder, path):
         for index, layers in enumerate(model.blocks)
         for layer in layers
     }
-    base = {"folder": model.folder, "fingerprint": model.fingerprint, "tensors": model.tensors}
-    write_masks(path, masks, model, "key", base=base, pattern=pattern.label)
+    write_masks(path, masks, model, "key", base=model.base, pattern=pattern.label)
     return masks
 
 

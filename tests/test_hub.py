@@ -1,0 +1,125 @@
+"""Models by hub id: the real workflow against a small hub on this machine, with a cache of its own."""
+
+import json
+import shutil
+
+import pytest
+from conftest import Workflow, tiny_study
+from fake_hub import Hub
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that serves, to the processes that a test starts."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with Hub().serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def published(hub, model, folder, *revisions, name="org/tiny"):
+    """A model on the hub, among files that nobody needs for pruning it; its commit hash."""
+    shutil.copytree(model, folder)
+    for other in ("pytorch_model.bin", "consolidated.safetensors", "model.onnx", "original/params.json"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_bytes(b"not wanted")
+    (folder / "LICENSE").write_text("as you like\n")
+    return hub.add(name, folder, *revisions)
+
+
+def study_of(source, **settings):
+    return tiny_study(None, models={"tiny": {"source": source, **settings}})
+
+
+def line(done):
+    """The one line of error of a run."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    (found,) = [line for line in done.stdout.splitlines() if "error" in line]
+    return found
+
+
+def test_a_model_by_its_tag_from_the_hub_to_the_checkpoint_and_again_offline(hub, tiny_model, tmp_path, monkeypatch):
+    commit = published(hub, tiny_model, tmp_path / "first", "v1")
+    newer = published(hub, tiny_model, tmp_path / "second", "main")
+    tensors = load_file(tmp_path / "second" / "model.safetensors")
+    tensors["model.embed_tokens.weight"].mul_(2)
+    save_file(tensors, tmp_path / "second" / "model.safetensors", metadata={"format": "pt"})
+    newer = hub.add("org/tiny", tmp_path / "second", "main")
+    assert newer != commit
+    workflow, config = Workflow(tmp_path / "work"), study_of("org/tiny", revision="v1")
+    workflow.folder.mkdir()
+    folder = workflow.folder / "results/tiny/stdlib/seed0/2of4/wanda/none"
+    workflow.run(config, "--cores", "2", "--", str((folder / "checkpoint").relative_to(workflow.folder)))
+    described = json.loads((workflow.folder / "results/tiny/model.json").read_text())
+    assert (described["source"], described["revision"]) == ("org/tiny", commit)
+    with safe_open(folder / "masks.safetensors", framework="pt") as file:
+        base = json.loads(file.metadata()["more"])["base"]
+    assert (base["source"], base["revision"]) == ("org/tiny", commit)
+    assert json.loads((folder / "checkpoint" / "sparseswaps.json").read_text())["base"] == base
+    assert (folder / "checkpoint" / "LICENSE").read_text() == "as you like\n"
+    fetched = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
+    assert fetched == {path.name for path in tiny_model.iterdir()} | {"LICENSE"}
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    target = "results/tiny/stdlib/seed0/2of4/wanda/none/checkpoint"
+    assert workflow.planned(config, target) == {}
+    (workflow.folder / "results/tiny/model.json").unlink()
+    workflow.run(config, "--cores", "1", "--", "results/tiny/model.json")  # from the cache
+    assert json.loads((workflow.folder / "results/tiny/model.json").read_text()) == described
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    assert workflow.planned(study_of("org/tiny"), "results/tiny/model.json") == {"model": 1}  # main is another commit
+    assert workflow.planned(study_of("org/tiny", revision=commit), "results/tiny/model.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "message"),
+    [
+        (
+            "org/none",
+            None,
+            "'org/none' is neither a directory here nor a model that the hub shows you: check the spell",
+        ),
+        ("org/tiny", "v2", "the hub's 'org/tiny' has no revision 'v2': give a branch, a tag or a commit hash of it"),
+        (
+            "org/gated",
+            None,
+            "'org/gated' is gated: ask for access at {url}/org/gated, then log in with `hf auth login`",
+        ),
+        ("org/pickled", None, "'org/pickled' holds no model.safetensors or model.safetensors.index.json, only pickled"),
+        ("org--tiny", None, "'org--tiny' is neither a directory here nor a hub id: Cannot have -- or .. in repo_id"),
+        ("embedded", "v2", "'embedded' is no hub id, so it has no revision; leave that key out"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(hub, tiny_model, tmp_path, source, revision, message):
+    hub.add("org/tiny", tiny_model, "main")
+    hub.add("org/gated", tiny_model, "main")
+    hub.gated.add("org/gated")
+    pickled = published(hub, tiny_model, tmp_path / "pickled", "main", name="org/pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    assert hub.revisions["org/pickled"]["main"] == pickled
+    done = Workflow(tmp_path).run(study_of(source, revision=revision), "-n", check=False)
+    assert line(done).startswith(f"error: config key models.tiny.source: {message.format(url=hub.url)}")
+
+
+def test_a_hub_out_of_reach_is_one_line(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = line(Workflow(tmp_path).run(study_of("org/tiny"), "-n", check=False))
+    assert found.startswith("error: config key models.tiny.source: 'org/tiny' is not in the cache")
+    assert "ConnectError" in found
+    assert found.endswith("run once with a connection, or name a directory")
+
+
+def test_a_gated_model_that_was_cached_before_its_weights(hub, tiny_model, tmp_path):
+    """Its configuration is public or was: the model stage says the same as the start would."""
+    hub.add("org/tiny", tiny_model, "main")
+    workflow, config = Workflow(tmp_path), study_of("org/tiny")
+    assert workflow.planned(config, "results/tiny/model.json") == {"model": 1}
+    hub.gated.add("org/tiny")
+    done = workflow.run(config, "--cores", "1", "--", "results/tiny/model.json", check=False)
+    assert "model: error: 'org/tiny' is gated" in done.stdout
+    assert "Traceback" not in done.stdout
