@@ -16,7 +16,7 @@ def main(snakemake, settings):
     model = replace(describe(folder, settings["trust_remote_code"]), source=source, revision=revision)
     write_model(snakemake.output[0], model)
     layers = sum(map(len, model.blocks))
-    return f"{model.folder}: {len(model.blocks)} blocks, {layers} layers, left dense: {model.left_dense or 'none'}"
+    return f"{folder}: {len(model.blocks)} blocks, {layers} layers, left dense: {model.left_dense or 'none'}"
 
 
 run(snakemake, main)

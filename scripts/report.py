@@ -61,7 +61,7 @@ def provenance(snakemake):
     for path in snakemake.input.models:
         model = read_model(path)
         name = Path(path).parent.name
-        found[f"model {name}"] = f"{model.folder}, weights {model.fingerprint}"
+        found[f"model {name}"] = ", ".join(filter(None, [model.source, model.revision, f"weights {model.fingerprint}"]))
         if model.left_dense:
             found[f"left dense in {name}"] = ", ".join(model.left_dense)
     return found

@@ -45,13 +45,15 @@ def line(done):
 
 def test_a_model_by_its_tag_from_the_hub_to_the_checkpoint_and_again_offline(hub, tiny_model, tmp_path, monkeypatch):
     commit = published(hub, tiny_model, tmp_path / "first", "v1")
-    newer = published(hub, tiny_model, tmp_path / "second", "main")
+    published(hub, tiny_model, tmp_path / "second")
     tensors = load_file(tmp_path / "second" / "model.safetensors")
     tensors["model.embed_tokens.weight"].mul_(2)
     save_file(tensors, tmp_path / "second" / "model.safetensors", metadata={"format": "pt"})
     newer = hub.add("org/tiny", tmp_path / "second", "main")
     assert newer != commit
-    workflow, config = Workflow(tmp_path / "work"), study_of("org/tiny", revision="v1")
+    text = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
+    chained = {"calibrations": {"stdlib": text | {"propagate": "pruned"}}}  # fewest jobs
+    workflow, config = Workflow(tmp_path / "work"), study_of("org/tiny", revision="v1") | chained
     workflow.folder.mkdir()
     folder = workflow.folder / "results/tiny/stdlib/seed0/2of4/wanda/none"
     workflow.run(config, "--cores", "2", "--", str((folder / "checkpoint").relative_to(workflow.folder)))
@@ -72,8 +74,10 @@ def test_a_model_by_its_tag_from_the_hub_to_the_checkpoint_and_again_offline(hub
     workflow.run(config, "--cores", "1", "--", "results/tiny/model.json")  # from the cache
     assert json.loads((workflow.folder / "results/tiny/model.json").read_text()) == described
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    assert workflow.planned(study_of("org/tiny"), "results/tiny/model.json") == {"model": 1}  # main is another commit
-    assert workflow.planned(study_of("org/tiny", revision=commit), "results/tiny/model.json") == {}
+    assert workflow.planned(study_of("org/tiny") | chained, "results/tiny/model.json") == {
+        "model": 1
+    }  # main is another commit
+    assert workflow.planned(study_of("org/tiny", revision=commit) | chained, "results/tiny/model.json") == {}
 
 
 @pytest.mark.parametrize(
