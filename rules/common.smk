@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sparseswaps import study
+from sparseswaps.documents import is_file
 from sparseswaps.modeldir import companion_files, locate, weight_files
 from sparseswaps.provenance import stage_key
 
@@ -21,6 +22,7 @@ PATTERNS = study.patterns(config)
 BLOCKS = study.blocks(config)
 # What is evaluated and reported: every model as it is, and every cell of the grid.
 VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
+DRAWS = list(dict.fromkeys(f"{v.model}/{v.calibration}/seed{v.seed}" for v in VARIANTS if isinstance(v, study.Cell)))
 TEXTS = list(config["evaluation"]["perplexity"])
 HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 
@@ -67,8 +69,8 @@ def of_blocks(folder, ending):
 
 
 def text_file(settings):
-    """An input list: the text's file, unless it is the embedded one."""
-    return [] if settings["text"] == "embedded" else [settings["text"]]
+    """An input list: the text's file, if it is a local one."""
+    return [settings["text"]] if is_file(settings["text"]) else []
 
 
 def task_files(include):

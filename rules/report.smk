@@ -52,6 +52,7 @@ rule report:
     """Write the report: one HTML page with everything in it."""
     input:
         models=expand("<results>/{model}/model.json", model=config["models"]),
+        samples=[f"<results>/{draw}/samples.safetensors" for draw in DRAWS],
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
         figures="<report>/figures",

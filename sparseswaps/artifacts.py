@@ -4,11 +4,13 @@ Tensors are safetensors files whose header says what they are (`kind`), which mo
 and what made them (the key of the stage). A reader refuses a file that is broken, of another kind or of another model.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,7 +41,13 @@ def read_model(path: str | Path) -> Model:
 
 def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model: Model, key: str) -> None:
     """Token ids of calibration sequences, int64 [samples, seqlen], and of held-out ones, int64 [held_out, seqlen]."""
-    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, {}, model, key)
+    more = {"sha256": digest(calibration, held_out)}
+    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, more, model, key)
+
+
+def digest(calibration: Tensor, held_out: Tensor) -> str:
+    """The SHA-256 of token ids as int64: all calibration sequences, then all that are held out."""
+    return hashlib.sha256(torch.cat([calibration, held_out]).numpy()).hexdigest()
 
 
 def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:

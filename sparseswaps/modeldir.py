@@ -12,6 +12,7 @@ from sparseswaps.files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name, or organisation/name
 _PICKLES = {".bin", ".pt", ".pth"}
 _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".md"}
 
@@ -19,7 +20,7 @@ _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf"
 def is_hub_id(source: str) -> bool:
     """Whether a model's `source` is `name` or `organisation/name` on the hub: a directory of that name goes first."""
     taken = source == "embedded" or Path(source).exists()
-    return not taken and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) is not None
+    return not taken and HUB_ID.fullmatch(source) is not None
 
 
 def locate(settings: dict[str, Any]) -> Path:

@@ -10,13 +10,12 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
-from sparseswaps import hub
+from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import check_sizes, config_of, context, depth, is_hub_id, locate, widths
+from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate, widths
 from sparseswaps.pattern import Pattern, parse_pattern
 
-TEXT_FILES = (".txt", ".jsonl")
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
 
 
@@ -79,9 +78,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     texts = {f"calibrations.{name}": entry for name, entry in checked["calibrations"].items()}
     texts |= {f"evaluation.perplexity.{name}": entry for name, entry in checked["evaluation"]["perplexity"].items()}
     for key, entry in texts.items():
-        if entry["text"] != "embedded" and not (Path(entry["text"]).is_file() and entry["text"].endswith(TEXT_FILES)):
-            kinds = " or ".join(TEXT_FILES)
-            raise InputError(f"config key {key}.text: {entry['text']!r} is neither `embedded` nor a {kinds} file")
+        _check_text(key, entry)
     _check_refinements(checked["refinements"])
     _check_tasks(checked["evaluation"]["lm_eval"])
     for name, settings in checked["models"].items():
@@ -102,6 +99,30 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
                 with naming(f"config key patterns, {width} of model {name}"):
                     pattern.blocks(d_in)
     return checked
+
+
+def _check_text(key: str, entry: dict[str, Any]) -> None:
+    text = entry["text"]
+    local = text == "embedded" or documents.is_file(text)
+    if documents.is_file(text):
+        fits = Path(text).is_file()
+    elif text in ("embedded", *documents.PRESETS):
+        fits = True
+    else:
+        fits = HUB_ID.fullmatch(text) and not Path(text).exists()  # what is there under that name was meant
+    if not fits:
+        kinds, presets = " or ".join(documents.FILES), ", ".join(documents.PRESETS)
+        raise InputError(
+            f"config key {key}.text: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
+            f"{kinds} file that is there"
+        )
+    for name in documents.HUB_KEYS:
+        if local and entry[name] is not None:
+            raise InputError(
+                f"config key {key}.{name}: is for data sets of the hub, which {text!r} is not; leave it out"
+            )
+    if entry["subset"] is not None and entry["files"] is not None:
+        raise InputError(f"config key {key}.files: takes the place of `subset`; leave one of them out")
 
 
 def _check_refinements(refinements: dict[str, dict]) -> None:

@@ -40,7 +40,10 @@ class Hub:
 
             def do_GET(self):
                 hub.requests.append(f"{self.command} {self.path}")
-                status, headers, body = hub.answer(unquote(urlsplit(self.path).path).strip("/").split("/"))
+                url = urlsplit(self.path)
+                status, headers, body = hub.answer(
+                    unquote(url.path).strip("/").split("/"), "recursive=true" in url.query
+                )
                 self.send_response(status)
                 for header, value in {"Content-Length": str(len(body)), **headers}.items():
                     self.send_header(header, value)
@@ -58,7 +61,7 @@ class Hub:
             finally:
                 server.shutdown()
 
-    def answer(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, parts: list[str], recursive: bool) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to a path."""
         api = parts[0] == "api"
         if api:
@@ -75,8 +78,14 @@ class Hub:
         if what == "revision":
             return 200, {}, json.dumps({"id": name, "sha": commit, "siblings": []}).encode()
         if what == "tree":
-            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-            listed = [{"type": "file", "path": str(file.relative_to(folder)), **_about(file)} for file in files]
+            place = folder.joinpath(*path)
+            if not place.is_dir():
+                return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+            listed = [
+                {"type": "file" if entry.is_file() else "directory", "path": str(entry.relative_to(folder))}
+                | (_about(entry) if entry.is_file() else {"oid": "0"})
+                for entry in sorted(place.rglob("*") if recursive else place.iterdir())
+            ]
             return 200, {}, json.dumps(listed).encode()
         assert what == "resolve", parts
         if name in self.gated:

@@ -9,10 +9,11 @@ import torch
 from sparseswaps.blocks import describe
 from sparseswaps.capture import capture
 from sparseswaps.criteria import WARMSTARTS
+from sparseswaps.documents import load
 from sparseswaps.pattern import parse_pattern
 from sparseswaps.perplexity import perplexity, windows
 from sparseswaps.refine import refine
-from sparseswaps.text import draw, load, tokenize
+from sparseswaps.text import draw, tokenize
 
 pytestmark = [
     pytest.mark.real,

@@ -1,11 +1,14 @@
+import gzip
 import json
 
+import pandas
 import pytest
 import torch
 
+from sparseswaps.documents import load
 from sparseswaps.embedded import corpus
 from sparseswaps.errors import InputError
-from sparseswaps.text import draw, load
+from sparseswaps.text import draw
 
 
 class Letters:
@@ -56,14 +59,38 @@ def test_too_short_a_text_is_said():
 def test_files(tmp_path):
     (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": body}) + "\n" for body in ("one", "", "two")))
+    pandas.DataFrame({"body": ["one", "", "two"], "n": [1, 2, 3]}).to_parquet(tmp_path / "b.parquet")
+    for name in ("c.jsonl.gz", "c.json.gz"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
     assert load(str(tmp_path / "a.txt"), "calibration") == ["one", "two"]
-    assert load(str(tmp_path / "b.jsonl"), "calibration", "body") == ["one", "", "two"]
-    with pytest.raises(InputError, match="line 1 is not JSON with a text in its field 'text'"):
-        load(str(tmp_path / "b.jsonl"), "calibration")
-    with pytest.raises(InputError, match=r"c\.txt'?: cannot be read"):
-        load(str(tmp_path / "c.txt"), "calibration")
-    with pytest.raises(InputError, match=r"expected `embedded`, or a \.txt or \.jsonl file"):
-        load(str(tmp_path / "d.csv"), "calibration")
+    for name in ("b.jsonl", "c.jsonl.gz", "c.json.gz", "b.parquet"):
+        assert load(str(tmp_path / name), "calibration", "body") == ["one", "", "two"]
+
+
+def test_broken_files_are_named_in_one_line(tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"text": "one"}\n\n{"body": "two"}\n')
+    (tmp_path / "no.jsonl").write_text('{"text": "one"}\n{"text"')
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "none.jsonl.gz").write_text("{}")
+    (tmp_path / "half.json.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 99)[:-9])
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    pandas.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "hole.parquet")
+    pandas.DataFrame({"body": ["one"]}).to_parquet(tmp_path / "other.parquet")
+    for name, message in {
+        "other.jsonl": "line 3 holds no text in its field 'text'",
+        "no.jsonl": "line 2 holds no text in its field 'text'",
+        "latin.txt": "cannot be read ('utf-8' codec can't decode",
+        "none.jsonl.gz": "cannot be read (Not a gzipped file",
+        "half.json.gz": "cannot be read (Compressed file ended before the end-of-stream marker",
+        "no.parquet": "cannot be read (",
+        "hole.parquet": "row 2 holds no text in its field 'text'",
+        "other.parquet": "cannot be read (",
+        "gone.txt": "cannot be read ([Errno 2]",
+    }.items():
+        with pytest.raises(InputError) as error:
+            load(str(tmp_path / name), "calibration")
+        assert str(error.value).startswith(f"text '{tmp_path / name}': {message}")
+        assert "\n" not in str(error.value)
 
 
 def test_the_splits_of_the_embedded_text_are_disjoint_files():
