@@ -1,13 +1,21 @@
-"""Models by hub id: the real workflow against a small hub on this machine, with a cache of its own."""
+"""Models and data sets by hub id: the real workflow against a small hub on this machine, with a cache of its own."""
 
+import gzip
 import json
 import shutil
+import subprocess
+import sys
 
+import pandas
 import pytest
-from conftest import Workflow, tiny_study
+import yaml
+from conftest import REPOSITORY, Workflow, tiny_study
 from fake_hub import Hub
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from sparseswaps import study
+from sparseswaps.documents import SETTINGS
 
 
 @pytest.fixture
@@ -127,3 +135,104 @@ def test_a_gated_model_that_was_cached_before_its_weights(hub, tiny_model, tmp_p
     done = workflow.run(config, "--cores", "1", "--", "results/tiny/model.json", check=False)
     assert "model: error: 'org/tiny' is gated" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def data_sets(hub, folder):
+    """C4 and WikiText-2 as they lie on the hub, with few documents that say where they come from."""
+    c4, wikitext = folder / "c4", folder / "wikitext"
+    (c4 / "en").mkdir(parents=True)
+    for name in ("c4-train.00000-of-01024", "c4-train.00001-of-01024", "c4-validation.00000-of-00008"):
+        lines = [json.dumps({"text": f"{name} {row}", "url": "https://"}) for row in range(3)]
+        (c4 / "en" / f"{name}.json.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    (wikitext / "wikitext-2-raw-v1").mkdir(parents=True)
+    for split in ("train", "test"):
+        table = pandas.DataFrame({"text": [f"wikitext {split}", "", "= Title ="]})
+        table.to_parquet(wikitext / "wikitext-2-raw-v1" / f"{split}-00000-of-00001.parquet")
+    listed = {split: f"wikitext-2-raw-v1/{split}-*" for split in ("train", "test")}
+    configs = [{"config_name": "wikitext-2-raw-v1", "data_files": [{"split": s, "path": p} for s, p in listed.items()]}]
+    (wikitext / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    hub.add("datasets/allenai/c4", c4, "main")
+    hub.add("datasets/Salesforce/wikitext", wikitext, "main")
+
+
+LOAD = """
+import json, sys
+from sparseswaps.documents import load
+from sparseswaps.errors import InputError
+for settings in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(list(load(**settings))))
+    except InputError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def loaded(*settings):
+    """What `load` returns for each of the settings, or its error, in a process of its own."""
+    command = [sys.executable, "-c", LOAD, json.dumps(settings)]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
+    return list(map(json.loads, done.stdout.splitlines()))
+
+
+def preset(text, use):
+    """What the schema makes of a preset, as far as `load` takes it."""
+    config = tiny_study("embedded")
+    place = config["calibrations"] if use == "calibration" else config["evaluation"]["perplexity"]
+    place["preset"] = {"text": text, "seqlen": 256}
+    checked = study.check(config)
+    place = checked["calibrations"] if use == "calibration" else checked["evaluation"]["perplexity"]
+    return {name: place["preset"][name] for name in SETTINGS} | {"use": use}
+
+
+def test_data_sets_of_the_literature_with_a_connection_and_from_the_cache(hub, tmp_path, monkeypatch):
+    data_sets(hub, tmp_path)
+    asked = [preset(text, use) for text in ("c4", "wikitext2") for use in ("calibration", "evaluation")]
+    found = loaded(*asked)
+    assert found[0] == [f"c4-train.00000-of-01024 {row}" for row in range(3)]
+    assert found[1] == [f"c4-validation.00000-of-00008 {row}" for row in range(3)]
+    assert found[2] == ["wikitext train", "", "= Title ="]
+    assert found[3] == ["wikitext test", "", "= Title ="]
+    assert not any("00001-of-01024" in request for request in hub.requests)  # no other file of C4 is looked at
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert loaded(*asked) == found
+
+
+def test_data_sets_that_do_not_load_are_one_line(hub, tmp_path):
+    data_sets(hub, tmp_path)
+    wikitext = preset("wikitext2", "evaluation")
+    errors = loaded(
+        wikitext | {"text": "org/none"},
+        wikitext | {"split": "tst"},
+        wikitext | {"subset": "wikitext-2"},
+        wikitext | {"field": "body"},
+        wikitext | {"revision": "v9"},
+        preset("c4", "evaluation") | {"files": "en/none.json.gz"},
+    )
+    for error, expected in zip(
+        errors,
+        [
+            "the data set 'org/none' cannot be loaded (DatasetNotFoundError: Dataset 'org/none' doesn't exist",
+            "the data set 'Salesforce/wikitext' cannot be loaded (ValueError: Unknown split \"tst\". Should be one of",
+            "the data set 'Salesforce/wikitext' cannot be loaded (ValueError: BuilderConfig 'wikitext-2' not found.",
+            "the data set 'Salesforce/wikitext' has no text in a column 'body'; it has text",
+            "the data set 'Salesforce/wikitext' cannot be loaded (DatasetNotFoundError: Revision 'v9' doesn't exist",
+            "the data set 'allenai/c4' cannot be loaded (RemoteEntryNotFoundError: 404 Client Error.",
+        ],
+        strict=True,
+    ):
+        assert error.startswith(expected)
+        assert "\n" not in error
+
+
+def test_a_data_set_out_of_reach_names_its_key(finished, tmp_path):
+    workflow = Workflow(tmp_path / "copy")
+    shutil.copytree(finished[0].folder, workflow.folder)
+    text = {"text": "org/none", "samples": 8, "held_out": 4, "seqlen": 32}
+    config = finished[1] | {"calibrations": {"stdlib": text}}
+    target = "results/tiny/stdlib/seed0/samples.safetensors"
+    done = workflow.run(config, "--cores", "1", "--", target, check=False)  # HF_HUB_OFFLINE is set
+    found = next(line for line in done.stdout.splitlines() if line.startswith("samples: error"))
+    assert found.startswith(
+        "samples: error: config key calibrations.stdlib.text, org/none: the data set 'org/none' cannot"
+    )

@@ -1,14 +1,16 @@
 import gzip
 import json
+from collections.abc import Sequence
 
 import pandas
 import pytest
 import torch
 
+from sparseswaps.artifacts import digest
 from sparseswaps.documents import load
 from sparseswaps.embedded import corpus
 from sparseswaps.errors import InputError
-from sparseswaps.text import draw
+from sparseswaps.text import check_vocabulary, draw
 
 
 class Letters:
@@ -49,6 +51,42 @@ def test_the_seed_decides():
     first, again, other = (draw(text, Letters(), 4, 2, 10, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+class Shelf(Sequence):
+    """Documents that are counted when they are looked at, as a data set on disk would read them."""
+
+    def __init__(self, documents):
+        self.documents, self.read = documents, []
+
+    def __len__(self):
+        return len(self.documents)
+
+    def __getitem__(self, index):
+        assert isinstance(index, int)
+        self.read.append(index)
+        return self.documents[index]
+
+
+def test_documents_that_are_not_drawn_are_not_read():
+    shelf = Shelf(documents(*[50] * 1000))
+    drawn = draw(shelf, Letters(), 4, 2, 10, seed=0)
+    assert len(shelf.read) == 6
+    assert torch.equal(torch.cat(drawn), torch.cat(draw(list(shelf.documents), Letters(), 4, 2, 10, seed=0)))
+
+
+def test_the_protocol_of_the_draw_does_not_change():
+    """Pinned: a study that names the hash of its samples must be able to draw them again."""
+    assert digest(*draw(documents(35, 5, 28, 90), Letters(), 3, 2, 10, seed=1)) == (
+        "1310853bf2796ac27075aac7f4347d8f4f2202f894f9796382e6848596510366"
+    )
+
+
+def test_a_tokenizer_of_another_model_is_named():
+    check_vocabulary(torch.tensor([[3, 99]]), 100)
+    check_vocabulary(torch.tensor([[3, 99]]), None)
+    with pytest.raises(InputError, match="gives token id 99, but the model has embeddings for 99 ids only"):
+        check_vocabulary(torch.tensor([[3, 99]]), 99)
 
 
 def test_too_short_a_text_is_said():
