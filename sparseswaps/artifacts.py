@@ -20,6 +20,7 @@ from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.gram import Grams
 from sparseswaps.masks import pack, unpack
 from sparseswaps.model import Layer, Model
+from sparseswaps.modeldir import weight_files
 
 
 def write_model(path: str | Path, model: Model) -> None:
@@ -27,15 +28,18 @@ def write_model(path: str | Path, model: Model) -> None:
 
 
 def read_model(path: str | Path) -> Model:
-    """Raises InputError when the description is broken or its model directory is gone."""
+    """Raises InputError when the description is broken or the weights are not where it says."""
     content = read_json(path)
     try:
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
         model = Model(**{field.name: content[field.name] for field in fields(Model)} | {"blocks": blocks})
     except (KeyError, TypeError):
         raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
-    if not Path(model.folder).is_dir():
-        raise InputError(f"{path}: its model directory {model.folder} is gone; delete the file and run snakemake again")
+    try:
+        weight_files(Path(model.folder))
+    except (InputError, OSError):  # moved, or thrown out of the hub's cache
+        message = f"the weights of {model.source} are gone from {model.folder}; delete the file and run snakemake again"
+        raise InputError(f"{path}: {message}") from None
     return model
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sparseswaps import study
+from sparseswaps.artifacts import read_model, write_model
 from sparseswaps.blocks import describe
 from sparseswaps.errors import InputError
 from sparseswaps.modeldir import check_sizes
@@ -87,6 +88,24 @@ def test_a_truncated_file_is_named_at_the_start_and_by_the_model_stage(model, si
     )
     with pytest.raises(InputError, match=r"model\.safetensors: not a readable safetensors file"):
         describe(model)
+
+
+def test_an_index_that_names_a_missing_shard_is_named_at_the_start(model):
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert "index.json: names 'model-00002-of-00002.safetensors', which is not a file of that folder" in refused(model)
+
+
+def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path):
+    write_model(tmp_path / "model.json", describe(model))
+    assert read_model(tmp_path / "model.json") == describe(model)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.json: the weights of .* are gone from .*; delete the file and run"):
+        read_model(tmp_path / "model.json")
+    shutil.rmtree(model)
+    with pytest.raises(InputError, match="are gone from"):
+        read_model(tmp_path / "model.json")
 
 
 def own_code(model):
