@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from job import run
 
 from sparseswaps.artifacts import digest, read_model, write_samples
@@ -20,7 +21,7 @@ def main(snakemake, settings):
     with naming(f"{calibration_key}.text, {settings['text']}"):
         documents = load(use="calibration", **{name: settings[name] for name in SETTINGS})
         calibration, held_out = draw(documents, tokenizer, *asked)
-        check_vocabulary(calibration, vocabulary(config_of(Path(model.folder))))
+        check_vocabulary(torch.cat([calibration, held_out]), vocabulary(config_of(Path(model.folder))))
     drawn = digest(calibration, held_out)
     pinned = settings["sha256"]
     if pinned is not None and drawn not in ([pinned] if isinstance(pinned, str) else pinned):

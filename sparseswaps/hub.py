@@ -50,13 +50,19 @@ def download(repo: str, commit: str) -> Path:
     with _named(repo, commit):
         folder = Path(snapshot_download(repo, revision=commit, allow_patterns=["config.json"]))
         names = _names(repo, commit)
-        if names is not None:  # otherwise another program filled the cache, and there is no network to ask for more
+        if names is not None:
             entry = entry_file(repo, names)
             wanted = [name for name in names if "/" not in name and is_companion(name)]
             snapshot_download(repo, revision=commit, allow_patterns=[*wanted, entry])
             if entry == INDEX:
                 snapshot_download(repo, revision=commit, allow_patterns=indexed_files(folder / INDEX))
-    weight_files(folder)
+    try:
+        weight_files(folder)
+    except InputError:
+        if names is not None:
+            raise
+        # Another program filled the cache, and there is no network to ask what is missing.
+        raise InputError(f"the cache has only a part of {repo!r} ({commit}): run once with a connection") from None
     return folder
 
 

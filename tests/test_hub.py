@@ -81,7 +81,20 @@ def test_a_model_by_its_tag_from_the_hub_to_the_checkpoint_and_again_offline(hub
     (workflow.folder / "results/tiny/model.json").unlink()
     workflow.run(config, "--cores", "1", "--", "results/tiny/model.json")  # from the cache
     assert json.loads((workflow.folder / "results/tiny/model.json").read_text()) == described
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cached = tmp_path / "hf" / "hub" / "models--org--tiny"
+    shutil.rmtree(cached / "trees")  # other programs leave the cache without a list of the files
+    (workflow.folder / "results/tiny/model.json").unlink()
+    workflow.run(config, "--cores", "1", "--", "results/tiny/model.json")
+    (cached / "snapshots" / commit / "model.safetensors").unlink()
+    (workflow.folder / "results/tiny/model.json").unlink()
+    done = workflow.run(config, "--cores", "1", "--", "results/tiny/model.json", check=False)
+    assert (
+        f"model: error: the cache has only a part of 'org/tiny' ({commit}): run once with a connection" in done.stdout
+    )
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    workflow.run(config, "--cores", "1", "--", "results/tiny/model.json")  # what is missing is fetched again
     assert workflow.planned(study_of("org/tiny") | chained, "results/tiny/model.json") == {
         "model": 1
     }  # main is another commit
