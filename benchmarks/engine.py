@@ -254,9 +254,10 @@ def real_cases(quick: bool) -> Iterator[Case]:
 
         from sparseswaps.blocks import describe
         from sparseswaps.capture import capture
+        from sparseswaps.documents import load
         from sparseswaps.embedded import MODEL
         from sparseswaps.pretrained import load_tokenizer
-        from sparseswaps.text import draw, load
+        from sparseswaps.text import draw
         from sparseswaps.weights import OnDisk
     except ImportError as error:
         say(f"skipped: layers of trained models ({error})")

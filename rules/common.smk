@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 
 from sparseswaps import study
+from sparseswaps.documents import is_file
 from sparseswaps.modeldir import companion_files, locate, weight_files
 from sparseswaps.plan import Planner
 from sparseswaps.provenance import stage_key
@@ -25,6 +26,7 @@ BLOCKS = study.blocks(config)
 PLANNER = Planner(config)
 # What is evaluated and reported: every model as it is, and every cell of the grid.
 VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
+DRAWS = list(dict.fromkeys(f"{v.model}/{v.calibration}/seed{v.seed}" for v in VARIANTS if isinstance(v, study.Cell)))
 TEXTS = list(config["evaluation"]["perplexity"])
 HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 
@@ -71,8 +73,8 @@ def of_blocks(folder, ending):
 
 
 def text_file(settings):
-    """An input list: the text's file, unless it is the embedded one."""
-    return [] if settings["text"] == "embedded" else [settings["text"]]
+    """An input list: the text's file, if it is a local one."""
+    return [settings["text"]] if is_file(settings["text"]) else []
 
 
 def task_files(include):
@@ -121,8 +123,11 @@ def described(variant):
 
 
 @cache
-def model_files(source):
-    folder = locate(source)
+def model_files(model):
+    """An input list: a model's files; none of the hub's, which a commit hash in the key stands for."""
+    if config["models"][model]["revision"] is not None:
+        return []
+    folder = locate(config["models"][model])
     return [str(folder / name) for name in companion_files(folder) + weight_files(folder)]
 
 

@@ -1,7 +1,7 @@
 rule model:
     """Check a model's files and describe them: tensors and their hashes, decoder blocks, linear layers."""
     input:
-        lambda wildcards: model_files(config["models"][wildcards.model]["source"]),
+        lambda wildcards: model_files(wildcards.model),
     output:
         update("<results>/{model}/model.json"),
     log:
@@ -13,6 +13,6 @@ rule model:
     resources:
         **resources("model"),
     params:
-        key=lambda wildcards: key("model", {"source": config["models"][wildcards.model]["source"]}),
+        key=lambda wildcards: key("model", config["models"][wildcards.model]),
     script:
         "../scripts/model.py"

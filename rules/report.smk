@@ -56,6 +56,7 @@ rule report:
     """Write the report: one HTML page with everything in it."""
     input:
         models=expand("<results>/{model}/model.json", model=config["models"]),
+        samples=[f"<results>/{draw}/samples.safetensors" for draw in DRAWS],
         # Not read, but a study has them even where nothing is evaluated, and the page says what they took.
         masks=pruned("masks.safetensors"),
         checkpoints=pruned("checkpoint") if config["checkpoints"] else [],

@@ -15,11 +15,11 @@ from sparseswaps.pretrained import load_tokenizer
 def main(snakemake, settings):
     if set(settings["tasks"]) <= set(TASKS):  # all is local, so nothing waits for a network that may be missing
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    folder, masks = evaluated(snakemake, settings)
+    folder, masks, trusted = evaluated(snakemake, settings)
     own = [Path(settings["include"])] if settings["include"] else []
     result = evaluate(
-        load_pruned(folder, masks, device(settings)),
-        load_tokenizer(folder),
+        load_pruned(folder, masks, device(settings), trusted),
+        load_tokenizer(folder, trusted),
         settings["tasks"],
         include=[Path(snakemake.input.tasks[0]).parent, *own],
         limit=settings["limit"],

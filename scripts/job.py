@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed, as under conda
 
 from sparseswaps.errors import InputError
+from sparseswaps.files import read_json
 
 
 def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
@@ -70,10 +71,13 @@ def block_of(snakemake: Any) -> int:
     return int(snakemake.wildcards.block.removeprefix("block"))
 
 
-def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None]:
-    """What an evaluation job loads: a model directory, and the mask file to put on it where it is not pruned itself."""
+def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None, bool]:
+    """What an evaluation job loads: a model directory, the mask file to put on it where it is not pruned itself, and
+    whether code in that directory may run."""
     if settings["checkpoint"]:
-        return snakemake.input.model, None
+        folder = snakemake.input.model
+        return folder, None, read_json(Path(folder) / "sparseswaps.json")["base"]["trust_remote_code"]
     from sparseswaps.artifacts import read_model
 
-    return read_model(snakemake.input.model).folder, snakemake.input.get("masks")
+    model = read_model(snakemake.input.model)
+    return model.folder, snakemake.input.get("masks"), model.trust_remote_code

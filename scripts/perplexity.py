@@ -1,24 +1,30 @@
 """Rule perplexity: one model on one text."""
 
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 
 from job import device, evaluated, run
 
 from sparseswaps.apply import load_pruned
+from sparseswaps.documents import SETTINGS, load
 from sparseswaps.errors import naming
 from sparseswaps.files import write_json
+from sparseswaps.modeldir import config_of, vocabulary
 from sparseswaps.perplexity import perplexity, windows
 from sparseswaps.pretrained import load_tokenizer
-from sparseswaps.text import load, tokenize
+from sparseswaps.text import check_vocabulary, tokenize
 
 
 def main(snakemake, settings):
-    folder, masks = evaluated(snakemake, settings)
-    with naming(f"evaluation text {settings['text']}"):
-        documents = load(settings["text"], "evaluation", settings["field"])
-        tokens = tokenize(load_tokenizer(folder), settings["join"].join(documents))
+    folder, masks, trusted = evaluated(snakemake, settings)
+    tokenizer = load_tokenizer(folder, trusted)
+    with naming(f"config key evaluation.perplexity.{snakemake.wildcards.text}.text, {settings['text']}"):
+        documents = load(use="evaluation", **{name: settings[name] for name in SETTINGS})
+        tokens = tokenize(tokenizer, settings["join"].join(islice(documents, settings["documents"])))
         cut = windows(tokens, settings["seqlen"], settings["windows"])
-    result = perplexity(load_pruned(folder, masks, device(settings)), cut, settings["batch_size"])
+        check_vocabulary(cut, vocabulary(config_of(Path(folder))))
+    result = perplexity(load_pruned(folder, masks, device(settings), trusted), cut, settings["batch_size"])
     write_json(snakemake.output[0], asdict(result) | {"key": snakemake.params.key})
     return f"perplexity {result.perplexity:.4f} over {result.windows} windows of {result.seqlen} tokens"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas
 from job import run
 
-from sparseswaps.artifacts import read_model
+from sparseswaps.artifacts import digest, read_model, read_samples
 from sparseswaps.figures import CAPTIONS
 from sparseswaps.files import replacing
 from sparseswaps.report import render
@@ -61,9 +61,13 @@ def provenance(snakemake):
     for path in snakemake.input.models:
         model = read_model(path)
         name = Path(path).parent.name
-        found[f"model {name}"] = f"{model.folder}, weights {model.fingerprint}"
+        found[f"model {name}"] = ", ".join(filter(None, [model.source, model.revision, f"weights {model.fingerprint}"]))
         if model.left_dense:
             found[f"left dense in {name}"] = ", ".join(model.left_dense)
+    for path in snakemake.input.samples:
+        draw = Path(path).parent
+        model = read_model(draw.parent.parent / "model.json")
+        found[f"token ids of {draw.relative_to(draw.parent.parent.parent)}"] = digest(*read_samples(path, model))
     return found
 
 

@@ -1,22 +1,34 @@
 """Rule samples: draw and tokenise the calibration sequences and the held-out ones."""
 
+from pathlib import Path
+
+import torch
 from job import run
 
-from sparseswaps.artifacts import read_model, write_samples
-from sparseswaps.errors import naming
+from sparseswaps.artifacts import digest, read_model, write_samples
+from sparseswaps.documents import SETTINGS, load
+from sparseswaps.errors import InputError, naming
+from sparseswaps.modeldir import config_of, vocabulary
 from sparseswaps.pretrained import load_tokenizer
-from sparseswaps.text import draw, load
+from sparseswaps.text import check_vocabulary, draw
 
 
 def main(snakemake, settings):
     model = read_model(snakemake.input.model)
-    tokenizer = load_tokenizer(model.folder)
+    tokenizer = load_tokenizer(model.folder, model.trust_remote_code)
     asked = (settings[name] for name in ("samples", "held_out", "seqlen", "seed"))
-    with naming(f"calibration text {settings['text']}"):
-        documents = load(settings["text"], "calibration", settings["field"])
+    calibration_key = f"config key calibrations.{snakemake.wildcards.calibration}"
+    with naming(f"{calibration_key}.text, {settings['text']}"):
+        documents = load(use="calibration", **{name: settings[name] for name in SETTINGS})
         calibration, held_out = draw(documents, tokenizer, *asked)
+        check_vocabulary(torch.cat([calibration, held_out]), vocabulary(config_of(Path(model.folder))))
+    drawn = digest(calibration, held_out)
+    pinned = settings["sha256"]
+    if pinned is not None and drawn not in ([pinned] if isinstance(pinned, str) else pinned):
+        raise InputError(f"{calibration_key}.sha256: the token ids that were drawn have another, {drawn}")
     write_samples(snakemake.output[0], calibration, held_out, model, snakemake.params.key)
-    return f"{len(calibration)} samples and {len(held_out)} held out, from {len(documents)} documents"
+    numbers = f"{len(calibration)} samples and {len(held_out)} held out, from {len(documents)} documents"
+    return f"{numbers}; SHA-256 of the token ids {drawn}"
 
 
 run(snakemake, main)

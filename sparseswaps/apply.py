@@ -47,7 +47,7 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
                 stored, part = (layer.of_parameter(t) for t in (parameter, whole))
                 stored, part = (stored.T, part.T) if layer.transposed else (stored, part)
             if layer.tensor not in found and not _is_bytes_of(stored, base["tensors"][layer.tensor]):
-                raise InputError(f"{path}: {here} has not the values of the base model {base['folder']}")
+                raise InputError(f"{path}: {here} has not the values of the base model {base['source']}")
             part.copy_(of_base[layer.tensor])
             found.add(layer.tensor)
     if absent := sorted(set(of_base) - found):
@@ -58,12 +58,12 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     return masks
 
 
-def load_pruned(folder: str, masks: str | Path | None, device: str) -> PreTrainedModel:
+def load_pruned(folder: str, masks: str | Path | None, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a directory as `load_model` loads it, with the masks of a mask file on it if one is given.
 
     Raises InputError as `load_model` and `apply_masks` do.
     """
-    model = load_model(folder, device)
+    model = load_model(folder, device, trust_remote_code)
     if masks is not None:
         try:
             apply_masks(model, masks)

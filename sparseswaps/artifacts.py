@@ -4,11 +4,13 @@ Tensors are safetensors files whose header says what they are (`kind`), which mo
 and what made them (the key of the stage). A reader refuses a file that is broken, of another kind or of another model.
 """
 
+import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +20,7 @@ from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.gram import Grams
 from sparseswaps.masks import pack, unpack
 from sparseswaps.model import Layer, Model
+from sparseswaps.modeldir import weight_files
 
 
 def write_model(path: str | Path, model: Model) -> None:
@@ -25,21 +28,30 @@ def write_model(path: str | Path, model: Model) -> None:
 
 
 def read_model(path: str | Path) -> Model:
-    """Raises InputError when the description is broken or its model directory is gone."""
+    """Raises InputError when the description is broken or the weights are not where it says."""
     content = read_json(path)
     try:
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
-        model = Model(content["folder"], blocks, content["left_dense"], content["tensors"], content["files"])
+        model = Model(**{field.name: content[field.name] for field in fields(Model)} | {"blocks": blocks})
     except (KeyError, TypeError):
         raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
-    if not Path(model.folder).is_dir():
-        raise InputError(f"{path}: its model directory {model.folder} is gone; delete the file and run snakemake again")
+    try:
+        weight_files(Path(model.folder))
+    except (InputError, OSError):  # moved, or thrown out of the hub's cache
+        message = f"the weights of {model.source} are gone from {model.folder}; delete the file and run snakemake again"
+        raise InputError(f"{path}: {message}") from None
     return model
 
 
 def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model: Model, key: str) -> None:
     """Token ids of calibration sequences, int64 [samples, seqlen], and of held-out ones, int64 [held_out, seqlen]."""
-    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, {}, model, key)
+    more = {"sha256": digest(calibration, held_out)}
+    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, more, model, key)
+
+
+def digest(calibration: Tensor, held_out: Tensor) -> str:
+    """The SHA-256 of token ids as int64: all calibration sequences, then all that are held out."""
+    return hashlib.sha256(torch.cat([calibration, held_out]).numpy()).hexdigest()
 
 
 def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:
@@ -90,8 +102,8 @@ def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     """What rule masks wrote of a whole model, for whoever has it without the workflow.
 
     Returns:
-        The masks by tensor name, boolean in the tensor's shape, and the base model: its `folder`, its `fingerprint` and
-        the SHA-256 of each of the `tensors` that have a mask.
+        The masks by tensor name, boolean in the tensor's shape, and the base model (`Model.base`), with the SHA-256 of
+        those of its `tensors` that have a mask.
 
     Raises:
         InputError: the file cannot be read or holds something else.
@@ -99,8 +111,7 @@ def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     tensors, header = _open(path)
     try:
         more = json.loads(header["more"])
-        base = {key: more["base"][key] for key in ("folder", "fingerprint", "tensors")}
-        base["tensors"] = {name: base["tensors"][name] for name in tensors}
+        base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}
         return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}, base
     except (KeyError, TypeError, ValueError):
         message = "not the mask file of a whole model (masks.safetensors beside its checkpoint)"

@@ -17,7 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.checkpoint import Checkpoint
-from sparseswaps.errors import InputError
+from sparseswaps.errors import InputError, reason
 from sparseswaps.model import Layer, Model
 from sparseswaps.modeldir import companion_files
 
@@ -141,22 +141,27 @@ def left_dense(block: nn.Module, layers: list[Layer]) -> list[str]:
     return [name for name in matrices if name not in pruned and not name.endswith("bias")]
 
 
-def skeleton(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def skeleton(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A model in eval mode without its weights: parameters are on the meta device, buffers as they are computed.
 
     Raises InputError when transformers cannot build it.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        dtype = dtype or config.dtype or torch.float32
         with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype or torch.float32).eval()
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken configuration sets off in transformers
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{folder}: transformers cannot build it: {reason}") from None
+        raise InputError(f"{folder}: transformers cannot build it: {reason(error)}") from None
+    return model.eval()
 
 
-def describe(folder: Path) -> Model:
+def describe(folder: Path, trust_remote_code: bool = False) -> Model:
     """Read, check and hash a model directory; the model is built without memory for its weights.
+
+    Args:
+        folder: in Hugging Face layout.
+        trust_remote_code: whether Python code in it may run.
 
     Raises:
         InputError: it is not a safetensors checkpoint of a causal language model, a linear layer's weight is missing or
@@ -164,7 +169,7 @@ def describe(folder: Path) -> Model:
     """
     checkpoint = Checkpoint(folder)
     shapes = checkpoint.shapes()
-    model = skeleton(folder)
+    model = skeleton(folder, trust_remote_code)
     prefix, blocks = find_blocks(model)
     layers = layers_of(model, shapes)
     for index, block in enumerate(blocks):
@@ -187,4 +192,6 @@ def describe(folder: Path) -> Model:
         left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block, layers[i])],
         tensors=checkpoint.hashes(),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
+        source=str(folder),
+        trust_remote_code=trust_remote_code,
     )

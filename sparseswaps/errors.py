@@ -8,6 +8,14 @@ class InputError(ValueError):
     """Bad input from outside: one line that names the key, file or layer, and says what to do."""
 
 
+def reason(error: Exception) -> str:
+    """What went wrong in transformers, in a line; where it will not run a model's own code, the key that allows it."""
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text:
+        return "it needs the code in its own files; if you trust that, set models.<name>.trust_remote_code: true"
+    return text.splitlines()[0]
+
+
 @contextmanager
 def naming(place: str) -> Iterator[None]:
     """Put `place` before the message of any InputError that is raised inside, and into the notes of other errors."""

@@ -60,6 +60,9 @@ class Model:
         left_dense: parameters of the blocks that are matrices but are not pruned.
         tensors: SHA-256 of every tensor's bytes.
         files: SHA-256 of the configuration, tokenizer and other small files.
+        source: what the configuration calls it: a hub id, a directory or `embedded`.
+        revision: the commit hash of a hub id.
+        trust_remote_code: whether the code that lies beside its weights may run.
     """
 
     folder: str
@@ -67,6 +70,15 @@ class Model:
     left_dense: list[str]
     tensors: dict[str, str]
     files: dict[str, str]
+    source: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What mask files and checkpoints say of the model that they were made from."""
+        names = ("source", "revision", "trust_remote_code", "folder", "fingerprint", "tensors")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -76,11 +88,6 @@ class Model:
     def fingerprint(self) -> str:
         """A digest of all weights, by which artifacts know their model."""
         return hashlib.sha256(json.dumps(self.tensors, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def base(self) -> dict[str, Any]:
-        """What a mask file and a pruned checkpoint say of the model that they come from."""
-        return {"folder": self.folder, "fingerprint": self.fingerprint, "tensors": self.tensors}
 
     def weight(self, layer: Layer) -> Tensor:
         """The weight of one layer, [d_out, d_in] in its stored dtype."""

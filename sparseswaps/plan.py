@@ -22,9 +22,7 @@ class Planner:
     def __init__(self, config: dict[str, Any]) -> None:
         """Reads each model's config.json and nothing else of it. Raises InputError when it does not say enough."""
         self.config = config
-        self.sizes = {
-            name: sizes_of(config_of(locate(settings["source"]))) for name, settings in config["models"].items()
-        }
+        self.sizes = {name: sizes_of(config_of(locate(settings))) for name, settings in config["models"].items()}
         self.draws = {
             name: Draw(entry["samples"], entry["held_out"], entry["seqlen"], config["activations"] == "disk")
             for name, entry in config["calibrations"].items()

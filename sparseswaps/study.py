@@ -10,13 +10,13 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
+from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import config_of, context, depth, locate, weight_files, widths
+from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate, widths
 from sparseswaps.pattern import Pattern, parse_pattern
 from sparseswaps.sizes import sizes_of
 
-TEXT_FILES = (".txt", ".jsonl")
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
 
 
@@ -55,9 +55,11 @@ class Dense:
 def check(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with all defaults filled in, and everything checked that can be before the first job.
 
+    The `revision` of a model of the hub becomes the commit hash that it stands for; that of a local one is None.
+
     Raises:
-        InputError: a key or value is wrong, a model directory or a text is missing, or a pattern does not divide a
-            width of a model; one line with the key's path and what is allowed.
+        InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
+            model; one line with the key's path and what is allowed.
     """
     checked = _copy(config)
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
@@ -77,18 +79,20 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     texts = {f"calibrations.{name}": entry for name, entry in checked["calibrations"].items()}
     texts |= {f"evaluation.perplexity.{name}": entry for name, entry in checked["evaluation"]["perplexity"].items()}
     for key, entry in texts.items():
-        if entry["text"] != "embedded" and not (Path(entry["text"]).is_file() and entry["text"].endswith(TEXT_FILES)):
-            kinds = " or ".join(TEXT_FILES)
-            raise InputError(f"config key {key}.text: {entry['text']!r} is neither `embedded` nor a {kinds} file")
+        _check_text(key, entry)
     _check_refinements(checked["refinements"])
     _check_tasks(checked["evaluation"]["lm_eval"])
     for name, settings in checked["models"].items():
-        folder = locate(settings["source"])
         with naming(f"config key models.{name}.source"):
-            model = config_of(folder)
+            if is_hub_id(settings["source"]):
+                settings["revision"] = hub.resolve(settings["source"], settings["revision"])
+            elif settings["revision"] is not None:
+                raise InputError(f"{settings['source']!r} is no hub id, so it has no revision; leave that key out")
+            model = config_of(locate(settings))
             depth(model)
-            weight_files(folder)
             sizes_of(model)
+            if settings["revision"] is None:
+                check_sizes(locate(settings))
         for key, entry in texts.items():
             if (most := context(model)) is not None and entry["seqlen"] > most:
                 raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")
@@ -97,6 +101,30 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
                 with naming(f"config key patterns, {width} of model {name}"):
                     pattern.blocks(d_in)
     return checked
+
+
+def _check_text(key: str, entry: dict[str, Any]) -> None:
+    text = entry["text"]
+    local = text == "embedded" or documents.is_file(text)
+    if documents.is_file(text):
+        fits = Path(text).is_file()
+    elif text in ("embedded", *documents.PRESETS):
+        fits = True
+    else:
+        fits = HUB_ID.fullmatch(text) and not Path(text).exists()  # what is there under that name was meant
+    if not fits:
+        kinds, presets = " or ".join(documents.FILES), ", ".join(documents.PRESETS)
+        raise InputError(
+            f"config key {key}.text: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
+            f"{kinds} file that is there"
+        )
+    for name in documents.HUB_KEYS:
+        if local and entry[name] is not None:
+            raise InputError(
+                f"config key {key}.{name}: is for data sets of the hub, which {text!r} is not; leave it out"
+            )
+    if entry["subset"] is not None and entry["files"] is not None:
+        raise InputError(f"config key {key}.files: takes the place of `subset`; leave one of them out")
 
 
 def _check_refinements(refinements: dict[str, dict]) -> None:
@@ -139,7 +167,7 @@ def cells(config: dict[str, Any]) -> Iterator[Cell]:
 def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
     """The names of every model's decoder blocks, `block00` and on."""
     return {
-        name: [f"block{index:02d}" for index in range(depth(config_of(locate(settings["source"]))))]
+        name: [f"block{index:02d}" for index in range(depth(config_of(locate(settings))))]
         for name, settings in config["models"].items()
     }
 

@@ -1,56 +1,15 @@
-"""Calibration and evaluation text: where it comes from, and how token windows are drawn from it."""
+"""Text as tokens: how windows are drawn from documents for calibration."""
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sparseswaps.embedded.corpus import documents
 from sparseswaps.errors import InputError
 
 if TYPE_CHECKING:  # importing it takes seconds, and whoever passes a tokenizer has done so
     from transformers import PreTrainedTokenizerBase
-
-_SEPARATOR = "<|endoftext|>"
-
-
-def load(text: str, split: str, field: str = "text") -> list[str]:
-    """The documents of a text.
-
-    Args:
-        text: `embedded` (the standard library's sources), a `.jsonl` file (one document a line, in `field`), or a
-            `.txt` file (documents divided by `<|endoftext|>`).
-        split: the embedded text's split.
-        field: the JSON field that holds a document.
-
-    Raises:
-        InputError: the file is missing, of another kind, or a line does not hold the field.
-    """
-    if text == "embedded":
-        return [source for _, source in documents(split)]
-    path = Path(text)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"text {text!r}: expected `embedded`, or a .txt or .jsonl file")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"text {text!r}: cannot be read ({error})") from None
-    if path.suffix == ".txt":
-        return [part.strip() for part in content.split(_SEPARATOR) if part.strip()]
-    found = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                document = json.loads(line)[field]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                document = None
-            if not isinstance(document, str):
-                raise InputError(f"text {text!r}: line {number} is not JSON with a text in its field {field!r}")
-            found.append(document)
-    return found
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
@@ -58,8 +17,17 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
+def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
+    """Raises InputError when token ids lie beyond a model's embeddings; None is a model that does not say."""
+    if vocabulary is not None and (largest := int(ids.max())) >= vocabulary:
+        raise InputError(
+            f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only: it is "
+            "another model's; put this model's own tokenizer files beside its weights"
+        )
+
+
 def draw(
-    documents: Iterable[str],
+    documents: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
     samples: int,
     held_out: int,
@@ -69,7 +37,8 @@ def draw(
     """Draw token windows for calibration, and further ones to be held out, none overlapping another.
 
     Documents longer than `seqlen` tokens are visited in a seeded random order and give one window each, at a random
-    place (the usual C4 protocol). Only when they run out does a document that is long enough give another.
+    place (the usual C4 protocol). Only when they run out does a document that is long enough give another. Documents
+    that are not visited are never looked at.
 
     Returns:
         int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen].
@@ -78,7 +47,6 @@ def draw(
         InputError: the text holds fewer windows than asked for.
     """
     random = torch.Generator().manual_seed(seed)
-    documents = list(documents)
     wanted = samples + held_out
     windows: list[Tensor] = []
     remaining: list[Tensor] = []  # windows of visited documents that were not drawn yet, [any number, seqlen]

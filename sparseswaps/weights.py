@@ -71,7 +71,8 @@ class OnDisk:
         self.device = torch.device(device)
         self.checkpoint = described.checkpoint
         self.layers = described.blocks
-        self.model = skeleton(self.checkpoint.folder, torch.float32 if device == "cpu" else None)
+        dtype = torch.float32 if device == "cpu" else None
+        self.model = skeleton(self.checkpoint.folder, described.trust_remote_code, dtype)
         self._blocks_name, self._blocks = find_blocks(self.model)
         self._mapping = get_model_conversion_mapping(self.model)
         self._parts = self._sorted()

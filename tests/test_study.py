@@ -50,6 +50,18 @@ def test_no_evaluation_is_a_choice(config):
         ),
         ("calibrations.stdlib.text", "no/such.txt", "config key calibrations.stdlib.text: 'no/such.txt' is neither"),
         ("evaluation.perplexity.held_out.text", "x.txt", "config key evaluation.perplexity.held_out.text: 'x.txt'"),
+        (
+            "calibrations.stdlib.text",
+            "/data",
+            "config key calibrations.stdlib.text: '/data' is neither `embedded`",
+        ),
+        (
+            "calibrations.stdlib.subset",
+            "en",
+            "config key calibrations.stdlib.subset: is for data sets of the",
+        ),
+        ("calibrations.stdlib.sha256", "abc", "config key calibrations.stdlib.sha256: 'abc' does not match"),
+        ("models.tiny.revision", "main", "config key models.tiny.source: "),
         ("models.tiny.source", "/no/such", "config key models.tiny.source: '/no/such' is not a model directory"),
         ("patterns", ["60%", 1.0], "config key patterns: pattern '1.0': the sparsity 1 is outside [0, 1)"),
         ("patterns", ["-10%"], "config key patterns: pattern '-10%': the sparsity -0.1 is outside [0, 1)"),
@@ -83,6 +95,40 @@ def test_mistakes_are_named_in_one_line(config, path, value, message):
         study.check(changed(config, path, value))
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_presets_are_the_protocols_of_the_literature_where_nothing_else_is_said(config):
+    config["calibrations"] = {"c4": {"text": "c4", "seqlen": 64}, "wikitext": {"text": "wikitext2", "seqlen": 64}}
+    config["evaluation"]["perplexity"] = {
+        "c4": {"text": "c4", "seqlen": 64},
+        "wikitext": {"text": "wikitext2", "seqlen": 64},
+        "mine": {
+            "text": "c4",
+            "seqlen": 64,
+            "windows": None,
+            "join": "\n",
+            "files": "en/other.json.gz",
+        },
+    }
+    checked = study.check(config)
+    c4, wikitext = checked["calibrations"].values()
+    whole = {"field": "text", "revision": None}
+    assert c4.items() >= (whole | {"subset": None, "split": "train", "samples": 128}).items()
+    assert c4["files"] == "en/c4-train.00000-of-01024.json.gz"
+    assert wikitext.items() >= (whole | {"subset": "wikitext-2-raw-v1", "split": "train", "files": None}).items()
+    c4, wikitext, mine = checked["evaluation"]["perplexity"].values()
+    assert c4.items() >= (whole | {"subset": None, "split": "validation", "documents": 1100, "join": " "}).items()
+    assert (c4["files"], c4["windows"]) == ("en/c4-validation.00000-of-00008.json.gz", 256)
+    assert wikitext.items() >= (whole | {"subset": "wikitext-2-raw-v1", "split": "test", "files": None}).items()
+    assert (wikitext["join"], wikitext["documents"], wikitext["windows"]) == ("\n\n", None, None)
+    assert (mine["windows"], mine["join"], mine["documents"]) == (None, "\n", 1100)
+    assert mine["files"] == "en/other.json.gz"
+
+
+def test_a_data_set_takes_files_or_a_subset(config):
+    config["calibrations"]["stdlib"] = {"text": "org/name", "subset": "a", "files": "b.json", "seqlen": 32}
+    with pytest.raises(InputError, match=r"calibrations\.stdlib\.files: takes the place of `subset`; leave one"):
+        study.check(config)
 
 
 def test_a_missing_key_is_named(config):
