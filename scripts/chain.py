@@ -38,7 +38,7 @@ def main(snakemake, settings):
                 masks[layer.name], row = refine_layer(weight, gram, unseen, start, pattern, settings["max_swaps"])
             rows.append({"block": block, "layer": layer.name} | grams.about(layer.name) | row)
             logging.info("%s: %s", name, summary(row))
-        write_masks(snakemake.output.masks[block], masks, described, snakemake.params.key)
+        write_masks(snakemake.output.masks[block], masks.items(), described, snakemake.params.key)
         write_csv(snakemake.output.losses[block], rows)
         every_row.extend(rows)
         return masks

@@ -12,16 +12,21 @@ from sparseswaps.pattern import parse_pattern
 def main(snakemake, settings):
     model = read_model(snakemake.input.model)
     pattern = parse_pattern(settings["pattern"])
-    masks = {}
-    for block, path in enumerate(snakemake.input.masks):
-        of_block = read_masks(path, model)
-        for layer in model.blocks[block]:
-            with naming(f"block {block}, {layer.name}"):
-                check_mask(of_block[layer.name], pattern)
-        masks |= tensor_masks(model.blocks[block], of_block)
-    write_masks(snakemake.output[0], masks, model, snakemake.params.key, base=model.base, pattern=pattern.label)
-    pruned = sum(int((~mask).sum()) for mask in masks.values())
-    return f"{pruned} of {sum(mask.numel() for mask in masks.values())} weights are pruned in {len(masks)} matrices"
+    counts = []
+
+    def checked():
+        for block, path in enumerate(snakemake.input.masks):
+            of_block = read_masks(path, model)
+            for layer in model.blocks[block]:
+                with naming(f"block {block}, {layer.name}"):
+                    check_mask(of_block[layer.name], pattern)
+            for name, mask in tensor_masks(model.blocks[block], of_block).items():
+                counts.append((mask.numel(), int(mask.sum())))
+                yield name, mask
+
+    write_masks(snakemake.output[0], checked(), model, snakemake.params.key, base=model.base, pattern=pattern.label)
+    every, kept = map(sum, zip(*counts, strict=True))
+    return f"{every - kept} of {every} weights are pruned in {len(counts)} matrices"
 
 
 run(snakemake, main)

@@ -34,7 +34,7 @@ def main(snakemake, settings):
             )
         rows.append({"block": block, "layer": layer.name} | grams.about(layer.name) | row)
         logging.info("%s: %s", name, summary(row))
-    write_masks(snakemake.output.masks, masks, model, snakemake.params.key)
+    write_masks(snakemake.output.masks, masks.items(), model, snakemake.params.key)
     write_csv(snakemake.output.losses, rows)
     return total(rows)
 

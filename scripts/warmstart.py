@@ -21,7 +21,7 @@ def main(snakemake, settings):
             gram = grams.matrix[grams.reads[layer.name]].to(place)
             masks[layer.name] = warm_start(model.weight(layer).to(place), gram, pattern)
             check_mask(masks[layer.name], pattern)
-    write_masks(snakemake.output[0], masks, model, snakemake.params.key)
+    write_masks(snakemake.output[0], masks.items(), model, snakemake.params.key)
     return ", ".join(f"{name} {1 - mask.float().mean():.2%} pruned" for name, mask in masks.items())
 
 

@@ -36,7 +36,7 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     prefix, blocks = find_blocks(model)
     masks: dict[str, Tensor] = {}
     found = set()
-    for index, layers in enumerate(layers_of(model, {name: tuple(mask.shape) for name, mask in of_base.items()})):
+    for index, layers in enumerate(layers_of(model, of_base.shapes)):
         for layer in layers:
             parameter = blocks[index].get_parameter(layer.parameter).detach()
             here = f"{prefix}.{index}.{layer.parameter}"

@@ -6,6 +6,7 @@ and what made them (the key of the stage). A reader refuses a file that is broke
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,39 @@ def read_grams(path: str | Path, model: Model) -> Grams:
     return Grams(more["reads"], split["calibration"], split["held_out"], more["tokens"], more["unrouted"])
 
 
-def write_masks(path: str | Path, masks: dict[str, Tensor], model: Model, key: str, **more: Any) -> None:
-    """Boolean masks [..., d_in] by layer or tensor name, packed to bits; `more` goes into the header as JSON."""
-    packed = {name: pack(mask) for name, mask in masks.items()}
-    widths = {name: mask.shape[-1] for name, mask in masks.items()}
+class Masks(Mapping[str, Tensor]):
+    """The masks of a file by name, held as bits: one is boolean in its tensor's shape when it is asked for."""
+
+    def __init__(self, packed: dict[str, Tensor], d_in: dict[str, int]) -> None:
+        self._packed, self._d_in = packed, d_in
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack(self._packed[name], self._d_in[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each mask."""
+        return {name: (*packed.shape[:-1], self._d_in[name]) for name, packed in self._packed.items()}
+
+
+def write_masks(path: str | Path, masks: Iterable[tuple[str, Tensor]], model: Model, key: str, **more: Any) -> None:
+    """Boolean masks [..., d_in] and the names of their layers or tensors, each packed to bits before the next is taken;
+    `more` goes into the header as JSON."""
+    packed, widths = {}, {}
+    for name, mask in masks:
+        packed[name], widths[name] = pack(mask), mask.shape[-1]
     _write(path, "masks", packed, {"d_in": widths, **more}, model, key)
 
 
-def read_masks(path: str | Path, model: Model) -> dict[str, Tensor]:
-    """The masks of a file, boolean by name."""
+def read_masks(path: str | Path, model: Model) -> Masks:
     tensors, more = _read(path, "masks", model)
-    return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}
+    return Masks(tensors, more["d_in"])
 
 
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:
@@ -98,11 +121,11 @@ def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, 
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
 
 
-def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
     """What rule masks wrote of a whole model, for whoever has it without the workflow.
 
     Returns:
-        The masks by tensor name, boolean in the tensor's shape, and the base model (`Model.base`), with the SHA-256 of
+        The masks by tensor name, and the base model (`Model.base`), with the SHA-256 of
         those of its `tensors` that have a mask.
 
     Raises:
@@ -112,7 +135,7 @@ def read_mask_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     try:
         more = json.loads(header["more"])
         base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}
-        return {name: unpack(packed, more["d_in"][name]) for name, packed in tensors.items()}, base
+        return Masks(tensors, {name: int(more["d_in"][name]) for name in tensors}), base
     except (KeyError, TypeError, ValueError):
         message = "not the mask file of a whole model (masks.safetensors beside its checkpoint)"
         raise InputError(f"{path}: {message}") from None

@@ -5,6 +5,7 @@ import json
 import mmap
 import shutil
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ def _opened(path: Path) -> safe_open:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def write_pruned(source: Checkpoint, masks: dict[str, Tensor], target: str | Path, extra: dict[str, str]) -> None:
+def write_pruned(source: Checkpoint, masks: Mapping[str, Tensor], target: str | Path, extra: dict[str, str]) -> None:
     """Copy a model folder, with zeros where masks say so.
 
     Weight files keep their names, headers and tensor order: they are copied, and pruned weights are then overwritten
@@ -97,17 +98,17 @@ def write_pruned(source: Checkpoint, masks: dict[str, Tensor], target: str | Pat
                 raise InputError(f"{source.folder}: holds no tensor {name!r}")
             by_file.setdefault(source.files[name], []).append(name)
         for file, names in by_file.items():
-            _zero_in_place(folder / file, {name: masks[name] for name in names})
+            _zero_in_place(folder / file, names, masks)
         for name, text in extra.items():
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def _zero_in_place(path: Path, masks: dict[str, Tensor]) -> None:
+def _zero_in_place(path: Path, names: list[str], masks: Mapping[str, Tensor]) -> None:
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         (length,) = struct.unpack("<Q", view[:8])
         header = json.loads(view[8 : 8 + length])
-        for name, mask in masks.items():
-            entry = header[name]
+        for name in names:
+            entry, mask = header[name], masks[name]
             if entry["shape"] != list(mask.shape) or entry["dtype"] not in _DTYPES:
                 raise InputError(
                     f"{path.name}: {name} is {entry['dtype']} {entry['shape']}, its mask is {list(mask.shape)}"

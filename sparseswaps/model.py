@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Model:
         return weight.T.contiguous() if layer.transposed else weight
 
 
-def tensor_masks(layers: list[Layer], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+def tensor_masks(layers: list[Layer], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The masks of a block's layers, boolean [d_out, d_in] by layer name, as those of its files' tensors: by tensor
     name, in the tensor's shape."""
     found: dict[str, Tensor] = {}

@@ -260,22 +260,22 @@ def chain(sizes: Sizes, draw: Draw, mask: Mask, batch_size: int, machine: Machin
     return _placed(machine, computing, host, disk, seconds)
 
 
-def _all_masks(sizes: Sizes) -> int:
-    """Bytes of a whole model's masks in memory: a byte a weight."""
-    return sizes.blocks * sizes.prunable
+def _all_masks(sizes: Sizes) -> float:
+    """Bytes of a whole model's masks, a bit a weight."""
+    return sizes.blocks * sizes.prunable / 8
 
 
 @cache
 def masks(sizes: Sizes) -> Needs:
-    """All masks in memory, and one file with a bit a weight."""
+    """All masks as bits, and those of a block as booleans."""
     held = _all_masks(sizes)
-    return Needs(_LIBRARIES + held + held / 8, 0, held / 8, _START["torch"] + held / _DISK)
+    return Needs(_LIBRARIES + held + 2 * sizes.prunable, 0, held, _START["torch"] + 8 * held / _DISK)
 
 
 @cache
 def assemble(sizes: Sizes) -> Needs:
-    """All masks in memory, and a copy of the model, of which one tensor is in memory at a time."""
-    host = _LIBRARIES + _all_masks(sizes) * 9 / 8 + sizes.largest * (sizes.bytes + 1)
+    """All masks as bits, and a copy of the model, of which one tensor is in memory at a time with its mask."""
+    host = _LIBRARIES + _all_masks(sizes) + sizes.largest * (sizes.bytes + 2)
     return Needs(host, 0, sizes.checkpoint, _START["torch"] + 2 * sizes.checkpoint / _DISK)
 
 
@@ -285,7 +285,7 @@ def _evaluated(sizes: Sizes, masked: bool, tokens: int, batch: int, scored: int,
     reads the model."""
     value = machine.value(sizes)
     computing = sizes.parameters * value + batch * (_states(sizes) + sizes.vocabulary) * value
-    computing += 8 * scored * sizes.vocabulary + (2 * _all_masks(sizes) if masked else 0)
+    computing += 8 * scored * sizes.vocabulary + (16 * _all_masks(sizes) if masked else 0)
     weights = sizes.used * sizes.blocks + sizes.embedding
     seconds = _START[start] + sizes.checkpoint / _DISK + 2 * tokens * weights / machine.rates.single
     return _placed(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)

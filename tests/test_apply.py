@@ -22,7 +22,7 @@ def mask_file(folder, path):
     masks = {}
     for layers in model.blocks:
         masks |= tensor_masks(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
-    write_masks(path, masks, model, "key", base=model.base, pattern=pattern.label)
+    write_masks(path, masks.items(), model, "key", base=model.base, pattern=pattern.label)
     return masks
 
 

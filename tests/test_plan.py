@@ -9,7 +9,9 @@ from collections import Counter
 
 import pandas
 import pytest
+import torch
 from conftest import REPOSITORY, Workflow, tiny_study
+from safetensors.torch import save_file
 from test_sizes import LLAMA
 
 from sparseswaps import needs, study
@@ -77,7 +79,7 @@ def test_a_plan_says_what_it_assumed(tiny_model):
 
 def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
     config = json.dumps(tiny_study(tmp_path))
     code = (
         "import json, sys; from sparseswaps import study; from sparseswaps.plan import Planner, table;"
