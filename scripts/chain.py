@@ -26,7 +26,7 @@ def main(snakemake, settings):
 
     def prune(block, grams):
         masks, rows = {}, []
-        for layer in described.blocks[block]:
+        for layer in grams.readers(described.blocks[block]):
             name = f"block {block}, {layer.name}"
             with naming(name):
                 source = grams.reads[layer.name]

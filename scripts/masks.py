@@ -17,10 +17,11 @@ def main(snakemake, settings):
     def checked():
         for block, path in enumerate(snakemake.input.masks):
             of_block = read_masks(path, model)
-            for layer in model.blocks[block]:
+            layers = [layer for layer in model.blocks[block] if layer.name in of_block]
+            for layer in layers:
                 with naming(f"block {block}, {layer.name}"):
                     check_mask(of_block[layer.name], pattern)
-            for name, mask in tensor_masks(model.blocks[block], of_block).items():
+            for name, mask in tensor_masks(layers, of_block).items():
                 counts.append((mask.numel(), int(mask.sum())))
                 yield name, mask
 

@@ -19,7 +19,7 @@ def main(snakemake, settings):
     block = block_of(snakemake)
     pattern = parse_pattern(settings["pattern"])
     masks, rows = {}, []
-    for layer in model.blocks[block]:
+    for layer in grams.readers(model.blocks[block]):
         name = f"block {block}, {layer.name}"
         with naming(name):
             source = grams.reads[layer.name]

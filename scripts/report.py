@@ -32,7 +32,7 @@ def main(snakemake, settings):
         layers=layers,
         figures=drawn,
         stages=stages(Path("logs"), settings["folders"]),
-        provenance=provenance(snakemake),
+        provenance=provenance(snakemake, layers),
     )
     with replacing(snakemake.output[0]) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -53,7 +53,7 @@ def stages(logs, folders):
     return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index()
 
 
-def provenance(snakemake):
+def provenance(snakemake, layers):
     """What the study ran on and with."""
     key = json.loads(snakemake.params.key)
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
@@ -62,8 +62,13 @@ def provenance(snakemake):
         model = read_model(path)
         name = Path(path).parent.name
         found[f"model {name}"] = ", ".join(filter(None, [model.source, model.revision, f"weights {model.fingerprint}"]))
-        if model.left_dense:
-            found[f"left dense in {name}"] = ", ".join(model.left_dense)
+        masked = set(layers.loc[layers["model"] == name, ["block", "layer"]].itertuples(index=False, name=None))
+        dense = list(model.left_dense)
+        if masked:  # the model calls a layer never, and it could not be calibrated
+            blocks = enumerate(model.blocks)
+            dense += [la.tensor for block, of_block in blocks for la in of_block if (block, la.name) not in masked]
+        if dense:
+            found[f"left dense in {name}"] = ", ".join(dense)
     for path in snakemake.input.samples:
         draw = Path(path).parent
         model = read_model(draw.parent.parent / "model.json")

@@ -16,7 +16,7 @@ def main(snakemake, settings):
     pattern = parse_pattern(settings["pattern"])
     warm_start, place = WARMSTARTS[settings["criterion"]], device(settings)
     masks = {}
-    for layer in model.blocks[block]:
+    for layer in grams.readers(model.blocks[block]):
         with naming(f"block {block}, {layer.name}"):
             gram = grams.matrix[grams.reads[layer.name]].to(place)
             masks[layer.name] = warm_start(model.weight(layer).to(place), gram, pattern)

@@ -38,14 +38,14 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers of a block by their name within it, but for those that choose among experts."""
-    routed = {name.rpartition(".")[0]: module.num_experts for name, module in expert_modules(block).items()}
-    found = {}
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            experts = routed.get(name.rpartition(".")[0])  # beside the experts: a router, or a shared expert's gate
-            if experts is None or module.weight.shape[0] not in (1, experts):
-                found[name] = module
+    """The linear layers of a block by their name within it, but for those that choose among experts: a router, or the
+    gate of a shared expert, which stand beside the experts."""
+    found = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    for experts, module in expert_modules(block).items():
+        beside = experts.rpartition(".")[0] + "."
+        for name in [name for name in found if name.startswith(beside)]:
+            if found[name].weight.shape[0] in (1, module.num_experts):
+                del found[name]
     return found
 
 
@@ -87,9 +87,13 @@ def _layers_of_block(model: PreTrainedModel, place: str, block: nn.Module, shape
     found = []
     for parameter, turned in transposed.items():
         shape = tuple(block.get_parameter(parameter).shape)
-        own = next((name for name in _names(model, f"{place}.{parameter}") if name in shapes), None)
+        numbers = torch.arange(math.prod(shape[:-1])).view(*shape[:-1], 1)
+        pieces = revert_weight_conversion(model, {f"{place}.{parameter}": numbers})
+        whole = [name for name, part in pieces.items() if torch.equal(part, numbers)]
+        names = [name for own in (f"{place}.{parameter}", *whole) for name in _names(model, own)]
+        own = next((name for name in names if name in shapes), None)
         if own is None:
-            found += _pieces(model, place, parameter, shape, shapes)
+            found += _pieces(model, place, parameter, shape, pieces, shapes)
         elif shapes[own] == shape:
             d_out, d_in = reversed(shape[-2:]) if turned else shape[-2:]
             if len(shape) == 2:
@@ -108,11 +112,16 @@ def _names(model: PreTrainedModel, parameter: str) -> tuple[str, str]:
     return parameter, parameter.removeprefix(f"{model.base_model_prefix}.")
 
 
-def _pieces(model: PreTrainedModel, place: str, parameter: str, shape: tuple[int, ...], shapes: Shapes) -> list[Layer]:
-    """The layers of a parameter that files hold in pieces, as transformers would save it: rows are numbered, and found
-    again in the pieces. Empty when they are not all there, each with whole, successive rows."""
-    rows = torch.arange(math.prod(shape[:-1]))
-    pieces = revert_weight_conversion(model, {f"{place}.{parameter}": rows.view(*shape[:-1], 1)})
+def _pieces(
+    model: PreTrainedModel,
+    place: str,
+    parameter: str,
+    shape: tuple[int, ...],
+    pieces: dict[str, Tensor],
+    shapes: Shapes,
+) -> list[Layer]:
+    """The layers of a parameter that files hold in pieces, as transformers would save it: the numbers of its rows are
+    found again in the pieces. Empty when these are not all there, each with whole, successive rows."""
     found = []
     for tensor, numbers in pieces.items():
         tensor = next((name for name in _names(model, tensor) if name in shapes), tensor)
@@ -123,7 +132,7 @@ def _pieces(model: PreTrainedModel, place: str, parameter: str, shape: tuple[int
             return []
         name = tensor.split(f".{place.rpartition('.')[2]}.", 1)[-1].removesuffix(".weight")
         found.append(Layer(name, tensor, parameter, d_out, d_in, expert=expert if len(shape) == 3 else None, row=row))
-    return found if sum(layer.d_out for layer in found) == len(rows) else []
+    return found if sum(layer.d_out for layer in found) == math.prod(shape[:-1]) else []
 
 
 def put_masks(block: nn.Module, layers: list[Layer], masks: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 Nothing here knows a model family: every block is run with the arguments that the model itself was seen to give it.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def capture(
     One block's weights and Gram matrices are held at a time, and the hidden states of one batch; those of the others
     wait where `keep` puts them. Where the device's memory runs out, batches are halved.
 
+    A layer that the model never calls, but takes the weight of (Mamba's), is named in the log and has no Gram matrix.
+
     An expert has Gram matrices of its own, over the tokens that are routed to it. One that sees fewer tokens than its
     input has features is given every token of its layer instead (`Grams.unrouted`).
 
@@ -84,8 +87,8 @@ def capture(
         One `Grams` a block, in order, float32 on the model's device.
 
     Raises:
-        InputError: an activation is NaN or infinite, the model never calls a layer (names it), or a single sequence is
-            too much for the device's memory.
+        InputError: an activation is NaN or infinite (names the layer), or a single sequence is too much for the
+            device's memory.
     """
     prefix, blocks = find_blocks(weights.model)
     cut = [(ids, False) for ids in samples.split(batch_size)]
@@ -270,7 +273,7 @@ def _run_experts(
     name: str,
     inputs: dict[Matrix, Tensor],
     unrouted: set[Matrix],
-    hidden: Tensor,
+    hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
 ) -> Tensor:
@@ -281,7 +284,7 @@ def _run_experts(
         name: its name within the block.
         inputs: takes the inputs.
         unrouted: the matrices whose input is noted over all tokens.
-        hidden: [tokens, width].
+        hidden_states: [tokens, width].
         top_k_index, top_k_weights: [tokens, experts per token].
     """
     first, last = expert_parameters(experts)
@@ -295,10 +298,10 @@ def _run_experts(
         up = project(first, expert, x)
         return experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
 
-    output = torch.zeros_like(hidden)
+    output = torch.zeros_like(hidden_states)
     for expert in range(experts.num_experts):
         token, slot = (top_k_index == expert).nonzero(as_tuple=True)
-        routed = hidden[token]
+        routed = hidden_states[token]
         inner = between(expert, routed)
         inputs[f"{name}.{first}", expert], inputs[f"{name}.{last}", expert] = routed, inner
         found = project(last, expert, inner)
@@ -306,9 +309,9 @@ def _run_experts(
             found = experts.post_expert_norm(found)
         output.index_add_(0, token, (found * top_k_weights[token, slot, None]).to(output.dtype))
         if (f"{name}.{first}", expert) in unrouted:
-            inputs[f"{name}.{first}", expert] = hidden
+            inputs[f"{name}.{first}", expert] = hidden_states
         if (f"{name}.{last}", expert) in unrouted:
-            inputs[f"{name}.{last}", expert] = between(expert, hidden)
+            inputs[f"{name}.{last}", expert] = between(expert, hidden_states)
     return output
 
 
@@ -320,13 +323,14 @@ def _add(
         first: dict[Any, str] = {}
         for layer in layers:
             if layer.matrix not in inputs:
-                raise InputError(f"{place}.{layer.name}: the model never calls it, so it cannot be calibrated")
+                logging.warning("%s.%s: never called with an input of its own, left dense", place, layer.name)
+                continue
             x, reader = inputs[layer.matrix], first.setdefault(layer.matrix, layer.name)
             # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
             address = (x.data_ptr(), x.shape, x.stride())
             grams.reads[layer.name] = first.setdefault(address, reader) if x.numel() else reader
     totals = grams.held_out if batch.held_out else grams.matrix
-    distinct = [layer for layer in layers if grams.reads[layer.name] == layer.name]
+    distinct = [layer for layer in layers if grams.reads.get(layer.name) == layer.name]
     distinct = [layer for layer in distinct if not only or layer.matrix in only]
     for layer in distinct:  # before anything is added: where memory runs out here, the batch can be tried again
         if layer.name not in totals:

@@ -1,11 +1,15 @@
 """Gram matrices G = X X^T of a layer's inputs, and the pruning error that they measure (arXiv 2512.10922)."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sparseswaps.errors import InputError
+
+if TYPE_CHECKING:
+    from sparseswaps.model import Layer
 
 _VANISHED = 2.0**-50  # the norm of a feature whose squares are lost in float32
 _ROWS, _COLUMNS = 2048, 4096  # of a weight and of its Gram matrix in float64 at a time: the whole would double memory
@@ -28,6 +32,10 @@ class Grams:
     held_out: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     unrouted: list[str] = field(default_factory=list)
+
+    def readers(self, layers: "list[Layer]") -> "list[Layer]":
+        """Those of a block's layers that were calibrated; the others stay dense."""
+        return [layer for layer in layers if layer.name in self.reads]
 
     def about(self, layer: str) -> dict[str, int | bool]:
         """What tables say of a layer's calibration, by column."""

@@ -14,7 +14,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name, or organisation/name
 _PICKLES = {".bin", ".pt", ".pth"}
-_NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".md"}
+_NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
 
 
 def is_hub_id(source: str) -> bool:
@@ -166,7 +166,7 @@ def is_companion(name: str) -> bool:
 
     Weights in other formats or of other files do not, nor does the model card.
     """
-    return Path(name).suffix not in _NO_COMPANIONS and not name.startswith(".")
+    return Path(name).suffix not in _NO_COMPANIONS and not name.startswith(".") and name != "README.md"
 
 
 def companion_files(folder: Path) -> list[str]:

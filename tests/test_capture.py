@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
@@ -294,6 +295,21 @@ def test_a_checkpoint_without_its_head_is_found(tmp_path):
     assert first.tensor == "h.0.attn.c_attn.weight"
     assert torch.equal(described.weight(first), model.transformer.h[0].attn.c_attn.weight.T)
     assert (first.d_out, first.d_in) == (48, 16)
+
+
+def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog):
+    """Mamba takes the weight of `dt_proj` and multiplies by itself."""
+    model = tiny(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0))
+    model.save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        grams = next(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), batch_size=2))
+    assert "backbone.layers.0.mixer.dt_proj: never called with an input of its own, left dense" in caplog.messages
+    assert [layer.name for layer in grams.readers(described.blocks[0])] == [
+        "mixer.in_proj",
+        "mixer.x_proj",
+        "mixer.out_proj",
+    ]
 
 
 def test_layers_with_one_input_share_one_gram_matrix():

@@ -37,7 +37,8 @@ def shard(folder: Path) -> None:
 def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_path, sharded):
     if sharded:
         shard(model)
-    (model / "LICENSE").write_text("as you like\n")
+    (model / "LICENSE.md").write_text("as you like\n")
+    (model / "README.md").write_text("the dense model's card\n")
     (model / "pytorch_model.bin").write_bytes(b"dense weights")
     source, target = Checkpoint(model), tmp_path / "pruned"
     names = [name for name in source.files if name.endswith("_proj.weight")]
@@ -50,10 +51,9 @@ def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_pa
         assert after.dtype == torch.bfloat16
         expected = before.masked_fill(~masks[name], 0) if name in masks else before
         assert torch.equal(after.view(torch.int16), expected.view(torch.int16))  # to the bit: no negative zeros either
-    assert {path.name for path in target.iterdir()} == {path.name for path in model.iterdir()} - {
-        "pytorch_model.bin"
-    } | {"about.json"}
-    assert (target / "LICENSE").read_text() == "as you like\n"
+    expected = {path.name for path in model.iterdir()} - {"pytorch_model.bin", "README.md"} | {"about.json"}
+    assert {path.name for path in target.iterdir()} == expected
+    assert (target / "LICENSE.md").read_text() == "as you like\n"
 
 
 def test_a_mask_that_does_not_fit_leaves_nothing(model, tmp_path):
