@@ -27,7 +27,7 @@ from sparseswaps.embedded import MODEL
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MB = 2**20
-SAMPLES, HELD_OUT, SEQLEN = 16, 4, 128
+SAMPLES, HELD_OUT, SEQLEN = 8, 2, 128
 SHAPE = dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_key_value_heads=4)
 LARGE = LlamaConfig(**SHAPE, num_hidden_layers=22, vocab_size=32000, max_position_embeddings=2048)
 SMALL = LlamaConfig(

@@ -90,9 +90,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{settings['source']!r} is no hub id, so it has no revision; leave that key out")
             model = config_of(locate(settings))
             depth(model)
-            sizes_of(model)
             if settings["revision"] is None:
                 check_sizes(locate(settings))
+            sizes_of(model)
         for key, entry in texts.items():
             if (most := context(model)) is not None and entry["seqlen"] > most:
                 raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")

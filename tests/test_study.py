@@ -40,7 +40,7 @@ def test_no_evaluation_is_a_choice(config):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("modles", {}, "config key modles: unknown; allowed here: batch_size, calibrations"),
+        ("modles", {}, "config key modles: unknown; allowed here: activations, batch_size, calibrations"),
         ("calibrations.stdlib.sample", 3, "config key calibrations.stdlib.sample: unknown; allowed here: field"),
         ("calibrations.stdlib.samples", 0, "config key calibrations.stdlib.samples: 0 is less than the minimum of 1"),
         (
