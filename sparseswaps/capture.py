@@ -127,7 +127,7 @@ def _more_than_hidden(weights: Weights, ids: Tensor) -> tuple | None:
 
     _, blocks = find_blocks(weights.model)
     hook = blocks[0].register_forward_hook(note)
-    with weights.stem(), weights.block(0), suppress(_Reached):
+    with weights.stem(), weights.block(0), _noting(blocks[0]), suppress(_Reached):
         weights.model(input_ids=ids.to(weights.device), use_cache=False)
     hook.remove()
     return found[0]
@@ -249,19 +249,24 @@ def _step(
     """Run a block on a batch, hand the inputs of its matrices to `add`, put its output in the place of its input."""
     args, kwargs = _with_hidden(batch.arguments[index], batch.hidden())
     args, kwargs = tree_map(_to(weights.device), (args, kwargs))
-    inputs: dict[Matrix, Tensor] = {}
-    with ExitStack() as hooks:
-        if add is not None:
-            for name, layer in linear_layers(block).items():
-                hooks.callback(layer.register_forward_pre_hook(partial(_note, inputs, f"{name}.weight")).remove)
-            for name, experts in expert_modules(block).items():
-                forward = partial(_run_experts, experts, name, inputs, unrouted)
-                hooks.enter_context(_instead(experts, forward))
+    with _noting(block, unrouted) as inputs:
         output = block(*args, **kwargs)
     if add is not None:
         add(batch, inputs)
     if advance:
         batch.hidden = keep(output[0] if isinstance(output, tuple) else output)
+
+
+@contextmanager
+def _noting(block: nn.Module, unrouted: set[Matrix] = frozenset()) -> Iterator[dict[Matrix, Tensor]]:
+    """What the matrices of a block read, while it is run; experts are run in a way that shows it."""
+    inputs: dict[Matrix, Tensor] = {}
+    with ExitStack() as hooks:
+        for name, layer in linear_layers(block).items():
+            hooks.callback(layer.register_forward_pre_hook(partial(_note, inputs, f"{name}.weight")).remove)
+        for name, experts in expert_modules(block).items():
+            hooks.enter_context(_instead(experts, partial(_run_experts, experts, name, inputs, unrouted)))
+        yield inputs
 
 
 def _note(inputs: dict[Matrix, Tensor], parameter: str, _module: nn.Module, args: tuple) -> None:

@@ -74,6 +74,7 @@ class OnDisk:
         dtype = torch.float32 if device == "cpu" else None
         self.model = skeleton(self.checkpoint.folder, described.trust_remote_code, dtype)
         self._blocks_name, self._blocks = find_blocks(self.model)
+        self._head = self.model.get_output_embeddings()  # None of a model without
         self._mapping = get_model_conversion_mapping(self.model)
         self._parts = self._sorted()
 
@@ -82,8 +83,7 @@ class OnDisk:
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         known = self.model.state_dict()
-        head = self.model.get_output_embeddings()
-        heads = {name for name, module in self.model.named_modules() if head is not None and module is head}
+        heads = {name for name, module in self.model.named_modules() if module is self._head}
         parts: dict[int | None, list[str]] = {}
         for name in self.checkpoint.files:
             renamed, _ = rename_source_key(name, renamings, converters, self.model.base_model_prefix, known)
@@ -97,17 +97,14 @@ class OnDisk:
     @contextmanager
     def stem(self) -> Iterator[None]:
         """Raises InputError when the files lack a parameter."""
-        within = set(self._blocks.modules())
-        with self._loaded(None, [module for module in self.model.modules() if module not in within]):
+        others = {*self._blocks.modules(), self._head}
+        with self._loaded(None, [module for module in self.model.modules() if module not in others]):
             yield
 
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
         """Raises InputError when the files lack a parameter."""
         with self._loaded(index, list(self._blocks[index].modules())):
-            for name, parameter in self._blocks[index].named_parameters():
-                if parameter.is_meta:
-                    raise InputError(f"{self.checkpoint.folder}: lacks {self._blocks_name}.{index}.{name}")
             yield
 
     @contextmanager
@@ -131,10 +128,14 @@ class OnDisk:
         if found.conversion_errors or found.mismatched_keys:
             wrong = sorted([*found.conversion_errors, *(name for name, *_ in found.mismatched_keys)])
             raise InputError(f"{self.checkpoint.folder}: transformers cannot load {', '.join(wrong)}")
-        for module in modules:
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        names = {module: name for name, module in self.model.named_modules()}
         try:
+            for module in modules:
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and parameter.is_meta:
+                        raise InputError(f"{self.checkpoint.folder}: lacks {names[module]}.{name}")
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.to(self.device)
             yield
         finally:
             for module in modules:

@@ -4,6 +4,7 @@ import logging
 import pytest
 import torch
 from conftest import write_tiny_model
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -73,6 +74,7 @@ def tokens(count, seed):
 
 def tiny(config):
     torch.manual_seed(0)
+    config = copy.deepcopy(config)  # a model's dtype is written into its configuration
     config._experts_implementation = "eager"
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -129,6 +131,40 @@ def test_grams_are_those_of_the_models_own_forward_pass(config, held):
                 source = grams.reads[layer.name]
                 torch.testing.assert_close(getattr(grams, split)[source], gram.float(), rtol=1e-4, atol=1e-4)
                 assert split == "held_out" or grams.tokens[source] == count
+
+
+@families
+def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config, tmp_path):
+    tiny(config).bfloat16().save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    whole = InMemory(AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval())
+    whole.layers = described.blocks
+    passes = [capture(weights, tokens(5, 1), tokens(3, 2), 2) for weights in (whole, OnDisk(described, "cpu:0"))]
+    for one, other in zip(*passes, strict=True):  # only "cpu" itself computes in float32
+        assert one.reads == other.reads
+        assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
+
+
+@pytest.mark.gpu
+@families
+def test_captured_on_a_gpu_as_on_the_cpu(config, tmp_path):
+    tiny(config).save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    passes = [capture(OnDisk(described, device), tokens(9, 1), tokens(3, 2), 2) for device in ("cpu", "cuda")]
+    for one, other in zip(*passes, strict=True):
+        assert (one.reads, one.tokens) == (other.reads, other.tokens)
+        for name, gram in one.matrix.items():
+            torch.testing.assert_close(other.matrix[name].cpu(), gram, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_that_lacks_a_parameter_is_named(tmp_path):
+    tiny(MODELS[0]).save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"):
+        save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=f"lacks {name}"):
+            list(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), 2))
 
 
 def half(layers):

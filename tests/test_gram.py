@@ -48,3 +48,13 @@ def test_gram_matrices_that_are_none():
     ]:
         with pytest.raises(InputError, match=message):
             check_gram(bad)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_on_a_gpu_are_exact_for_halves_and_float32(dtype):
+    inputs = torch.randn(1000, 2500, generator=torch.Generator().manual_seed(0)).to(dtype)
+    total = torch.zeros(2500, 2500, dtype=torch.float64, device="cuda")
+    accumulate(total, inputs.cuda())
+    flat = inputs.double()
+    torch.testing.assert_close(total.cpu(), flat.T @ flat, rtol=1e-5, atol=1e-3)
