@@ -19,7 +19,8 @@ def main(snakemake, settings):
     weights = OnDisk(described, device(settings))
     keep = keeping(settings["activations"], Path(snakemake.output[0]).parent)
     blocks = capture(weights, calibration, held_out, settings["batch_size"], keep=keep)
-    for path, grams in zip(snakemake.output, blocks, strict=True):
+
+    def write(path, grams):
         for matrices in (grams.matrix, grams.held_out):
             for name, matrix in matrices.items():
                 with naming(f"{path}, {name}"):
@@ -28,6 +29,9 @@ def main(snakemake, settings):
         logging.info("%s: %s", path, ", ".join(f"{n} {len(g)}" for n, g in grams.matrix.items()))
         if grams.unrouted:
             logging.info("too few tokens were routed to %s: calibrated on all", ", ".join(grams.unrouted))
+
+    for path in snakemake.output:
+        write(path, next(blocks))  # which no name holds any more while the next are summed
     return f"{calibration.numel()} tokens, {held_out.numel()} held out"
 
 

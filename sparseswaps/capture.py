@@ -52,7 +52,6 @@ class _Batch:
 Observe = Callable[[list[tuple[Tensor, bool]]], list[_Batch]]
 
 
-@torch.inference_mode()
 def capture(
     weights: Weights,
     samples: Tensor,
@@ -90,33 +89,43 @@ def capture(
         InputError: an activation is NaN or infinite (names the layer), or a single sequence is too much for the
             device's memory.
     """
-    prefix, blocks = find_blocks(weights.model)
     cut = [(ids, False) for ids in samples.split(batch_size)]
     cut += [(ids, True) for ids in held_out.split(batch_size) if len(ids)]
     observe = partial(_observe, weights, _more_than_hidden(weights, samples[:1]))
     batches = observe(cut, keep)
-    for index, block in enumerate(blocks):
-        with weights.block(index):
-            layers, grams = weights.layers[index], Grams()
-            step = partial(_step, weights, block, index, keep)
-            add = partial(_add, grams, layers, f"{prefix}.{index}")
-            sweep = partial(_sweep, observe=observe, keep=keep)
-            # A block with experts may have to see its inputs twice, so the first time they are not replaced yet.
-            at_once = prune is None and not expert_modules(block)
-            batches = sweep(partial(step, add=partial(add, set()), advance=at_once), batches)
-            if few := _forget_starved(grams, layers):
-                batches = sweep(partial(step, add=partial(add, few), unrouted=few), batches)
-            for totals in (grams.matrix, grams.held_out):
-                for name in list(totals):  # the rounding of a device's matrix product need not be symmetric
-                    total = totals.pop(name).float()
-                    totals[name] = (total + total.T).div_(2)
-            if prune is not None:
-                put_masks(block, layers, prune(index, grams))
-            if not at_once:
-                batches = sweep(partial(step, advance=True), batches)
-        yield grams
+    for index in range(len(weights.layers)):
+        # Neither a name nor a decorated generator holds what was yielded while the next Gram matrices are summed.
+        yield _of_block(weights, index, batches, observe, prune, keep)
 
 
+@torch.inference_mode()
+def _of_block(
+    weights: Weights, index: int, batches: list[_Batch], observe: Observe, prune: Prune | None, keep: Keep
+) -> Grams:
+    """One block's Gram matrices; afterwards the hidden states of the batches are its outputs."""
+    prefix, blocks = find_blocks(weights.model)
+    block, layers, grams = blocks[index], weights.layers[index], Grams()
+    step = partial(_step, weights, block, index, keep)
+    add = partial(_add, grams, layers, f"{prefix}.{index}")
+    sweep = partial(_sweep, batches, observe, keep)
+    with weights.block(index):
+        # A block with experts may have to see its inputs twice, so the first time they are not replaced yet.
+        at_once = prune is None and not expert_modules(block)
+        sweep(partial(step, add=partial(add, set()), advance=at_once))
+        if few := _forget_starved(grams, layers):
+            sweep(partial(step, add=partial(add, few), unrouted=few))
+        for totals in (grams.matrix, grams.held_out):
+            for name in list(totals):  # the rounding of a device's matrix product need not be symmetric
+                total = totals.pop(name).float()
+                totals[name] = (total + total.T).div_(2)
+        if prune is not None:
+            put_masks(block, layers, prune(index, grams))
+        if not at_once:
+            sweep(partial(step, advance=True))
+    return grams
+
+
+@torch.inference_mode()
 def _more_than_hidden(weights: Weights, ids: Tensor) -> tuple | None:
     """What a block returns in a tuple after hidden states; None when it returns nothing but these."""
     found = []
@@ -133,6 +142,7 @@ def _more_than_hidden(weights: Weights, ids: Tensor) -> tuple | None:
     return found[0]
 
 
+@torch.inference_mode()
 def _observe(
     weights: Weights, more: tuple | None, batches: list[tuple[Tensor, bool]], keep: Keep = lambda _: None
 ) -> list[_Batch]:
@@ -202,26 +212,20 @@ def _to(device: Any) -> Callable[[Any], Any]:
     return lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
 
-def _sweep(
-    step: Callable[[_Batch], None],
-    batches: list[_Batch],
-    observe: Observe,
-    keep: Keep,
-) -> list[_Batch]:
-    """Do a step with every batch; halve all of them whenever one is too large for the device's memory."""
+def _sweep(batches: list[_Batch], observe: Observe, keep: Keep, step: Callable[[_Batch], None]) -> None:
+    """Do a step with every batch; halve all of them, in place, whenever one is too large for the device's memory."""
     position = 0
 
     def attempt(size: int) -> None:
-        nonlocal batches, position
+        nonlocal position
         if len(batches[position].ids) > size:
             position = sum(-(-len(batch.ids) // size) for batch in batches[:position])
-            batches = _cut(batches, size, observe, keep)
+            batches[:] = _cut(batches, size, observe, keep)
         step(batches[position])
 
     while position < len(batches):
         halving(attempt, len(batches[position].ids), "sequences", "the calibration's seqlen")
         position += 1
-    return batches
 
 
 def _cut(batches: list[_Batch], size: int, observe: Observe, keep: Keep) -> list[_Batch]:

@@ -109,27 +109,9 @@ class OnDisk:
 
     @contextmanager
     def _loaded(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
-        with ExitStack() as files:
-            opened = {
-                name: files.enter_context(safe_open(self.checkpoint.folder / name, framework="pt"))
-                for name in {self.checkpoint.files[tensor] for tensor in self._parts.get(part, [])}
-            }
-            slices = {
-                tensor: opened[self.checkpoint.files[tensor]].get_slice(tensor) for tensor in self._parts.get(part, [])
-            }
-            dtype = self.model.dtype
-            how = LoadStateDictConfig(
-                device_map={"": self.device},
-                dtype=dtype,
-                dtype_plan=self.model._get_dtype_plan(dtype),
-                weight_mapping=self._mapping,
-            )
-            found, _ = convert_and_load_state_dict_in_model(self.model, slices, how)
-        if found.conversion_errors or found.mismatched_keys:
-            wrong = sorted([*found.conversion_errors, *(name for name, *_ in found.mismatched_keys)])
-            raise InputError(f"{self.checkpoint.folder}: transformers cannot load {', '.join(wrong)}")
         names = {module: name for name, module in self.model.named_modules()}
         try:
+            self._load(self._parts.get(part, []))
             for module in modules:
                 for name, parameter in module._parameters.items():
                     if parameter is not None and parameter.is_meta:
@@ -143,3 +125,24 @@ class OnDisk:
                     if parameter is not None:
                         empty = torch.empty_like(parameter, device="meta")
                         module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+    def _load(self, tensors: list[str]) -> None:
+        """Put tensors of the files into the model. (A function of its own, since what it opens is mapped until it
+        returns.)"""
+        dtype = self.model.dtype
+        how = LoadStateDictConfig(
+            device_map={"": self.device},
+            dtype=dtype,
+            dtype_plan=self.model._get_dtype_plan(dtype),
+            weight_mapping=self._mapping,
+        )
+        with ExitStack() as files:
+            opened = {
+                name: files.enter_context(safe_open(self.checkpoint.folder / name, framework="pt"))
+                for name in {self.checkpoint.files[tensor] for tensor in tensors}
+            }
+            slices = {tensor: opened[self.checkpoint.files[tensor]].get_slice(tensor) for tensor in tensors}
+            found, _ = convert_and_load_state_dict_in_model(self.model, slices, how)
+        if found.conversion_errors or found.mismatched_keys:
+            wrong = sorted([*found.conversion_errors, *(name for name, *_ in found.mismatched_keys)])
+            raise InputError(f"{self.checkpoint.folder}: transformers cannot load {', '.join(wrong)}")
