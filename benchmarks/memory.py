@@ -32,7 +32,7 @@ SHAPE = dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=32, n
 LARGE = LlamaConfig(**SHAPE, num_hidden_layers=22, vocab_size=32000, max_position_embeddings=2048)
 SMALL = LlamaConfig(
     **dict.fromkeys(SHAPE, 4) | {"hidden_size": 64, "intermediate_size": 96},
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     vocab_size=2048,
     max_position_embeddings=128,
 )

@@ -27,6 +27,7 @@ rule perplexity:
                 "checkpoint": has_checkpoint(wildcards.variant),
                 **COMPUTE,
             },
+            packages=("torch", "transformers", "tokenizers", "datasets"),
         ),
     script:
         "../scripts/perplexity.py"

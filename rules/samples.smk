@@ -15,7 +15,9 @@ rule samples:
         **resources("samples"),
     params:
         key=lambda wildcards: key(
-            "samples", {**of_text(config["calibrations"][wildcards.calibration]), "seed": int(wildcards.seed)}
+            "samples",
+            {**of_text(config["calibrations"][wildcards.calibration]), "seed": int(wildcards.seed)},
+            packages=("torch", "transformers", "tokenizers", "datasets"),
         ),
     script:
         "../scripts/samples.py"

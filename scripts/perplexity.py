@@ -7,6 +7,7 @@ from pathlib import Path
 from job import device, evaluated, run
 
 from sparseswaps.apply import load_pruned
+from sparseswaps.artifacts import digest
 from sparseswaps.documents import SETTINGS, load
 from sparseswaps.errors import naming
 from sparseswaps.files import write_json
@@ -25,7 +26,7 @@ def main(snakemake, settings):
         cut = windows(tokens, settings["seqlen"], settings["windows"])
         check_vocabulary(cut, vocabulary(config_of(Path(folder))))
     result = perplexity(load_pruned(folder, masks, device(settings), trusted), cut, settings["batch_size"])
-    write_json(snakemake.output[0], asdict(result) | {"key": snakemake.params.key})
+    write_json(snakemake.output[0], asdict(result) | {"token_ids": digest(cut), "key": snakemake.params.key})
     return f"perplexity {result.perplexity:.4f} over {result.windows} windows of {result.seqlen} tokens"
 
 

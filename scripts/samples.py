@@ -20,6 +20,8 @@ def main(snakemake, settings):
     calibration_key = f"config key calibrations.{snakemake.wildcards.calibration}"
     with naming(f"{calibration_key}.text, {settings['text']}"):
         documents = load(use="calibration", **{name: settings[name] for name in SETTINGS})
+        if settings["join"] is not None:
+            documents = [settings["join"].join(documents)]
         calibration, held_out = draw(documents, tokenizer, *asked)
         check_vocabulary(torch.cat([calibration, held_out]), vocabulary(config_of(Path(model.folder))))
     drawn = digest(calibration, held_out)

@@ -1,5 +1,6 @@
 """Where hidden states wait for their block: in host memory, or in files."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -7,6 +8,8 @@ from tempfile import TemporaryFile
 import numpy as np
 import torch
 from torch import Tensor
+
+from sparseswaps.errors import InputError
 
 Keep = Callable[[Tensor], Callable[[], Tensor]]
 """Puts a tensor away and gives what brings it back, on the CPU."""
@@ -18,17 +21,35 @@ def in_memory(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def in_files(folder: Path) -> Keep:
-    """Into files of `folder` that have no name, so that nothing is left of them however the process ends."""
+    """Into a file of `folder` that has no name, so that nothing is left of it however the process ends.
+
+    What is brought back no more leaves its place to the next. Raises InputError when the disk is full.
+    """
+    file = TemporaryFile(dir=folder)  # noqa: SIM115 (it ends with the last reference to it)
+    free: list[tuple[int, int]] = []  # begin and length
+    end = 0
 
     def keep(tensor: Tensor) -> Callable[[], Tensor]:
-        file = TemporaryFile(dir=folder)  # noqa: SIM115 (it ends with the last reference to it)
-        tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
-        shape, dtype = tensor.shape, tensor.dtype
+        nonlocal end
+        data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        begin = next((begin for begin, length in free if length == len(data)), end)
+        if begin == end:
+            end += len(data)
+        else:
+            free.remove((begin, len(data)))
+        try:
+            file.seek(begin)
+            file.write(data.data)
+            file.flush()
+        except OSError as error:
+            raise InputError(f"activations: disk: {folder}: {error.strerror}") from None
+        length, shape, dtype = len(data), tensor.shape, tensor.dtype
 
         def back() -> Tensor:
-            file.seek(0)
-            return torch.from_numpy(np.fromfile(file, dtype=np.uint8)).view(dtype).view(shape)
+            file.seek(begin)
+            return torch.from_numpy(np.fromfile(file, dtype=np.uint8, count=length)).view(dtype).view(shape)
 
+        weakref.finalize(back, free.append, (begin, length))
         return back
 
     return keep

@@ -41,12 +41,14 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
             parameter = blocks[index].get_parameter(layer.parameter).detach()
             here = f"{prefix}.{index}.{layer.parameter}"
             whole = masks.setdefault(here, torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device))
+            if layer.fused and layer.tensor in found:  # all experts at once
+                continue
             if layer.fused:
                 stored, part = parameter, whole
             else:
                 stored, part = (layer.of_parameter(t) for t in (parameter, whole))
                 stored, part = (stored.T, part.T) if layer.transposed else (stored, part)
-            if layer.tensor not in found and not _is_bytes_of(stored, base["tensors"][layer.tensor]):
+            if not _is_bytes_of(stored, base["tensors"][layer.tensor]):
                 raise InputError(f"{path}: {here} has not the values of the base model {base['source']}")
             part.copy_(of_base[layer.tensor])
             found.add(layer.tensor)

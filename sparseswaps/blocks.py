@@ -38,15 +38,23 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers of a block by their name within it, but for those that choose among experts: a router, or the
-    gate of a shared expert, which stand beside the experts."""
+    """The linear layers of a block by their name within it, but for those that choose what a token goes through: what
+    is called a router, and what stands beside experts and has an output for each of them, or one (the gate of a shared
+    expert)."""
     found = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    for experts, module in expert_modules(block).items():
-        beside = experts.rpartition(".")[0] + "."
-        for name in [name for name in found if name.startswith(beside)]:
-            if found[name].weight.shape[0] in (1, module.num_experts):
-                del found[name]
-    return found
+    groups = {}  # of experts, and how many there are
+    for name, module in block.named_modules():
+        if isinstance(module, nn.ModuleList):
+            groups[name] = len(module)
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
+                groups[name] = len(parameter)
+    for name, experts in groups.items():
+        beside = f"{name.rpartition('.')[0]}." if "." in name else ""
+        for other in [other for other in found if other.startswith(beside) and not other.startswith(f"{name}.")]:
+            if found[other].weight.shape[0] in (1, experts):
+                del found[other]
+    return {name: module for name, module in found.items() if "router" not in name}
 
 
 def expert_modules(block: nn.Module) -> dict[str, nn.Module]:
@@ -184,7 +192,8 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Model:
     for index, block in enumerate(blocks):
         pruned = {layer.parameter for layer in layers[index]}
         for name, module in linear_layers(block).items():
-            if f"{name}.weight" not in pruned:
+            pieces = revert_weight_conversion(model, {f"{prefix}.{index}.{name}.weight": module.weight})
+            if f"{name}.weight" not in pruned and not any(piece in shapes for piece in pieces if len(pieces) > 1):
                 place, expected = f"{prefix}.{index}.{name}.weight", tuple(module.weight.shape)
                 there = next((shapes[tensor] for tensor in _names(model, place) if tensor in shapes), None)
                 said = f"{place} is {there}, its configuration says {expected}"

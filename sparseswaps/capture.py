@@ -26,6 +26,7 @@ from sparseswaps.weights import Weights
 Prune = Callable[[int, Grams], dict[str, Tensor]]
 Arguments = tuple[tuple, dict]
 Matrix = tuple[str, int | None]  # a parameter's name within its block, and which expert's matrix of it
+Inputs = dict[Matrix, list[Tensor]]  # what each matrix reads, call by call
 
 
 class _Reached(Exception):  # noqa: N818
@@ -89,20 +90,29 @@ def capture(
         InputError: an activation is NaN or infinite (names the layer), or a single sequence is too much for the
             device's memory.
     """
-    cut = [(ids, False) for ids in samples.split(batch_size)]
-    cut += [(ids, True) for ids in held_out.split(batch_size) if len(ids)]
     observe = partial(_observe, weights, _more_than_hidden(weights, samples[:1]))
-    batches = observe(cut, keep)
+
+    def start(size: int) -> list[_Batch]:
+        cut = [(ids, False) for ids in samples.split(size)]
+        return observe(cut + [(ids, True) for ids in held_out.split(size) if len(ids)], keep)
+
+    batches, _ = halving(start, batch_size, "sequences", "the calibration's seqlen")
     for index in range(len(weights.layers)):
         # Neither a name nor a decorated generator holds what was yielded while the next Gram matrices are summed.
-        yield _of_block(weights, index, batches, observe, prune, keep)
+        yield _of_block(weights, index, batches, observe, prune, keep, samples.numel())
 
 
 @torch.inference_mode()
 def _of_block(
-    weights: Weights, index: int, batches: list[_Batch], observe: Observe, prune: Prune | None, keep: Keep
+    weights: Weights,
+    index: int,
+    batches: list[_Batch],
+    observe: Observe,
+    prune: Prune | None,
+    keep: Keep,
+    tokens: int,
 ) -> Grams:
-    """One block's Gram matrices; afterwards the hidden states of the batches are its outputs."""
+    """One block's Gram matrices over so many `tokens`; afterwards the hidden states of the batches are its outputs."""
     prefix, blocks = find_blocks(weights.model)
     block, layers, grams = blocks[index], weights.layers[index], Grams()
     step = partial(_step, weights, block, index, keep)
@@ -112,15 +122,18 @@ def _of_block(
         # A block with experts may have to see its inputs twice, so the first time they are not replaced yet.
         at_once = prune is None and not expert_modules(block)
         sweep(partial(step, add=partial(add, set()), advance=at_once))
+        advanced = at_once
         if few := _forget_starved(grams, layers):
-            sweep(partial(step, add=partial(add, few), unrouted=few))
+            advanced = prune is None
+            sweep(partial(step, add=partial(add, few), unrouted=few, advance=advanced))
+        _leave_dense(grams, layers, f"{prefix}.{index}", tokens)
         for totals in (grams.matrix, grams.held_out):
             for name in list(totals):  # the rounding of a device's matrix product need not be symmetric
                 total = totals.pop(name).float()
                 totals[name] = (total + total.T).div_(2)
         if prune is not None:
             put_masks(block, layers, prune(index, grams))
-        if not at_once:
+        if not advanced:
             sweep(partial(step, advance=True))
     return grams
 
@@ -131,7 +144,7 @@ def _more_than_hidden(weights: Weights, ids: Tensor) -> tuple | None:
     found = []
 
     def note(_module: nn.Module, _args: tuple, output: Any) -> None:
-        found.append(output[1:] if isinstance(output, tuple) else None)
+        found.append(output[1:] if isinstance(output, tuple | list) else None)
         raise _Reached
 
     _, blocks = find_blocks(weights.model)
@@ -147,37 +160,60 @@ def _observe(
     weights: Weights, more: tuple | None, batches: list[tuple[Tensor, bool]], keep: Keep = lambda _: None
 ) -> list[_Batch]:
     """What the model gives its blocks for token ids [batch, seqlen]: the first one's hidden states, and the other
-    arguments of each. No block is run for it: each hands on what it was given.
+    arguments of each.
 
     These arguments (masks, position tables) depend on the batch's shape alone, as a rule, and are then kept once.
+
+    Raises:
+        InputError: blocks cannot be run one by one, since the model does something between them, or gives them
+            arguments that depend on hidden states.
     """
-    model, (prefix, blocks) = weights.model, find_blocks(weights.model)
     found, of_shape = [], {}
     with weights.stem():
         for ids, held_out in batches:
-            hidden: list[Tensor] = []
-            seen: dict[int, Arguments] = {}
-
-            def hand_on(index: int, *args: Any, hidden: list = hidden, seen: dict = seen, **kwargs: Any) -> Any:
-                given = args[0] if args else kwargs["hidden_states"]
-                hidden.append(given)
-                seen[index] = _with_hidden((args, kwargs), None)
-                if index == len(blocks) - 1:
-                    raise _Reached
-                return given if more is None else (given, *more)
-
-            with ExitStack() as forwards:
-                for index, block in enumerate(blocks):
-                    forwards.enter_context(_instead(block, partial(hand_on, index)))
-                with suppress(_Reached):
-                    model(input_ids=ids.to(weights.device), use_cache=False)
-            if len(seen) < len(blocks):
-                raise InputError(f"{prefix}.{min(set(range(len(blocks))) - set(seen))}: the model never runs it")
-            arguments = [seen[index] for index in range(len(blocks))]
-            known = zip(of_shape.setdefault(ids.shape, arguments), arguments, strict=True)
+            hidden, arguments = _seen(weights, more, ids)
+            if ids.shape not in of_shape:
+                of_shape[ids.shape] = arguments
+                _, others = _seen(weights, more, ids, lambda states: states * 1.5 + 0.25)
+                if not all(_same(*pair) for pair in zip(arguments, others, strict=True)):
+                    name = type(weights.model).__name__
+                    raise InputError(f"{name}: what it gives its blocks depends on hidden states; it cannot be pruned")
+            known = zip(of_shape[ids.shape], arguments, strict=True)
             arguments = [one if _same(one, other) else tree_map(_to("cpu"), other) for one, other in known]
-            found.append(_Batch(ids, held_out, arguments, keep(hidden[0])))
+            found.append(_Batch(ids, held_out, arguments, keep(hidden)))
     return found
+
+
+def _seen(
+    weights: Weights, more: tuple | None, ids: Tensor, change: Callable[[Tensor], Tensor] = lambda states: states
+) -> tuple[Tensor, list[Arguments]]:
+    """The first block's hidden states and all blocks' other arguments. No block is run for it: each hands on what it
+    was given, changed in a way that tells whether arguments depend on it."""
+    model, (prefix, blocks) = weights.model, find_blocks(weights.model)
+    first: list[Tensor] = []
+    last: list[Tensor] = []
+    seen: dict[int, Arguments] = {}
+
+    def hand_on(index: int, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        if not seen:
+            first.append(given)
+        elif not _same(given, last[0]):
+            raise InputError(f"{prefix}.{index}: is not given what the block before it returns; it cannot be pruned")
+        seen[index] = _with_hidden((args, kwargs), None)
+        if index == len(blocks) - 1:
+            raise _Reached
+        last[:] = [change(given)]
+        return last[0] if more is None else (last[0], *more)
+
+    with ExitStack() as forwards:
+        for index, block in enumerate(blocks):
+            forwards.enter_context(_instead(block, partial(hand_on, index)))
+        with suppress(_Reached):
+            model(input_ids=ids.to(weights.device), use_cache=False)
+    if len(seen) < len(blocks):
+        raise InputError(f"{prefix}.{min(set(range(len(blocks))) - set(seen))}: the model never runs it")
+    return first[0], [seen[index] for index in range(len(blocks))]
 
 
 @contextmanager
@@ -201,11 +237,17 @@ def _with_hidden(arguments: Arguments, hidden: Tensor | None) -> Arguments:
     return (), {**kwargs, "hidden_states": hidden}
 
 
+_PLAIN = (type(None), bool, int, float, str)
+
+
 def _same(some: Any, others: Any) -> bool:
-    """Whether two trees of arguments hold equal tensors at the same places."""
+    """Whether two trees of arguments hold the same plain values and equal tensors at the same places; other objects,
+    by which blocks may hand things to each other, are never the same."""
     (some, shape), (others, other) = tree_flatten(some), tree_flatten(others)
-    pairs = zip(some, others, strict=True) if shape == other else [(0, 1)]
-    return all(a is b or (torch.equal(a, b) if isinstance(a, Tensor) else a == b) for a, b in pairs)
+    if shape != other:
+        return False
+    pairs = zip(some, others, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else isinstance(a, _PLAIN) and a == b for a, b in pairs)
 
 
 def _to(device: Any) -> Callable[[Any], Any]:
@@ -219,8 +261,9 @@ def _sweep(batches: list[_Batch], observe: Observe, keep: Keep, step: Callable[[
     def attempt(size: int) -> None:
         nonlocal position
         if len(batches[position].ids) > size:
+            pieces = _cut(batches, size, observe, keep)  # may itself need more memory than there is
             position = sum(-(-len(batch.ids) // size) for batch in batches[:position])
-            batches[:] = _cut(batches, size, observe, keep)
+            batches[:] = pieces
         step(batches[position])
 
     while position < len(batches):
@@ -246,7 +289,7 @@ def _step(
     index: int,
     keep: Keep,
     batch: _Batch,
-    add: Callable[[_Batch, dict[Matrix, Tensor]], None] | None = None,
+    add: Callable[[_Batch, Inputs], None] | None = None,
     unrouted: set[Matrix] = frozenset(),
     advance: bool = False,
 ) -> None:
@@ -258,29 +301,30 @@ def _step(
     if add is not None:
         add(batch, inputs)
     if advance:
-        batch.hidden = keep(output[0] if isinstance(output, tuple) else output)
+        batch.hidden = keep(output[0] if isinstance(output, tuple | list) else output)
 
 
 @contextmanager
-def _noting(block: nn.Module, unrouted: set[Matrix] = frozenset()) -> Iterator[dict[Matrix, Tensor]]:
+def _noting(block: nn.Module, unrouted: set[Matrix] = frozenset()) -> Iterator[Inputs]:
     """What the matrices of a block read, while it is run; experts are run in a way that shows it."""
-    inputs: dict[Matrix, Tensor] = {}
+    inputs: Inputs = {}
     with ExitStack() as hooks:
         for name, layer in linear_layers(block).items():
-            hooks.callback(layer.register_forward_pre_hook(partial(_note, inputs, f"{name}.weight")).remove)
+            note = partial(_note, inputs, (f"{name}.weight", None))
+            hooks.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         for name, experts in expert_modules(block).items():
             hooks.enter_context(_instead(experts, partial(_run_experts, experts, name, inputs, unrouted)))
         yield inputs
 
 
-def _note(inputs: dict[Matrix, Tensor], parameter: str, _module: nn.Module, args: tuple) -> None:
-    inputs[parameter, None] = args[0]
+def _note(inputs: Inputs, matrix: Matrix, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+    inputs.setdefault(matrix, []).append(args[0] if args else next(iter(kwargs.values())))
 
 
 def _run_experts(
     experts: nn.Module,
     name: str,
-    inputs: dict[Matrix, Tensor],
+    inputs: Inputs,
     unrouted: set[Matrix],
     hidden_states: Tensor,
     top_k_index: Tensor,
@@ -312,49 +356,57 @@ def _run_experts(
         token, slot = (top_k_index == expert).nonzero(as_tuple=True)
         routed = hidden_states[token]
         inner = between(expert, routed)
-        inputs[f"{name}.{first}", expert], inputs[f"{name}.{last}", expert] = routed, inner
+        read = {(f"{name}.{first}", expert): routed, (f"{name}.{last}", expert): inner}
         found = project(last, expert, inner)
         if experts.has_post_expert_norm:
             found = experts.post_expert_norm(found)
         output.index_add_(0, token, (found * top_k_weights[token, slot, None]).to(output.dtype))
-        if (f"{name}.{first}", expert) in unrouted:
-            inputs[f"{name}.{first}", expert] = hidden_states
-        if (f"{name}.{last}", expert) in unrouted:
-            inputs[f"{name}.{last}", expert] = between(expert, hidden_states)
+        if not unrouted.isdisjoint(read):
+            read = {(f"{name}.{first}", expert): hidden_states}
+            read[f"{name}.{last}", expert] = between(expert, hidden_states)
+        for matrix, x in read.items():
+            inputs.setdefault(matrix, []).append(x)
     return output
 
 
-def _add(
-    grams: Grams, layers: list[Layer], place: str, only: set[Matrix], batch: _Batch, inputs: dict[Matrix, Tensor]
-) -> None:
+def _add(grams: Grams, layers: list[Layer], place: str, only: set[Matrix], batch: _Batch, inputs: Inputs) -> None:
     """Add one batch's Gram matrices, or some of them; layers that were given the same tensor share one."""
-    if not grams.reads:
-        first: dict[Any, str] = {}
-        for layer in layers:
-            if layer.matrix not in inputs:
-                logging.warning("%s.%s: never called with an input of its own, left dense", place, layer.name)
-                continue
-            x, reader = inputs[layer.matrix], first.setdefault(layer.matrix, layer.name)
+    first: dict[Any, str] = {}
+    for layer in layers:
+        if layer.matrix in inputs:
+            reader = first.setdefault(layer.matrix, layer.name)
             # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
-            address = (x.data_ptr(), x.shape, x.stride())
-            grams.reads[layer.name] = first.setdefault(address, reader) if x.numel() else reader
+            address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
+            grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
     totals = grams.held_out if batch.held_out else grams.matrix
-    distinct = [layer for layer in layers if grams.reads.get(layer.name) == layer.name]
+    distinct = [layer for layer in layers if grams.reads.get(layer.name) == layer.name and layer.matrix in inputs]
     distinct = [layer for layer in distinct if not only or layer.matrix in only]
     for layer in distinct:  # before anything is added: where memory runs out here, the batch can be tried again
         if layer.name not in totals:
-            device = inputs[layer.matrix].device
+            device = inputs[layer.matrix][0].device
             totals[layer.name] = torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64, device=device)
     for layer in distinct:
-        x = inputs[layer.matrix].reshape(-1, layer.d_in)
-        try:
+        for x in inputs[layer.matrix]:
             accumulate(totals[layer.name], x)
-        except torch.OutOfMemoryError:
-            raise InputError(f"{place}.{layer.name}: its Gram matrix does not fit into the device's memory") from None
+            if not batch.held_out:
+                grams.tokens[layer.name] = grams.tokens.get(layer.name, 0) + x.shape[:-1].numel()
         if not totals[layer.name].diagonal().isfinite().all():
             raise InputError(f"{place}.{layer.name}: an input activation is NaN or Inf; check the model and its dtype")
-        if not batch.held_out:
-            grams.tokens[layer.name] = grams.tokens.get(layer.name, 0) + len(x)
+
+
+def _leave_dense(grams: Grams, layers: list[Layer], place: str, tokens: int) -> None:
+    """Name the layers that cannot be calibrated, and forget what was seen of them: those whose weight the model takes
+    without calling them, and those that it calls for too few of the `tokens`."""
+    for layer in layers:
+        source = grams.reads.get(layer.name)
+        if source is None:
+            logging.warning("%s.%s: never called with an input of its own, left dense", place, layer.name)
+        elif grams.tokens.get(source, 0) < min(layer.d_in, tokens):
+            logging.warning("%s.%s: sees %d tokens, left dense", place, layer.name, grams.tokens.get(source, 0))
+            del grams.reads[layer.name]
+    for kept in (grams.matrix, grams.held_out, grams.tokens):
+        for name in set(kept) - set(grams.reads.values()):
+            del kept[name]
 
 
 def _forget_starved(grams: Grams, layers: list[Layer]) -> set[Matrix]:

@@ -60,6 +60,9 @@ class Checkpoint:
         found = {}
         for name in sorted(self.files):
             tensor = self.tensor(name)
+            if tensor.is_floating_point() and tensor.dtype not in _DTYPES.values():
+                kinds = "float64, float32, float16 or bfloat16"
+                raise InputError(f"{self.folder / self.files[name]}: tensor {name} is {tensor.dtype}, not {kinds}")
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise InputError(f"{self.folder / self.files[name]}: tensor {name} holds NaN or Inf")
             found[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.errors import InputError
+from sparseswaps.memory import sliced
 
 if TYPE_CHECKING:
     from sparseswaps.model import Layer
@@ -55,11 +56,13 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
     halves = tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16)
     if not halves:
         tokens = tokens.float()
-    for first in range(0, len(total), _ROWS):
-        rows = tokens[:, first : first + _ROWS].T
+
+    def add(part: slice) -> None:
+        rows = tokens[:, part].T
         # On the tensor cores, halves are multiplied as they are and summed in float32.
-        product = torch.mm(rows, tokens, out_dtype=torch.float32) if halves else rows @ tokens
-        total[first : first + _ROWS] += product
+        total[part] += torch.mm(rows, tokens, out_dtype=torch.float32) if halves else rows @ tokens
+
+    sliced(add, len(total), _ROWS, "rows of a Gram matrix", "batch_size")
 
 
 def check_gram(gram: Tensor) -> None:
@@ -89,8 +92,10 @@ def check_gram(gram: Tensor) -> None:
         raise InputError("the Gram matrix is not symmetric")
     scaled.diagonal().fill_(1 + rounding)
     # Float32 is enough for most; where it fails, rounding may be to blame, and float64 decides.
-    if torch.linalg.cholesky_ex(scaled).info and torch.linalg.cholesky_ex(scaled.double()).info:
-        raise InputError("the Gram matrix is not positive semidefinite")
+    if torch.linalg.cholesky_ex(scaled).info:
+        scaled = scaled.double()
+        if torch.linalg.cholesky_ex(scaled).info:
+            raise InputError("the Gram matrix is not positive semidefinite")
 
 
 def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def number(config: dict[str, Any], *keys: str) -> int | None:
 def depth(config: dict[str, Any]) -> int:
     """The number of decoder blocks by a `config.json`. Raises InputError when it does not say."""
     found = number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    if found is None:
+    if not found or found < 1:
         raise InputError("config.json says nowhere how many decoder blocks the model has (num_hidden_layers)")
     return found
 
@@ -77,12 +77,6 @@ def depth(config: dict[str, Any]) -> int:
 def context(config: dict[str, Any]) -> int | None:
     """The most tokens that a model takes by its `config.json`; None when it does not say."""
     return number(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
-
-def widths(config: dict[str, Any]) -> dict[str, int]:
-    """The widths that linear layers read, as far as a `config.json` announces them, by its keys."""
-    keys = ("hidden_size", "intermediate_size", "moe_intermediate_size", "n_embd")
-    return {key: width for key in keys if (width := number(config, key)) is not None}
 
 
 def vocabulary(config: dict[str, Any]) -> int | None:

@@ -135,7 +135,7 @@ def _shared(frame: pd.DataFrame) -> dict[str, str]:
 def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:
     tenths = {
         "error reduction (%)": tables.error_reduction(layers["loss_before"], layers["loss_after"]),
-        "held out (%)": tables.error_reduction(layers["held_out_before"], layers["held_out_after"]),
+        "held out (%)": tables.held_out_error_reduction(layers),
         "swaps per row": layers["swaps"] / layers["rows"],
     }
     tokens = layers["tokens"].astype("str")

@@ -104,9 +104,14 @@ class Sizes:
         return self.active * self.expert + self.shared if self.experts else self.intermediate
 
     @property
+    def widths(self) -> set[int]:
+        """What the layers of a block read."""
+        return {m.d_in for m in self.matrices}
+
+    @property
     def widest(self) -> int:
         """The largest d_in of a block's layers."""
-        return max(m.d_in for m in self.matrices)
+        return max(self.widths)
 
     @cached_property
     def block(self) -> int:

@@ -13,7 +13,7 @@ from jsonschema.exceptions import best_match
 from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate, widths
+from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate
 from sparseswaps.pattern import Pattern, parse_pattern
 from sparseswaps.sizes import sizes_of
 
@@ -92,13 +92,13 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
             depth(model)
             if settings["revision"] is None:
                 check_sizes(locate(settings))
-            sizes_of(model)
+            sizes = sizes_of(model)
         for key, entry in texts.items():
             if (most := context(model)) is not None and entry["seqlen"] > most:
                 raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")
-        for width, d_in in widths(model).items():  # layers of other widths are found out when they are masked
+        for d_in in sorted(sizes.widths):  # layers of other widths are found out when they are masked
             for pattern in found:
-                with naming(f"config key patterns, {width} of model {name}"):
+                with naming(f"config key patterns, model {name}"):
                     pattern.blocks(d_in)
     return checked
 

@@ -18,9 +18,14 @@ LOSSES += ["swaps", "max_row_swaps", "rows", "rows_certified", "seconds"]
 MISSING = "-"
 
 
-def error_reduction(before: pd.Series, after: pd.Series) -> pd.Series:
-    """Percent of the error that was removed, element by element; 0 where it was and stays zero."""
-    return 100 * (1 - after / before).mask((before == 0) & (after == 0), 0.0)
+def error_reduction(before: pd.Series, after: pd.Series, of_nothing: float = 0.0) -> pd.Series:
+    """Percent of the error that was removed, element by element; `of_nothing` where it was and stays zero."""
+    return 100 * (1 - after / before).mask((before == 0) & (after == 0), of_nothing)
+
+
+def held_out_error_reduction(layers: pd.DataFrame) -> pd.Series:
+    """The same on held-out text, missing where that has no token for an expert."""
+    return error_reduction(layers["held_out_before"], layers["held_out_after"], float("nan"))
 
 
 def cells_table(
@@ -64,7 +69,7 @@ def _refined(cell: dict[str, Any], table: pd.DataFrame | None) -> dict[str, Any]
     return row | {
         "sparsity": 1 - table["kept"].sum() / (table["d_out"] * table["d_in"]).sum(),
         "error_reduction": error_reduction(table["loss_before"], table["loss_after"]).mean(),
-        "held_out_error_reduction": error_reduction(table["held_out_before"], table["held_out_after"]).mean(),
+        "held_out_error_reduction": held_out_error_reduction(table).mean(),
         "swaps_per_row": table["swaps"].sum() / table["rows"].sum(),
         "certified": table["rows_certified"].sum() / table["rows"].sum(),
         "seconds": table["seconds"].sum(),

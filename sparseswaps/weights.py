@@ -1,5 +1,6 @@
 """A model's weights where its blocks are run: all in memory, or read from its files while they are needed."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
@@ -83,15 +84,21 @@ class OnDisk:
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         known = self.model.state_dict()
-        heads = {name for name, module in self.model.named_modules() if module is self._head}
+        names = {module: name for name, module in self.model.named_modules()}
+        head, embeddings = names.get(self._head), names[self.model.get_input_embeddings()]
         parts: dict[int | None, list[str]] = {}
+        others: dict[str, list[str]] = defaultdict(list)
         for name in self.checkpoint.files:
             renamed, _ = rename_source_key(name, renamings, converters, self.model.base_model_prefix, known)
             if renamed.startswith(f"{self._blocks_name}."):
                 index = int(renamed.removeprefix(f"{self._blocks_name}.").partition(".")[0])
                 parts.setdefault(index, []).append(name)
-            elif renamed.rpartition(".")[0] not in heads:
-                parts.setdefault(None, []).append(name)
+            else:
+                others[renamed.rpartition(".")[0]].append(name)
+        tied = self.model.config.get_text_config().tie_word_embeddings
+        if embeddings in others or not tied:  # else the head's weight stands for both in the files
+            others.pop(head, None)
+        parts[None] = [name for found in others.values() for name in found]
         return parts
 
     @contextmanager
@@ -110,8 +117,11 @@ class OnDisk:
     @contextmanager
     def _loaded(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
         names = {module: name for name, module in self.model.named_modules()}
+        embeddings = self.model.get_input_embeddings()
         try:
             self._load(self._parts.get(part, []))
+            if embeddings in modules and embeddings.weight.is_meta and self._head is not None:
+                embeddings.weight = self._head.weight
             for module in modules:
                 for name, parameter in module._parameters.items():
                     if parameter is not None and parameter.is_meta:
@@ -120,7 +130,7 @@ class OnDisk:
                     module._buffers[name] = None if buffer is None else buffer.to(self.device)
             yield
         finally:
-            for module in modules:
+            for module in [*modules, *([self._head] if part is None and self._head is not None else [])]:
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
                         empty = torch.empty_like(parameter, device="meta")

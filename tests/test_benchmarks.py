@@ -24,6 +24,24 @@ def test_engine(part, tmp_path):
         assert found["model"]["matrices_done"] == found["model"]["matrices"]
 
 
+def run(script, *arguments, out):
+    command = [sys.executable, REPOSITORY / "benchmarks" / script, *arguments, "--out", out]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return json.loads(out.read_text())
+
+
+def test_capture(tmp_path):
+    found = run("capture.py", "cpu", "--quick", "--repeats", "1", out=tmp_path / "figures.json")
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+
+
+def test_memory(tmp_path):
+    found = run("memory.py", "--quick", "--work", tmp_path, out=tmp_path / "figures.json")
+    assert {"model", "capture", "warmstart", "refine", "masks", "assemble"} <= set(found["peak_resident_mb"])
+    assert found["bound_mb"] == sum(found["terms_mb"].values())
+
+
 def test_the_readme_quotes_the_committed_figures():
     cases = json.loads((REPOSITORY / "benchmarks" / "results" / "engine-cpu.json").read_text())["cases"]
     at = {case["d_in"]: case for case in cases if case["name"].startswith("synthetic") and case["pattern"] == "60%"}

@@ -1,5 +1,6 @@
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from sparseswaps import capture as module
 from sparseswaps.activations import in_files
 from sparseswaps.blocks import describe, find_blocks, layers_of, put_masks
 from sparseswaps.capture import capture
@@ -244,6 +246,78 @@ def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, ca
         InputError, match="out of GPU memory with one of the sequences at a time; lower the calibration's seqlen"
     ):
         list(capture(InMemory(model), samples, held_out, 7))
+
+
+def test_running_out_of_memory_while_batches_are_halved_loses_nothing(monkeypatch):
+    weights = InMemory(tiny(MODELS[0]))
+    samples, held_out = tokens(12, 1), tokens(3, 2)
+    expected = list(capture(weights, samples, held_out, 1))
+    failures = iter([False, True, True])  # the second and the third batch of the first block, or what follows from it
+    step, observe = module._step, module._observe
+
+    def failing(function, *arguments, **options):
+        if next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return function(*arguments, **options)
+
+    def observe_anew(*arguments, **options):
+        again = next(observed, True)
+        return failing(observe, *arguments, **options) if again else observe(*arguments, **options)
+
+    observed = iter([False])
+    monkeypatch.setattr(module, "_step", partial(failing, step))
+    monkeypatch.setattr(module, "_observe", observe_anew)
+    found = capture(weights, samples, held_out, 4)
+    for layers, one, other in zip(weights.layers, found, expected, strict=True):
+        assert one.tokens == other.tokens
+        same(by_matrix(layers, one), by_matrix(layers, other))
+    assert next(failures, None) is None  # all of them happened
+
+
+class Twice(torch.nn.Module):
+    """A block's MLP whose first layer is called twice, whose second for every other token, and whose third never."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.twice, self.few, self.never = (torch.nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        x = self.twice(x) + self.twice(x * 2)
+        return x + (self.few(x[..., :1, :]) if x[0, 0, 0] > 0 else 0) + functional.linear(x, self.never.weight)
+
+
+def test_layers_that_are_called_otherwise_than_once(caplog):
+    model = tiny(MODELS[0])
+    model.model.layers[0].mlp = Twice(16)
+    weights = InMemory(model)
+    inputs = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    with caplog.at_level(logging.WARNING):
+        grams = next(capture(weights, tokens(9, 1), tokens(3, 2), 3))
+    x = torch.cat([x.reshape(-1, 16) for x in inputs[-4:-1]])  # the first call only shows what the block returns
+    torch.testing.assert_close(grams.matrix["mlp.twice"], 5 * x.T @ x, rtol=1e-4, atol=1e-4)
+    assert grams.tokens["mlp.twice"] == 2 * 9 * 12
+    assert [layer.name for layer in grams.readers(weights.layers[0]) if "mlp" in layer.name] == ["mlp.twice"]
+    messages = " ".join(caplog.messages)
+    assert "mlp.never: never called with an input of its own, left dense" in messages
+    assert "model.layers.0.mlp.few:" in messages
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given, _: given + 1, r"model\.layers\.1: is not given what the block before it returns"),
+        (lambda given, options: (options.update(position_ids=given.sum()), given)[1], "depends on hidden states"),
+    ],
+)
+def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, message):
+    def between(_module, args, options):
+        return (change(args[0], options), *args[1:]), options
+
+    model = tiny(MODELS[0])
+    model.model.layers[1].register_forward_pre_hook(between, with_kwargs=True)
+    with pytest.raises(InputError, match=message):
+        next(capture(InMemory(model), tokens(2, 1), tokens(1, 2), 2))
 
 
 def test_hidden_states_may_wait_on_disk(tmp_path):

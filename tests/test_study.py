@@ -66,7 +66,7 @@ def test_no_evaluation_is_a_choice(config):
         ("patterns", ["60%", 1.0], "config key patterns: pattern '1.0': the sparsity 1 is outside [0, 1)"),
         ("patterns", ["-10%"], "config key patterns: pattern '-10%': the sparsity -0.1 is outside [0, 1)"),
         ("patterns", ["60%", 0.6], "config key patterns: one is there twice: 60%, 0.6"),
-        ("patterns", ["2:3"], "config key patterns, hidden_size of model tiny: pattern 2:3 does not divide d_in = 32"),
+        ("patterns", ["2:3"], "config key patterns, model tiny: pattern 2:3 does not divide d_in = 32"),
         ("patterns", [], "config key patterns: [] should be non-empty"),
         ("warmstarts", ["wandb"], "config key warmstarts.0: 'wandb' is not one of magnitude, wanda, ria, greedy"),
         ("refinements.swaps.max_swaps", -1, "config key refinements.swaps.max_swaps: -1 is less than the minimum of 0"),
