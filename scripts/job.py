@@ -1,11 +1,13 @@
 """What every script does: log to its file, compute with its threads, and end bad input in one line."""
 
+import ctypes
 import json
 import logging
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 
 from sparseswaps.errors import InputError
 from sparseswaps.files import read_json
+
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 
 
 def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
@@ -22,6 +26,7 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     On InputError the line goes to the log and to standard error, and the job fails without a traceback.
     """
     began = time.monotonic()
+    _free_at_once()
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -44,6 +49,13 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
         logging.exception("this is a defect; please report it with this log")
         raise
     logging.info("%s; %.1f s, %s", result, time.monotonic() - began, _peak_memory())
+
+
+def _free_at_once() -> None:
+    """Give large tensors back to the system when they are freed: glibc would keep up to 32 MB each for later, in pieces
+    that the next do not fit into."""
+    with suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 * 2**20)
 
 
 def _peak_memory() -> str:

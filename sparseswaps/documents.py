@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseswaps.embedded import corpus
-from sparseswaps.errors import InputError
+from sparseswaps.errors import InputError, one_line
 
 PRESETS = {"c4": "allenai/c4", "wikitext2": "Salesforce/wikitext"}
 FILES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
@@ -65,7 +65,7 @@ def load(
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zlib.error) as error:  # also undecodable, truncated or no Parquet at all
-        raise InputError(f"text {text!r}: cannot be read ({' '.join(str(error).split())})") from None
+        raise InputError(f"text {text!r}: cannot be read ({one_line(error)})") from None
 
 
 def _json_lines(path: Path, field: str) -> Iterator[tuple[str, Any]]:
@@ -102,7 +102,7 @@ def _of_hub(
             folder = paths[0].removesuffix(files[0])
             found = load_dataset(folder, data_files={split.partition("[")[0]: files}, split=split)
     except Exception as error:  # whatever a data set, the hub or the network between sets off
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        cause = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(
             f"the data set {name!r} cannot be loaded ({cause}); check its id, `subset`, `split`, `files` and "
             "`revision`, log in with `hf auth login` if it is gated, or name a local file"

@@ -8,6 +8,11 @@ class InputError(ValueError):
     """Bad input from outside: one line that names the key, file or layer, and says what to do."""
 
 
+def one_line(error: object) -> str:
+    """Somebody else's message without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def reason(error: Exception) -> str:
     """What went wrong in transformers, in a line; where it will not run a model's own code, the key that allows it."""
     text = str(error).strip() or type(error).__name__

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparseswaps.errors import InputError
+from sparseswaps.errors import InputError, one_line
 from sparseswaps.modeldir import INDEX, entry_file, indexed_files, is_companion, weight_files
 
 
@@ -99,10 +99,10 @@ def _named(repo: str, revision: str | None) -> Iterator[None]:
         message = f"the hub's {repo!r} has no revision {revision!r}: give a branch, a tag or a commit hash of it"
         raise InputError(message) from None
     except errors.HFValidationError as error:
-        raise InputError(f"{repo!r} is neither a directory here nor a hub id: {' '.join(str(error).split())}") from None
+        raise InputError(f"{repo!r} is neither a directory here nor a hub id: {one_line(error)}") from None
     except (OSError, HTTPError) as error:
         cause = error.__cause__ or error
-        why = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        why = f"{type(cause).__name__}: {one_line(cause)}"
         raise InputError(
             f"{what} is not in the cache {constants.HF_HUB_CACHE}, and the hub does not give it ({why}): run once with "
             "a connection, or name a directory"

@@ -12,7 +12,7 @@ from jsonschema.exceptions import best_match
 
 from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
-from sparseswaps.errors import InputError, naming
+from sparseswaps.errors import InputError, naming, one_line
 from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate
 from sparseswaps.pattern import Pattern, parse_pattern
 from sparseswaps.sizes import sizes_of
@@ -228,5 +228,5 @@ def _one_line(error: ValidationError) -> str:
         return f"config key {f'{place}.{missing[0]}' if place else missing[0]}: missing"
     if error.validator == "enum":
         return f"config key {place}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
-    message = " ".join(error.message.split())
+    message = one_line(error.message)
     return f"config key {place or '(the whole file)'}: {message}"
