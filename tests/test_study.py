@@ -116,6 +116,7 @@ def test_presets_are_the_protocols_of_the_literature_where_nothing_else_is_said(
     assert c4.items() >= (whole | {"subset": None, "split": "train", "samples": 128}).items()
     assert c4["files"] == "en/c4-train.00000-of-01024.json.gz"
     assert wikitext.items() >= (whole | {"subset": "wikitext-2-raw-v1", "split": "train", "files": None}).items()
+    assert (c4["join"], wikitext["join"]) == (None, "\n\n")  # whole documents; lines of one long text
     c4, wikitext, mine = checked["evaluation"]["perplexity"].values()
     assert c4.items() >= (whole | {"subset": None, "split": "validation", "documents": 1100, "join": " "}).items()
     assert (c4["files"], c4["windows"]) == ("en/c4-validation.00000-of-00008.json.gz", 256)
