@@ -50,9 +50,9 @@ def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model
     _write(path, "samples", {"calibration": calibration, "held_out": held_out}, more, model, key)
 
 
-def digest(calibration: Tensor, held_out: Tensor) -> str:
-    """The SHA-256 of token ids as int64: all calibration sequences, then all that are held out."""
-    return hashlib.sha256(torch.cat([calibration, held_out]).numpy()).hexdigest()
+def digest(*ids: Tensor) -> str:
+    """The SHA-256 of token ids as int64, [any number, seqlen] each: of samples, calibration before held out."""
+    return hashlib.sha256(torch.cat(ids).numpy()).hexdigest()
 
 
 def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:

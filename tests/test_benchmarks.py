@@ -49,3 +49,7 @@ def test_the_readme_quotes_the_committed_figures():
     plain, tuned = ([round(at[d_in][key]["median"]) for d_in in (1536, 4096)] for key in ("ratio_plain", "ratio"))
     assert f"{plain[0]} times less than a straightforward search in torch at d_in 1536" in readme
     assert f"{plain[1]} times less at 4096 ({tuned[0]} and {tuned[1]} times less than one" in readme
+    memory = json.loads((REPOSITORY / "benchmarks" / "results" / "memory-cpu.json").read_text())
+    most = max(memory["peak_resident_mb"].values())
+    assert most < memory["bound_mb"]
+    assert f"within {most:,} MB resident" in readme
