@@ -198,7 +198,7 @@ def _seen(
         given = args[0] if args else kwargs["hidden_states"]
         if not seen:
             first.append(given)
-        elif not _same(given, last[0]):
+        elif given is not last[0] and not _same(given, last[0]):
             raise InputError(f"{prefix}.{index}: is not given what the block before it returns; it cannot be pruned")
         seen[index] = _with_hidden((args, kwargs), None)
         if index == len(blocks) - 1:

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,7 +62,9 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(model, 
     )
     assert "only pickled weights" in message
     command = re.search("`(.*)`", message)[1]
-    subprocess.run(shlex.split(command), cwd=tmp_path, check=True, capture_output=True)
+    python, *arguments = shlex.split(command)
+    assert python == "python"  # of the environment that snakemake runs in, which need not be activated here
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True)
     assert message.endswith("and take 'model-safetensors' as source")
     converted = tmp_path / "model-safetensors"
     study.check(tiny_study(converted))
