@@ -53,3 +53,6 @@ def test_the_readme_quotes_the_committed_figures():
     most = max(memory["peak_resident_mb"].values())
     assert most < memory["bound_mb"]
     assert f"within {most:,} MB resident" in readme
+    capture = json.loads((REPOSITORY / "benchmarks" / "results" / "capture-cpu.json").read_text())
+    assert capture["ratio"] < 1.5
+    assert f"capture take {capture['ratio']:.2f} times a plain forward pass" in readme
