@@ -1,4 +1,4 @@
-"""Peak memory of every stage on a model that is much larger: prints the bound's terms, writes results/memory-cpu.json.
+"""Peak memory of every stage up to the checkpoint, on a large model: prints the bound, writes results/memory-cpu.json.
 
     python benchmarks/memory.py     a random Llama of 1.1 B parameters, pruned at 2:4 by the workflow, on the CPU
 

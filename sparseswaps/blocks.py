@@ -192,9 +192,11 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Model:
     for index, block in enumerate(blocks):
         pruned = {layer.parameter for layer in layers[index]}
         for name, module in linear_layers(block).items():
-            pieces = revert_weight_conversion(model, {f"{prefix}.{index}.{name}.weight": module.weight})
-            if f"{name}.weight" not in pruned and not any(piece in shapes for piece in pieces if len(pieces) > 1):
+            if f"{name}.weight" not in pruned:
                 place, expected = f"{prefix}.{index}.{name}.weight", tuple(module.weight.shape)
+                pieces = revert_weight_conversion(model, {place: module.weight})
+                if len(pieces) > 1 and any(piece in shapes for piece in pieces):
+                    continue  # it is there, in pieces that are not whole rows: left dense
                 there = next((shapes[tensor] for tensor in _names(model, place) if tensor in shapes), None)
                 said = f"{place} is {there}, its configuration says {expected}"
                 if there is None:
