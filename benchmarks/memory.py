@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py     a random Llama of 1.1 B parameters, pruned at 2:4 by the workflow, on the CPU
 
-The bound, for each stage: three decoder blocks as they compute, the Gram matrices of one shard, the hidden states of
-all sequences, and 1 GB. Needs the project installed, 13 GB of disk, and half an hour on two cores.
+Rows make one swap at most: how many they make changes the time and not the memory. The bound, for each stage: three
+decoder blocks as they compute, the Gram matrices of one shard, the hidden states of all sequences, and 1 GB. Needs the
+project installed, 13 GB of disk, and half an hour on two cores.
 """
 
 import argparse
@@ -39,7 +40,7 @@ SMALL = LlamaConfig(
 
 
 def write_model(config: LlamaConfig, folder: Path) -> int:
-    """A random bf16 checkpoint, a file for each block, written one tensor at a time; returns its bytes."""
+    """A random bf16 checkpoint, a file for each block, made one after the other; returns its bytes."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     files: dict[str, dict[str, torch.Size]] = {}
