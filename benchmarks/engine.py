@@ -117,7 +117,8 @@ def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Te
     swap_rows = importlib.import_module(f"sparseswaps.refine.{backend}").swap_rows
     mask, current = mask.clone(), current.clone()
     budget = torch.full((len(weight),), UNLIMITED, device=weight.device)
-    (swaps, certified), seconds = timed(weight.device.type, swap_rows, weight, gram, mask, current, size, budget)
+    state = (mask, torch.zeros_like(mask), current)
+    (swaps, certified), seconds = timed(weight.device.type, swap_rows, weight, gram, *state, size, budget)
     return {"seconds": seconds, "mask": mask, "swaps": swaps, "certified": certified}
 
 

@@ -352,7 +352,7 @@ def test_a_backend_for_another_device_is_refused(monkeypatch):
 def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
     class Greedy:
         @staticmethod
-        def swap_rows(weight, gram, mask, correlation, size, budget):
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget):
             mask.fill_(True)
             return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
 
@@ -365,14 +365,15 @@ def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
 def test_a_wrong_certificate_is_an_error(monkeypatch):
     class Liar:
         @staticmethod
-        def swap_rows(weight, gram, mask, correlation, size, budget):
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget):
             return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
 
     weight, inputs = layer(1, 6, 16, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern("50%")
     start = keep_best(-weight.abs(), pattern)
-    assert improvable(weight, gram, start, 16).all()
-    assert not improvable(weight, gram, refine(weight, gram, start, pattern).mask, 16).any()
+    assert improvable(weight, gram, start, torch.zeros_like(start), 16).all()
+    optimum = refine(weight, gram, start, pattern).mask
+    assert not improvable(weight, gram, optimum, torch.zeros_like(optimum), 16).any()
     monkeypatch.setattr(engine, "backend_of", lambda *_: Liar)
     with pytest.raises(CertificateError, match="row 0 is not at the optimum"):
         refine(weight, gram, start, pattern)

@@ -18,7 +18,7 @@ Best = tuple[Tensor, Tensor, Tensor]  # cost, u, p: each [rows]; where the cost 
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
@@ -31,7 +31,7 @@ def swap_rows(
     active = torch.arange(len(weight), device=weight.device)
     while len(active):
         w, c, kept = weight[active], correlation[active], mask[active]
-        pruning = (alone[active] + 2 * w * c).masked_fill(~kept, inf)  # what pruning u costs alone
+        pruning = (alone[active] + 2 * w * c).masked_fill(~kept | frozen[active], inf)  # what pruning u costs alone
         keeping = (alone[active] - 2 * w * c).masked_fill(kept, inf)  # what keeping p costs alone
         if whole_rows:
             cost, u, p = best_in_row(w, gram, pruning, keeping, bound[active])

@@ -9,13 +9,14 @@ from sparseswaps.refine.reference import norms, rounding
 _PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
 
 
-def improvable(weight: Tensor, gram: Tensor, mask: Tensor, size: int) -> Tensor:
+def improvable(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
     """Which rows have a swap that lowers their loss by more than twice what rounding can make of it.
 
     Args:
         weight: [rows, d_in], floating.
         gram: [d_in, d_in], floating.
         mask: boolean [rows, d_in].
+        frozen: boolean [rows, d_in], the weights that no swap may prune.
         size: columns per block; u and p of a swap lie in the same one.
 
     Returns:
@@ -26,7 +27,7 @@ def improvable(weight: Tensor, gram: Tensor, mask: Tensor, size: int) -> Tensor:
     found = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     for row, (w, c) in enumerate(zip(weight.double(), correlation(weight, gram, mask), strict=True)):
         alone = s[row] ** 2 + uncertain[row]
-        kept, pruned = mask[row].nonzero().flatten(), (~mask[row]).nonzero().flatten()
+        kept, pruned = (mask[row] & ~frozen[row]).nonzero().flatten(), (~mask[row]).nonzero().flatten()
         if not (len(kept) and len(pruned)):
             continue
         for u in kept.split(max(1, _PAIRS // len(pruned))):

@@ -192,7 +192,7 @@ def _move(c, slope, prune, keep, pruning, keeping, row_u, row_p, w_u, w_p):
 
 
 @_compiled
-def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, c, size, budget):
+def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, frozen, c, size, budget):
     d_in = len(w)
     slope, prune, keep, alone = np.empty(d_in), np.empty(d_in), np.empty(d_in), np.empty(d_in)
     bound_u, bound_p, pruning, keeping = np.empty(d_in), np.empty(d_in), np.empty(d_in), np.empty(d_in)
@@ -201,7 +201,7 @@ def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, c, size, budget):
         alone[i] = own + unit * s[i]
         bound_u[i], bound_p[i] = own * rho[i] * LAMBDA, own * rho[i] / LAMBDA
         slope[i] = 2 * w[i] if kept[i] else -2 * w[i]
-        prune[i] = alone[i] if kept[i] else inf
+        prune[i] = alone[i] if kept[i] and not frozen[i] else inf
         keep[i] = inf if kept[i] else alone[i]
     tiles = (d_in + _TILE - 1) // _TILE if size == d_in else d_in // size
     floors_u, floors_p = np.empty(tiles), np.empty(tiles)
@@ -225,10 +225,20 @@ def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, c, size, budget):
 
 
 @_compiled
-def _swap_chunk(weight, s, unit, gram, rho, rho_tiles, size, mask, correlation, budget, swaps, certified):
+def _swap_chunk(weight, s, unit, gram, rho, rho_tiles, size, mask, frozen, correlation, budget, swaps, certified):
     for row in range(len(weight)):
         swaps[row], certified[row] = _swap_row(
-            weight[row], gram, s[row], rho, rho_tiles, unit[row], mask[row], correlation[row], size, budget[row]
+            weight[row],
+            gram,
+            s[row],
+            rho,
+            rho_tiles,
+            unit[row],
+            mask[row],
+            frozen[row],
+            correlation[row],
+            size,
+            budget[row],
         )
 
 
@@ -268,7 +278,7 @@ def _on_all_threads(rows: int, work: Callable[[slice], None]) -> None:
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
@@ -278,7 +288,7 @@ def swap_rows(
     else:
         tiles, rho = torch.empty(0, 0), strongest_correlation(gram, size)
     layer = [t.numpy() for t in (gram, rho, tiles)]
-    of_rows = [t.numpy() for t in (mask, correlation, budget, swaps, certified)]
+    of_rows = [t.numpy() for t in (mask, frozen, correlation, budget, swaps, certified)]
     weights, scale = weight.numpy(), feature_norms(gram).numpy()
 
     def work(rows: slice) -> None:

@@ -22,7 +22,7 @@ _FUSED = False  # multiplications and additions are rounded as on the CPU, whate
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     rows, d_in = weight.shape
@@ -31,7 +31,8 @@ def swap_rows(
     if not rows:
         return swaps, certified
     unit = torch.cat([rounding(norms(part, gram)) for part in weight.split(256)])  # no float64 copy of the whole
-    row = (weight, gram, mask.view(torch.int8), correlation, feature_norms(gram), unit)
+    state = mask.to(torch.int8) + (mask & frozen)  # 0: pruned, 1: kept, 2: kept and never to be pruned
+    row = (weight, gram, state, correlation, feature_norms(gram), unit)
     result = (budget, swaps, certified.view(torch.int8))
     options = {"num_warps": _WARPS, "maxnreg": _REGISTERS, "enable_fp_fusion": _FUSED}
     if size == d_in:
@@ -47,6 +48,7 @@ def swap_rows(
         inside = gram.gather(1, column // size * size + torch.arange(size, device=weight.device))
         with torch.cuda.device_of(weight):
             _swap_blocks[(rows,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
+    mask.copy_(state != 0)
     return swaps, certified
 
 
@@ -187,10 +189,12 @@ def _swap_row(
             index = start + lane
             valid = index < d_in
             c = _move(index, valid, u_swap, p_swap, w_u, w_p, correlation, gram, d_in)
-            kept = tl.load(mask + index, valid, 0) != 0
+            state = tl.load(mask + index, valid, 0)
+            kept = state != 0
             _, own, alone = _alone(index, valid, kept, c, weight, norm, unit)
             share = own * tl.load(strongest + index, valid, 0.0)
-            bound = tl.where(valid, alone - tl.where(kept, share * lam, share * (1 / lam)), float("inf"))
+            bound = alone - tl.where(kept, share * lam, share * (1 / lam))
+            bound = tl.where(valid & (state != 2), bound, float("inf"))
             tl.store(low + index, bound, valid)
             least = _lower2(*least, *_sides(index, kept, bound))
         a, u, b, p = tl.reduce(least, 0, _lower2)
@@ -266,11 +270,12 @@ def _swap_blocks(
             index = first + column
             valid = (column < size) & (index < d_in)
             c = _move(index, valid, u_swap, p_swap, w_u, w_p, correlation, gram, d_in)
-            kept = tl.load(mask + index, valid, 0) != 0
+            state = tl.load(mask + index, valid, 0)
+            kept = state != 0
             w, _, alone = _alone(index, valid, kept, c, weight, norm, unit)
             for j in range(size):
                 w_j = tl.sum(tl.where(column == j, w, 0.0), 1, keep_dims=True)
-                alone_j = tl.min(tl.where((column == j) & kept, alone, float("inf")), 1, keep_dims=True)
+                alone_j = tl.min(tl.where((column == j) & (state == 1), alone, float("inf")), 1, keep_dims=True)
                 g = tl.load(inside + (first + j) * size + column, valid, 0.0).to(tl.float64)
                 cost = tl.where(valid & ~kept, alone_j + alone - 2 * w_j * w * g, float("inf"))
                 best, pair = _lower(best, pair, cost, (first + j).to(tl.int64) * d_in + index)

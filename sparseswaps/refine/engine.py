@@ -1,10 +1,11 @@
 """The public face of the swap engine: checks its input, picks a backend, measures and checks what came of it."""
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from sparseswaps.errors import InputError
 from sparseswaps.gram import check_gram, correlation, loss_of
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
+from sparseswaps.refine.between import exchange
 from sparseswaps.refine.certificate import improvable
 from sparseswaps.refine.reference import norms
 
@@ -26,11 +28,19 @@ class Backend(Protocol):
     """What a module of `sparseswaps.refine` offers that searches; `weight` and `gram` are float32 or float64."""
 
     def swap_rows(
-        self, weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+        self,
+        weight: Tensor,
+        gram: Tensor,
+        mask: Tensor,
+        frozen: Tensor,
+        correlation: Tensor,
+        size: int,
+        budget: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Refine `mask`, boolean [rows, d_in], in place, and keep its `correlation`, float64 [rows, d_in], with it.
 
-        `size` is the number of columns in a block, `budget`, int64 [rows], the number of swaps that a row may make.
+        `frozen`, boolean [rows, d_in], are kept weights that stay; `size` is the number of columns in a block,
+        `budget`, int64 [rows], the number of swaps that a row may make.
         Returns the swaps made, int64 [rows], and whether no pair improves any more, boolean [rows].
         """
         ...
@@ -85,6 +95,8 @@ def refine(
     pattern: Pattern,
     max_swaps: int | None = None,
     backend: str | None = None,
+    frozen: Tensor | None = None,
+    between_rows: bool = False,
 ) -> Refinement:
     """Swap kept against pruned weights, always the pair that lowers a row's error most, until none does.
 
@@ -102,6 +114,10 @@ def refine(
         max_swaps: swaps per row at most; None: to the local optimum.
         backend: one of `BACKENDS`; None: `cpu` and `cuda` on these devices, `batched` on any other and where there is
             no Triton.
+        frozen: boolean [d_out, d_in], the kept weights that no swap may prune.
+        between_rows: rows may also exchange a kept weight of one against a pruned one of another (`between.exchange`),
+            in turn with their own swaps until neither improves. The matrix then keeps as many weights as before,
+            its rows need not.
 
     Returns:
         A `Refinement` on the weight's device.
@@ -109,58 +125,115 @@ def refine(
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is none (see `check_gram`),
             their products overflow, `max_swaps` is no number of swaps, the backend is unknown or of another device,
-            the pattern does not divide d_in, or the GPU has no memory for a single row.
+            the pattern does not divide d_in or does not let rows exchange weights, or the GPU has no memory for a
+            single row.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
+    """
+    *_, last = walk(weight, gram, mask, pattern, [max_swaps], backend, frozen, between_rows)
+    return last
+
+
+@torch.no_grad()
+def walk(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    pattern: Pattern,
+    budgets: Iterable[int | None],
+    backend: str | None = None,
+    frozen: Tensor | None = None,
+    between_rows: bool = False,
+) -> Iterator[Refinement]:
+    """`refine` in steps: what it returns for each of `budgets`, rising, until every row is at its optimum.
+
+    Each step goes on from the one before. Other arguments and errors are those of `refine`.
     """
     weight, gram = checked(weight, gram)
     d_out, d_in = weight.shape
-    if mask.shape != weight.shape or mask.dtype != torch.bool:
-        raise InputError(
-            f"weight {tuple(weight.shape)} needs a boolean mask of its shape, not {mask.dtype} {tuple(mask.shape)}"
-        )
-    if mask.device != weight.device:
-        raise InputError(f"the mask is on {mask.device}, the weight on {weight.device}")
-    if max_swaps is not None and not (isinstance(max_swaps, int) and max_swaps >= 0):
-        raise InputError(f"max_swaps is {max_swaps}: expected a number of swaps, or none for the local optimum")
+    if frozen is None:
+        frozen = torch.zeros_like(mask)
+    for name, flags in (("mask", mask), ("frozen", frozen)):
+        if flags.shape != weight.shape or flags.dtype != torch.bool:
+            raise InputError(
+                f"weight {tuple(weight.shape)} needs a boolean {name} of its shape, "
+                f"not {flags.dtype} {tuple(flags.shape)}"
+            )
+        if flags.device != weight.device:
+            raise InputError(f"the {name} is on {flags.device}, the weight on {weight.device}")
     size = pattern.blocks(d_in).size
+    if between_rows and size != d_in:
+        raise InputError(f"pattern {pattern.label} says what each block keeps: swaps between rows cannot keep to it")
     search = backend_of(weight, backend)
 
-    most = torch.iinfo(torch.int64).max
-    allowed = most if max_swaps is None else min(max_swaps, most)
-    parts = sliced(lambda rows: _carried(search, weight[rows], gram, mask[rows], size, allowed), d_out, d_out, "rows")
-    mask, swaps, loss_before, loss_after, drift, certified, moving = map(torch.cat, zip(*parts, strict=True))
-    sample = certified.nonzero().flatten()
-    sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
-    wrong = torch.cat([moving.nonzero().flatten(), sample[improvable(weight[sample], gram, mask[sample], size)]])
-    if len(wrong):
-        raise CertificateError(f"row {wrong[0]} is not at the optimum that the search reported: a defect, report it")
-    return Refinement(
-        mask=mask,
-        swaps=swaps,
-        loss_before=loss_before,
-        loss_after=loss_after,
-        certified=certified,
-        stop=torch.where(certified, int(Stop.OPTIMUM), int(Stop.BUDGET)).to(torch.int8),
-        drift=drift,
-    )
+    mask, frozen = mask.clone(memory_format=torch.contiguous_format), (mask & frozen).contiguous()
+    swaps = torch.zeros(d_out, dtype=torch.int64, device=weight.device)
+    loss_before, loss_after, drift = torch.zeros(3, d_out, dtype=torch.float64, device=weight.device)
+    certified = torch.zeros(d_out, dtype=torch.bool, device=weight.device)
+
+    def carry(allowed: int, first: bool = False) -> None:
+        """Rows without a certificate, as far as `allowed` swaps go."""
+        open_rows = (~certified).nonzero().flatten()
+        every = len(open_rows) == d_out
+
+        def part(chosen: slice) -> None:
+            rows = chosen if every else open_rows[chosen]
+            moved = _carried(search, weight[rows], gram, mask[rows], frozen[rows], size, allowed - swaps[rows])
+            if first:
+                loss_before[rows] = moved.loss_before
+            mask[rows], loss_after[rows], certified[rows] = moved.mask, moved.loss_after, moved.certified
+            swaps[rows] += moved.swaps
+            drift[rows] = torch.maximum(drift[rows], moved.drift)
+            sample = moved.certified.nonzero().flatten()
+            sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
+            contradicted = improvable(weight[rows][sample], gram, moved.mask[sample], frozen[rows][sample], size)
+            wrong = torch.cat([moved.moving.nonzero().flatten(), sample[contradicted]])
+            if len(wrong):
+                row = open_rows[chosen][wrong[0]]
+                raise CertificateError(f"row {row} is not at the optimum that the search reported: a defect, report it")
+
+        sliced(part, len(open_rows), len(open_rows), "rows")
+
+    for step, budget in enumerate(budgets):
+        if budget is not None and not (isinstance(budget, int) and budget >= 0):
+            raise InputError(f"max_swaps is {budget}: expected a number of swaps, or none for the local optimum")
+        most = torch.iinfo(torch.int64).max
+        allowed = most if budget is None else min(budget, most)
+        carry(allowed, first=step == 0)
+        while between_rows and (exchanged := exchange(weight, gram, mask, frozen, allowed - swaps)).any():
+            swaps += exchanged
+            certified &= exchanged == 0
+            carry(allowed)
+        stop = torch.where(certified, int(Stop.OPTIMUM), int(Stop.BUDGET)).to(torch.int8)
+        state = (t.clone() for t in (mask, swaps, loss_before, loss_after, certified))
+        yield Refinement(*state, stop, drift.clone())
+        if certified.all():
+            return
+
+
+class _Carried(NamedTuple):
+    """Some rows after a search: the columns of `Refinement`, and which rows still moved in their last search."""
+
+    mask: Tensor
+    swaps: Tensor
+    loss_before: Tensor
+    loss_after: Tensor
+    drift: Tensor
+    certified: Tensor
+    moving: Tensor
 
 
 def _carried(
-    search: Backend, weight: Tensor, gram: Tensor, start: Tensor, size: int, allowed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Some rows from their masks `start` to where their searches end; `start` is not modified.
-
-    Returns:
-        The columns of `Refinement` but for `stop`: mask, swaps, loss_before, loss_after, drift, certified; and boolean
-        [rows], which rows still moved when they were searched for the last time.
-    """
+    search: Backend, weight: Tensor, gram: Tensor, start: Tensor, frozen: Tensor, size: int, budget: Tensor
+) -> _Carried:
+    """Some rows from their masks `start`, which is not modified, to where their searches end."""
     mask = start.clone(memory_format=torch.contiguous_format)
-    budget = torch.full((len(weight),), allowed, dtype=torch.int64, device=weight.device)
     current = correlation(weight, gram, mask)
     loss_before = loss_of(weight, current, mask)
     loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
-    swaps, certified = search.swap_rows(weight, gram, mask, current, size, budget)
-    rows = swaps.nonzero().flatten()
+    swaps, certified = search.swap_rows(weight, gram, mask, frozen, current, size, budget)
+    stopped = (swaps == budget) & (swaps > 0) & ~certified  # with improving swaps left: nothing to be certain of
+    loss_after[stopped] = loss_of(weight[stopped], current[stopped], mask[stopped])
+    rows = ((swaps > 0) & ~stopped).nonzero().flatten()
     current = current[rows]
     for _ in range(_PASSES):
         if not len(rows):
@@ -172,16 +245,19 @@ def _carried(
         drift[rows] = torch.maximum(
             drift[rows], (current - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
         )
-        made, certified[rows] = search.swap_rows(moved, gram, refined, fresh, size, budget[rows] - swaps[rows])
+        left = budget[rows] - swaps[rows]
+        made, certified[rows] = search.swap_rows(moved, gram, refined, frozen[rows], fresh, size, left)
         mask[rows] = refined
         swaps[rows] += made
         rows, current = rows[made > 0], fresh[made > 0]
     before, after = (m.reshape(len(m), -1, size).sum(-1) for m in (start, mask))
     if not torch.equal(before, after):
         raise CertificateError("the search changed how many weights a block keeps: a defect, report it")
+    if (frozen & ~mask).any():
+        raise CertificateError("the search pruned a frozen weight: a defect, report it")
     moving = torch.zeros_like(certified)
     moving[rows] = True
-    return mask, swaps, loss_before, loss_after, drift, certified, moving
+    return _Carried(mask, swaps, loss_before, loss_after, drift, certified, moving)
 
 
 @torch.no_grad()

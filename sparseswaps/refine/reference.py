@@ -36,7 +36,7 @@ def rounding(norms: Tensor) -> Tensor:
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
@@ -45,11 +45,12 @@ def swap_rows(
     s = norms(weight, gram)
     uncertain = (rounding(s)[:, None] * s).tolist()
     entries = gram.tolist()
-    for row, (mask_row, c) in enumerate(zip(mask, correlation, strict=True)):
+    for row, (mask_row, frozen_row, c) in enumerate(zip(mask, frozen, correlation, strict=True)):
         w = weight[row].tolist()
         while True:
             c.copy_(gram @ weight[row].masked_fill(mask_row, 0))
-            kept, pruned = mask_row.nonzero().flatten().tolist(), (~mask_row).nonzero().flatten().tolist()
+            kept = (mask_row & ~frozen_row).nonzero().flatten().tolist()
+            pruned = (~mask_row).nonzero().flatten().tolist()
             best, pair = 0.0, None
             at = c.tolist()
             for u in kept:
