@@ -1,6 +1,6 @@
 """SparseSwaps: warm-start pruning masks, refined by exact 1-swaps, assembled, evaluated and reported.
 
-model -> samples -> capture -> warmstart -> refine -> masks -> assemble -> evaluate -> tables -> figures -> report
+model -> samples -> capture -> warmstart -> refine (-> reconstruct) -> masks -> assemble -> evaluate -> tables -> report
 """
 
 import sys
@@ -26,7 +26,9 @@ pathvars:
     report="<results>/<study>",
     draw="{model}/{calibration}/seed{seed}",
     start="<draw>/{pattern}/{warmstart}",
-    cell="<start>/{refinement}",
+    refined="<start>/{refinement}",
+    rebuilt="<start>/{refinement}+{reconstruction}",
+    cell="<start>/{method}",
 
 
 resource_scopes:
@@ -38,8 +40,10 @@ include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/samples.smk"
 include: "rules/capture.smk"
+include: "rules/allocation.smk"
 include: "rules/warmstart.smk"
 include: "rules/refine.smk"
+include: "rules/reconstruct.smk"
 include: "rules/chain.smk"
 include: "rules/masks.smk"
 include: "rules/assemble.smk"

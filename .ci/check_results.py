@@ -7,7 +7,7 @@ import pandas
 
 from sparseswaps.artifacts import read_model
 from sparseswaps.checkpoint import Checkpoint
-from sparseswaps.pattern import parse_pattern
+from sparseswaps.pattern import parse_pattern, slug_of
 
 RESULTS = Path("results")
 TABLES = RESULTS / "reports" / "embedded" / "tables"
@@ -39,7 +39,7 @@ def check_zeros(label: str) -> None:
     """Every block of every row of every pruned matrix holds exactly as many zeros as the pattern says."""
     pattern = parse_pattern(label)
     model = read_model(RESULTS / "embedded" / "model.json")
-    folder = RESULTS / "embedded" / "stdlib" / "seed0" / pattern.slug / "wanda" / "swaps" / "checkpoint"
+    folder = RESULTS / "embedded" / "stdlib" / "seed0" / slug_of(pattern.label) / "wanda" / "swaps" / "checkpoint"
     for layers in model.blocks:
         for layer in layers:
             size, kept = pattern.blocks(layer.d_in)

@@ -1,8 +1,9 @@
 rule assemble:
-    """Write the pruned checkpoint: the dense one, with zeros where the mask file says so."""
+    """Write the pruned checkpoint: the dense one, with zeros where the mask file says so, and reconstructed weights."""
     input:
         model="<results>/{model}/model.json",
         masks="<results>/<cell>/masks.safetensors",
+        weights=weights_of_blocks,
     output:
         directory("<results>/<cell>/checkpoint"),
     log:

@@ -1,21 +1,21 @@
 # With `propagate: pruned`, block k's inputs come from the pruned blocks before it: a chain, and so one job for a cell.
-# Like capture, one rule a model.
-for MODEL_NAME in config["models"]:
+# Like capture, one rule a model; and another where weights are reconstructed as well.
+for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinement}+{reconstruction}")):
 
     rule:
         """Calibrate, mask and refine block after block, each on the outputs of those that are pruned already."""
         name:
-            f"chain_{MODEL_NAME}"
+            f"chain{'_rebuilt' * ('+' in METHOD)}_{MODEL_NAME}"
         input:
+            unpack(allocated),
             model=f"<results>/{MODEL_NAME}/model.json",
             samples=f"<results>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
         output:
-            masks=update(chained(MODEL_NAME, "masks/{block}.safetensors")),
-            losses=update(chained(MODEL_NAME, "losses/{block}.csv")),
+            **chained(MODEL_NAME, METHOD),
         log:
-            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{{refinement}}/chain.log",
+            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{METHOD}/chain.log",
         benchmark:
-            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{{refinement}}/chain.tsv"
+            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{METHOD}/chain.tsv"
         wildcard_constraints:
             calibration=PROPAGATES["pruned"],
         conda:
@@ -28,10 +28,11 @@ for MODEL_NAME in config["models"]:
             key=lambda wildcards: key(
                 "chain",
                 {
-                    "pattern": PATTERNS[wildcards.pattern].label,
+                    **counts(wildcards),
                     "criterion": wildcards.warmstart,
                     "batch_size": config["batch_size"],
-                    **config["refinements"][wildcards.refinement],
+                    "refinement": config["refinements"][wildcards.refinement],
+                    "reconstruction": config["reconstructions"].get(wildcards.get("reconstruction")),
                     **ACTIVATIONS,
                     **COMPUTE,
                 },

@@ -7,6 +7,7 @@ Snakemake then brings back what was there before.
 
 import platform
 from functools import cache
+from itertools import product
 from math import ceil
 from pathlib import Path
 
@@ -48,7 +49,9 @@ wildcard_constraints:
     seed=r"\d+",
     pattern="|".join(map(re.escape, PATTERNS)),
     warmstart=r"[^/]+",
-    refinement=r"[^/]+",
+    refinement=r"[^/+]+",
+    reconstruction=r"[^/+]+",
+    method=r"[^/]+",
     block=r"block\d+",
     variant=r"dense|[^/]+/seed\d+/[^/]+/[^/]+/[^/]+",
     text=r"[^/]+",
@@ -59,17 +62,45 @@ def key(script, settings, packages=("torch", "transformers")):
     return stage_key(Path(workflow.basedir) / "scripts" / f"{script}.py", settings, packages)
 
 
-def chained(model, ending):
-    """The outputs of a chain: an artifact for each decoder block of a model, in a cell's folder."""
-    folder = (
-        f"<results>/{model}/{{{{calibration}}}}/seed{{{{seed}}}}/{{{{pattern}}}}/{{{{warmstart}}}}/{{{{refinement}}}}"
-    )
-    return expand(f"{folder}/{ending}", block=BLOCKS[model])
+def chained(model, method):
+    """The outputs of a chain: artifacts for each decoder block of a model, in a cell's folder."""
+    endings = {"masks": "safetensors", "losses": "csv", "curves": "csv"}
+    if "+" in method:
+        endings["weights"] = "safetensors"
+    folder = f"<results>/{model}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{method}"
+    return {
+        kind: update([f"{folder}/{kind}/{block}.{ending}" for block in BLOCKS[model]])
+        for kind, ending in endings.items()
+    }
 
 
-def of_blocks(folder, ending):
-    """An input function: a folder's artifact of each decoder block of the wildcards' model."""
-    return lambda wildcards: [f"{folder}/{block}.{ending}" for block in BLOCKS[wildcards.model]]
+def masks_of_blocks(wildcards):
+    """An input function: a cell's masks of each decoder block. A reconstruction has those of its refinement, but where
+    it has made the inputs of later blocks others, its own."""
+    refinement, _, reconstruction = wildcards.method.partition("+")
+    own = config["calibrations"][wildcards.calibration]["propagate"] == "pruned"
+    folder = f"<results>/<start>/{wildcards.method if own else refinement}/masks"
+    return [f"{folder}/{block}.safetensors" for block in BLOCKS[wildcards.model]]
+
+
+def weights_of_blocks(wildcards):
+    """An input function: the new weights of each decoder block of a reconstructed cell."""
+    blocks = BLOCKS[wildcards.model] if "+" in wildcards.method else []
+    return [f"<results>/<cell>/weights/{block}.safetensors" for block in blocks]
+
+
+def allocated(wildcards):
+    """An input function: where the pattern is not the same for all layers, what it is for each."""
+    uniform = PATTERNS[wildcards.pattern].uniform
+    return {} if uniform else {"allocation": "<results>/<draw>/{pattern}/allocation.json"}
+
+
+def counts(wildcards):
+    """What masks have to keep, for a key."""
+    method = wildcards.get("method", wildcards.get("refinement"))
+    refinement = method and method.partition("+")[0]
+    equal = study.equal_rows(config, wildcards.warmstart, refinement)
+    return {"pattern": PATTERNS[wildcards.pattern].pattern.label, "equal_rows": equal}
 
 
 def text_file(settings):
@@ -89,8 +120,9 @@ def of_text(settings):
 
 
 def has_checkpoint(variant):
-    """Whether a variant, by its name as a wildcard, is evaluated from a checkpoint of its own."""
-    return config["checkpoints"] and variant != "dense"
+    """Whether a variant, by its name as a wildcard, is evaluated from a checkpoint of its own; reconstructed weights
+    are nowhere else."""
+    return variant != "dense" and (config["checkpoints"] or "+" in variant)
 
 
 def evaluated(wildcards):
@@ -107,19 +139,37 @@ def pruned(ending):
     return [f"<results>/{v.folder}/{ending}" for v in VARIANTS if not isinstance(v, study.Dense)]
 
 
+def checkpoints():
+    """An input list: the checkpoints that the study has."""
+    cells = [variant for variant in VARIANTS if not isinstance(variant, study.Dense)]
+    return [f"<results>/{cell.folder}/checkpoint" for cell in cells if has_checkpoint(cell.method)]
+
+
 def losses(variant):
     """The refinement tables of all blocks of a cell; none for a dense model."""
     blocks = [] if isinstance(variant, study.Dense) else BLOCKS[variant.model]
     return [f"<results>/{variant.folder}/losses/{block}.csv" for block in blocks]
 
 
+def curves(variant):
+    """The tables of the error by the number of swaps of all blocks of a cell; none where no swaps were made last."""
+    if isinstance(variant, study.Dense) or variant.reconstruction != "none":
+        return []
+    how = config["refinements"][variant.refinement]
+    swaps = how["method"] == "swaps" and how["max_swaps"] != 0
+    return [path.replace("/losses/", "/curves/") for path in losses(variant)] if swaps else []
+
+
 def described(variant):
     """What the tables say of a variant beyond its measurements."""
     if isinstance(variant, study.Dense):
         return {"model": variant.model, "pattern": "dense"}
-    budget = config["refinements"][variant.refinement]["max_swaps"]
-    named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "max_swaps": budget}
-    return named | {"refinement": "none"} if budget == 0 else named
+    calibration, how = config["calibrations"][variant.calibration], config["refinements"][variant.refinement]
+    refinement = "none" if how["max_swaps"] == 0 else variant.refinement
+    method = refinement + variant.method.removeprefix(variant.refinement)
+    named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "refinement": method}
+    named |= {name: calibration[name] for name in ("samples", "propagate")}
+    return named | {name: how[name] for name in ("method", "max_swaps", "freeze", "shrinkage")}
 
 
 @cache

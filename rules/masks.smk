@@ -1,8 +1,9 @@
 rule masks:
     """Put the masks of all blocks into one file, each of its tensor's shape, and check what they keep."""
     input:
+        unpack(allocated),
         model="<results>/{model}/model.json",
-        masks=of_blocks("<results>/<cell>/masks", "safetensors"),
+        masks=masks_of_blocks,
     output:
         "<results>/<cell>/masks.safetensors",
     log:
@@ -15,7 +16,7 @@ rule masks:
         **resources("masks"),
     params:
         key=lambda wildcards: key(
-            "masks", {"pattern": PATTERNS[wildcards.pattern].label}, packages=("torch", "safetensors")
+            "masks", counts(wildcards), packages=("torch", "safetensors")
         ),
     script:
         "../scripts/masks.py"

@@ -1,16 +1,18 @@
 rule refine:
-    """Refine the masks of one block by exact 1-swaps, and measure every layer's error before and after."""
+    """Refine the masks of one block by exact 1-swaps, and measure every layer's error on the way."""
     input:
+        unpack(allocated),
         model="<results>/{model}/model.json",
         gram="<results>/<draw>/gram/{block}.safetensors",
         masks="<results>/<start>/masks/{block}.safetensors",
     output:
-        masks=update("<results>/<cell>/masks/{block}.safetensors"),
-        losses=update("<results>/<cell>/losses/{block}.csv"),
+        masks=update("<results>/<refined>/masks/{block}.safetensors"),
+        losses=update("<results>/<refined>/losses/{block}.csv"),
+        curves=update("<results>/<refined>/curves/{block}.csv"),
     log:
-        "<logs>/<cell>/refine.{block}.log",
+        "<logs>/<refined>/refine.{block}.log",
     benchmark:
-        "<logs>/<cell>/refine.{block}.tsv"
+        "<logs>/<refined>/refine.{block}.tsv"
     wildcard_constraints:
         calibration=PROPAGATES["dense"],
     conda:
@@ -22,7 +24,7 @@ rule refine:
     params:
         key=lambda wildcards: key(
             "refine",
-            {"pattern": PATTERNS[wildcards.pattern].label, **config["refinements"][wildcards.refinement], **COMPUTE},
+            {**counts(wildcards), **config["refinements"][wildcards.refinement], **COMPUTE},
             packages=("torch", "numba"),
         ),
     script:

@@ -59,7 +59,7 @@ rule report:
         samples=[f"<results>/{draw}/samples.safetensors" for draw in DRAWS],
         # Not read, but a study has them even where nothing is evaluated, and the page says what they took.
         masks=pruned("masks.safetensors"),
-        checkpoints=pruned("checkpoint") if config["checkpoints"] else [],
+        checkpoints=checkpoints(),
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
         figures="<report>/figures",

@@ -1,6 +1,7 @@
 rule warmstart:
     """Make the first masks of one block by a criterion."""
     input:
+        unpack(allocated),
         model="<results>/{model}/model.json",
         gram="<results>/<draw>/gram/{block}.safetensors",
     output:
@@ -20,7 +21,7 @@ rule warmstart:
     params:
         key=lambda wildcards: key(
             "warmstart",
-            {"pattern": PATTERNS[wildcards.pattern].label, "criterion": wildcards.warmstart, **COMPUTE},
+            {**counts(wildcards), "criterion": wildcards.warmstart, **COMPUTE},
             packages=("torch", "numba"),
         ),
     script:

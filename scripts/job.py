@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 
 from sparseswaps.errors import InputError
 from sparseswaps.files import read_json
+from sparseswaps.pattern import Pattern, parse_pattern
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 
@@ -76,6 +77,15 @@ def device(settings: dict) -> str:
     if not torch.cuda.is_available():
         raise InputError("config key gpu: is true, but torch finds no CUDA device here")
     return "cuda"
+
+
+def patterns(snakemake: Any, settings: dict) -> Callable[[int, str], Pattern]:
+    """The pattern of a layer, by the number of its block and its name."""
+    uniform = parse_pattern(settings["pattern"])
+    if "allocation" not in snakemake.input.keys():  # noqa: SIM118
+        return lambda block, layer: uniform
+    allocation = read_json(snakemake.input.allocation)
+    return lambda block, layer: parse_pattern(allocation[block][layer])
 
 
 def block_of(snakemake: Any) -> int:

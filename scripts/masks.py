@@ -1,17 +1,16 @@
 """Rule masks: one mask file for the whole model."""
 
-from job import run
+from job import patterns, run
 
 from sparseswaps.artifacts import read_masks, read_model, write_masks
 from sparseswaps.errors import naming
 from sparseswaps.masks import check_mask
-from sparseswaps.model import tensor_masks
-from sparseswaps.pattern import parse_pattern
+from sparseswaps.model import by_tensor
 
 
 def main(snakemake, settings):
     model = read_model(snakemake.input.model)
-    pattern = parse_pattern(settings["pattern"])
+    pattern_of = patterns(snakemake, settings)
     counts = []
 
     def checked():
@@ -20,12 +19,12 @@ def main(snakemake, settings):
             layers = [layer for layer in model.blocks[block] if layer.name in of_block]
             for layer in layers:
                 with naming(f"block {block}, {layer.name}"):
-                    check_mask(of_block[layer.name], pattern)
-            for name, mask in tensor_masks(layers, of_block).items():
+                    check_mask(of_block[layer.name], pattern_of(block, layer.name), settings["equal_rows"])
+            for name, mask in by_tensor(layers, of_block).items():
                 counts.append((mask.numel(), int(mask.sum())))
                 yield name, mask
 
-    write_masks(snakemake.output[0], checked(), model, snakemake.params.key, base=model.base, pattern=pattern.label)
+    write_masks(snakemake.output[0], checked(), model, snakemake.params.key, base=model.base, pattern=settings["pattern"])
     every, kept = map(sum, zip(*counts, strict=True))
     return f"{every - kept} of {every} weights are pruned in {len(counts)} matrices"
 

@@ -2,40 +2,35 @@
 
 import logging
 
-from job import block_of, device, run
+from job import block_of, device, patterns, run
 
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_masks
 from sparseswaps.errors import naming
 from sparseswaps.files import write_csv
-from sparseswaps.layerwise import refine_layer, summary, total
-from sparseswaps.pattern import parse_pattern
+from sparseswaps.layerwise import Method, refine_layer, summary, total
+from sparseswaps.masks import check_mask
 
 
 def main(snakemake, settings):
-    place = device(settings)
+    place, how = device(settings), Method.of(settings)
     model = read_model(snakemake.input.model)
     grams = read_grams(snakemake.input.gram, model)
     starts = read_masks(snakemake.input.masks, model)
-    block = block_of(snakemake)
-    pattern = parse_pattern(settings["pattern"])
-    masks, rows = {}, []
+    block, pattern_of = block_of(snakemake), patterns(snakemake, settings)
+    masks, rows, curves = {}, [], []
     for layer in grams.readers(model.blocks[block]):
-        name = f"block {block}, {layer.name}"
+        name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
         with naming(name):
-            source = grams.reads[layer.name]
-            unseen = grams.held_out[source].to(place) if source in grams.held_out else None
-            masks[layer.name], row = refine_layer(
-                model.weight(layer).to(place),
-                grams.matrix[source].to(place),
-                unseen,
-                starts[layer.name].to(place),
-                pattern,
-                settings["max_swaps"],
-            )
-        rows.append({"block": block, "layer": layer.name} | grams.about(layer.name) | row)
-        logging.info("%s: %s", name, summary(row))
+            pattern, start = pattern_of(block, layer.name), starts[layer.name].to(place)
+            refined = refine_layer(model.weight(layer).to(place), grams.of(layer.name, place), start, pattern, how)
+            check_mask(refined.mask, pattern, settings["equal_rows"])
+        masks[layer.name] = refined.mask
+        rows.append(here | grams.about(layer.name) | refined.figures)
+        curves += [here | point for point in refined.curve]
+        logging.info("%s: %s", name, summary(refined.figures))
     write_masks(snakemake.output.masks, masks.items(), model, snakemake.params.key)
     write_csv(snakemake.output.losses, rows)
+    write_csv(snakemake.output.curves, curves)
     return total(rows)
 
 

@@ -20,7 +20,7 @@ from sparseswaps.errors import InputError
 from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.gram import Grams
 from sparseswaps.masks import pack, unpack
-from sparseswaps.model import Layer, Model
+from sparseswaps.model import Layer, Model, by_tensor
 from sparseswaps.modeldir import weight_files
 
 
@@ -62,22 +62,23 @@ def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:
 
 
 def write_grams(path: str | Path, grams: Grams, model: Model, key: str) -> None:
-    """Gram matrices, in float32."""
+    """Gram matrices in float32, sums in float64."""
     tensors = {f"{name}.calibration": matrix.cpu() for name, matrix in grams.matrix.items()}
     tensors |= {f"{name}.held_out": matrix.cpu() for name, matrix in grams.held_out.items()}
-    more = {"reads": grams.reads, "tokens": grams.tokens, "unrouted": grams.unrouted}
+    tensors |= {f"{name}.sums": sums.cpu() for name, sums in grams.sums.items()}
+    more = {name: getattr(grams, name) for name in ("reads", "tokens", "unrouted", "sequences")}
     _write(path, "grams", tensors, more, model, key)
 
 
 def read_grams(path: str | Path, model: Model) -> Grams:
     tensors, more = _read(path, "grams", model)
-    split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}}
+    split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}, "sums": {}}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {name} holds NaN or Inf; delete the file and run snakemake again")
         layer, _, which = name.rpartition(".")
         split[which][layer] = tensor
-    return Grams(more["reads"], split["calibration"], split["held_out"], more["tokens"], more["unrouted"])
+    return Grams(matrix=split["calibration"], held_out=split["held_out"], sums=split["sums"], **more)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -113,6 +114,35 @@ def write_masks(path: str | Path, masks: Iterable[tuple[str, Tensor]], model: Mo
 def read_masks(path: str | Path, model: Model) -> Masks:
     tensors, more = _read(path, "masks", model)
     return Masks(tensors, more["d_in"])
+
+
+def write_weights(path: str | Path, weights: dict[str, Tensor], model: Model, key: str) -> None:
+    """New weights of a block's layers, [d_out, d_in] in their stored dtype, by layer name."""
+    _write(path, "weights", {name: weight.cpu() for name, weight in weights.items()}, {}, model, key)
+
+
+class Weights(Mapping[str, Tensor]):
+    """The new weights of a whole model by the name of their tensor; those of one block are in memory at a time."""
+
+    def __init__(self, paths: list[str], model: Model) -> None:
+        """`paths` are what `write_weights` wrote of each block."""
+        self._paths, self._model = paths, model
+        self._place = {layer.tensor: index for index, layers in enumerate(model.blocks) for layer in layers}
+        self._held: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        index = self._place[name]
+        if self._held[0] != index:
+            of_block, _ = _read(self._paths[index], "weights", self._model)
+            layers = [layer for layer in self._model.blocks[index] if layer.name in of_block]
+            self._held = index, by_tensor(layers, of_block)
+        return self._held[1][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
 
 
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:

@@ -143,12 +143,11 @@ def _pieces(
     return found if sum(layer.d_out for layer in found) == math.prod(shape[:-1]) else []
 
 
-def put_masks(block: nn.Module, layers: list[Layer], masks: dict[str, Tensor]) -> None:
-    """Set the pruned weights of a block to zero; `masks` are boolean [d_out, d_in] by layer name."""
+def put_weights(block: nn.Module, layers: list[Layer], weights: dict[str, Tensor]) -> None:
+    """Give a block's layers new weights, [d_out, d_in] by layer name; those that have none keep theirs."""
     for layer in layers:
-        if layer.name in masks:
-            weight = layer.of_parameter(block.get_parameter(layer.parameter).data)
-            weight.masked_fill_(~masks[layer.name].to(weight.device), 0)
+        if layer.name in weights:
+            layer.of_parameter(block.get_parameter(layer.parameter).data).copy_(weights[layer.name])
 
 
 def left_dense(block: nn.Module, layers: list[Layer]) -> list[str]:

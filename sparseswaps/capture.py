@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map
 
 from sparseswaps.activations import Keep, in_memory
-from sparseswaps.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_masks
+from sparseswaps.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_weights
 from sparseswaps.errors import InputError
 from sparseswaps.gram import Grams, accumulate
 from sparseswaps.memory import halving
@@ -64,8 +64,8 @@ def capture(
     """Gram matrices of the inputs of every prunable layer, block by block.
 
     Inputs are those of the dense model, or, with `prune`, of a model whose earlier blocks are pruned already: it is
-    called with the number of a block and its Gram matrices, and the masks that it returns are put on the block's
-    weights, in place, before the block is run for the inputs of the next.
+    called with the number of a block and its Gram matrices, and the weights that it returns are put into the block
+    before that is run for the inputs of the next.
 
     One block's weights and Gram matrices are held at a time, and the hidden states of one batch; those of the others
     wait where `keep` puts them. Where the device's memory runs out, batches are halved.
@@ -80,7 +80,7 @@ def capture(
         samples: int64 [samples, seqlen] token ids of the calibration text.
         held_out: int64 [any number, seqlen] token ids of held-out text.
         batch_size: sequences per forward pass.
-        prune: the masks of a block, boolean [d_out, d_in] by layer name, from its number and Gram matrices.
+        prune: the new weights of a block, [d_out, d_in] by layer name, from its number and Gram matrices.
         keep: puts hidden states away.
 
     Yields:
@@ -99,7 +99,7 @@ def capture(
     batches, _ = halving(start, batch_size, "sequences", "the calibration's seqlen")
     for index in range(len(weights.layers)):
         # Neither a name nor a decorated generator holds what was yielded while the next Gram matrices are summed.
-        yield _of_block(weights, index, batches, observe, prune, keep, samples.numel())
+        yield _of_block(weights, index, batches, observe, prune, keep, *samples.shape)
 
 
 @torch.inference_mode()
@@ -110,11 +110,13 @@ def _of_block(
     observe: Observe,
     prune: Prune | None,
     keep: Keep,
-    tokens: int,
+    sequences: int,
+    seqlen: int,
 ) -> Grams:
-    """One block's Gram matrices over so many `tokens`; afterwards the hidden states of the batches are its outputs."""
+    """One block's Gram matrices over so many `sequences`; afterwards the hidden states of the batches are its outputs."""
     prefix, blocks = find_blocks(weights.model)
     block, layers, grams = blocks[index], weights.layers[index], Grams()
+    grams.sequences = sequences
     step = partial(_step, weights, block, index, keep)
     add = partial(_add, grams, layers, f"{prefix}.{index}")
     sweep = partial(_sweep, batches, observe, keep)
@@ -126,13 +128,13 @@ def _of_block(
         if few := _forget_starved(grams, layers):
             advanced = prune is None
             sweep(partial(step, add=partial(add, few), unrouted=few, advance=advanced))
-        _leave_dense(grams, layers, f"{prefix}.{index}", tokens)
+        _leave_dense(grams, layers, f"{prefix}.{index}", sequences * seqlen)
         for totals in (grams.matrix, grams.held_out):
             for name in list(totals):  # the rounding of a device's matrix product need not be symmetric
                 total = totals.pop(name).float()
                 totals[name] = (total + total.T).div_(2)
         if prune is not None:
-            put_masks(block, layers, prune(index, grams))
+            put_weights(block, layers, prune(index, grams))
         if not advanced:
             sweep(partial(step, advance=True))
     return grams
@@ -390,6 +392,8 @@ def _add(grams: Grams, layers: list[Layer], place: str, only: set[Matrix], batch
             accumulate(totals[layer.name], x)
             if not batch.held_out:
                 grams.tokens[layer.name] = grams.tokens.get(layer.name, 0) + x.shape[:-1].numel()
+                sums = x.reshape(-1, layer.d_in).sum(0, dtype=torch.float64)
+                grams.sums[layer.name] = sums + grams.sums.get(layer.name, 0)
         if not totals[layer.name].diagonal().isfinite().all():
             raise InputError(f"{place}.{layer.name}: an input activation is NaN or Inf; check the model and its dtype")
 
@@ -404,7 +408,7 @@ def _leave_dense(grams: Grams, layers: list[Layer], place: str, tokens: int) -> 
         elif grams.tokens.get(source, 0) < min(layer.d_in, tokens):
             logging.warning("%s.%s: sees %d tokens, left dense", place, layer.name, grams.tokens.get(source, 0))
             del grams.reads[layer.name]
-    for kept in (grams.matrix, grams.held_out, grams.tokens):
+    for kept in (grams.matrix, grams.held_out, grams.sums, grams.tokens):
         for name in set(kept) - set(grams.reads.values()):
             del kept[name]
 
@@ -416,6 +420,6 @@ def _forget_starved(grams: Grams, layers: list[Layer]) -> set[Matrix]:
         if layer.expert is not None and grams.tokens.get(layer.name, layer.d_in) < layer.d_in:
             found.add(layer.matrix)
             grams.unrouted.append(layer.name)
-            for kept in (grams.matrix, grams.held_out, grams.tokens):
+            for kept in (grams.matrix, grams.held_out, grams.sums, grams.tokens):
                 kept.pop(layer.name, None)
     return found

@@ -76,7 +76,13 @@ def _opened(path: Path) -> safe_open:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def write_pruned(source: Checkpoint, masks: Mapping[str, Tensor], target: str | Path, extra: dict[str, str]) -> None:
+def write_pruned(
+    source: Checkpoint,
+    masks: Mapping[str, Tensor],
+    target: str | Path,
+    extra: dict[str, str],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Copy a model folder, with zeros where masks say so.
 
     Weight files keep their names, headers and tensor order: they are copied, and pruned weights are then overwritten
@@ -85,6 +91,7 @@ def write_pruned(source: Checkpoint, masks: Mapping[str, Tensor], target: str | 
     Args:
         source: the dense model.
         masks: boolean masks (True = kept) by tensor name, each of its tensor's shape.
+        weights: new values of the kept weights, by tensor name in its dtype and shape; None: they keep theirs.
         target: the folder to write; complete or not there at all.
         extra: further text files to write into the folder, by name.
 
@@ -101,12 +108,14 @@ def write_pruned(source: Checkpoint, masks: Mapping[str, Tensor], target: str | 
                 raise InputError(f"{source.folder}: holds no tensor {name!r}")
             by_file.setdefault(source.files[name], []).append(name)
         for file, names in by_file.items():
-            _zero_in_place(folder / file, names, masks)
+            _write_in_place(folder / file, names, masks, weights)
         for name, text in extra.items():
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def _zero_in_place(path: Path, names: list[str], masks: Mapping[str, Tensor]) -> None:
+def _write_in_place(
+    path: Path, names: list[str], masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None
+) -> None:
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         (length,) = struct.unpack("<Q", view[:8])
         header = json.loads(view[8 : 8 + length])
@@ -120,6 +129,8 @@ def _zero_in_place(path: Path, names: list[str], masks: Mapping[str, Tensor]) ->
             weight = torch.frombuffer(
                 view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=8 + length + begin
             )
+            if weights is not None:
+                weight.copy_(weights[name].flatten())
             weight.masked_fill_(~mask.flatten(), 0)
             del weight  # releases the map's buffer, which could not be closed otherwise
         view.flush()

@@ -1,69 +1,219 @@
-"""What refinement does to one layer: its mask, and the row of the table of losses that says what came of it."""
+"""What the stages do to one layer: its refined mask, its new weights, and the figures that say what came of them."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import chain, count, takewhile
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
-from sparseswaps.gram import row_loss
-from sparseswaps.masks import check_mask
+from sparseswaps.baselines.admm import admm_update
+from sparseswaps.baselines.dsnot import dsnot
+from sparseswaps.baselines.sparsegpt import sparsegpt_update
+from sparseswaps.gram import Inputs, output_error, row_loss
+from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
-from sparseswaps.refine import refine
+from sparseswaps.reconstruct import least_squares
+from sparseswaps.refine import Refinement, walk
 
 
-def refine_layer(
-    weight: Tensor, gram: Tensor, held_out: Tensor | None, start: Tensor, pattern: Pattern, max_swaps: int | None
-) -> tuple[Tensor, dict[str, float]]:
-    """Refine a layer's mask, and measure its error before and after.
+@dataclass(frozen=True)
+class _Settings:
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Self:
+        """Those of a stage's settings that are for this."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Method(_Settings):
+    """How masks are refined; configuration key `refinements`."""
+
+    method: str = "swaps"
+    max_swaps: int | None = None
+    stop: str = "optimum"
+    freeze: float = 0.0
+    shrinkage: float = 0.0
+    between_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Reconstruction(_Settings):
+    """How kept weights are fitted to a mask; configuration key `reconstructions`."""
+
+    method: str = "least_squares"
+    damping: float = 0.01
+    iterations: int = 50
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A layer's refinement.
+
+    Attributes:
+        mask: boolean [d_out, d_in].
+        figures: of the layer, by the names of their columns; None where there is no held-out text.
+        curve: error by the number of swaps that a row could make so far, as rows of columns `budget`, `loss`,
+            `held_out`.
+    """
+
+    mask: Tensor
+    figures: dict[str, Any]
+    curve: list[dict[str, Any]]
+
+
+def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Refined:
+    """Refine a layer's mask, and measure its error on the way.
 
     Args:
-        weight, gram, start, pattern, max_swaps: as for `refine`, on one device.
-        held_out: [d_in, d_in], a Gram matrix that refinement does not see, if there is one.
-
-    Returns:
-        The mask, and the figures of the layer by the names of their columns; None where there is no held-out text.
+        weight: [d_out, d_in], floating; `inputs` and `start`, the mask to begin with, are on its device.
+        how: with `stop="held_out"` the mask is that of the last step before the held-out error rose, where there is
+            held-out text.
 
     Raises:
-        InputError, CertificateError: as `refine` does; InputError when `start` does not keep what `pattern` says.
+        InputError, CertificateError: as `refine` does.
     """
     began = time.monotonic()
-    result = refine(weight, gram, start, pattern, max_swaps)
-    check_mask(result.mask, pattern)
-    unseen = [None, None]
-    if held_out is not None:
-        unseen = [_loss(weight, held_out, mask) for mask in (start, result.mask)]
-    return result.mask, {
+    steps = _dsnot(weight, inputs, start, pattern) if how.method == "dsnot" else _swaps(weight, inputs, start, pattern, how)
+    best, curve = None, []
+    for step in steps:
+        curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
+        worse = best is not None and step.held_out is not None and step.held_out >= best.held_out
+        if how.stop == "held_out" and worse:
+            break
+        best = step
+    figures = {
         "d_out": weight.shape[0],
         "d_in": weight.shape[1],
-        "kept": int(result.mask.sum()),
-        "loss_before": float(result.loss_before.sum()),
-        "loss_after": float(result.loss_after.sum()),
-        "held_out_before": unseen[0],
-        "held_out_after": unseen[1],
-        "swaps": int(result.swaps.sum()),
-        "max_row_swaps": int(result.swaps.max()),
+        "kept": int(best.mask.sum()),
+        "loss_before": curve[0]["loss"],
+        "loss_after": best.loss,
+        "held_out_before": curve[0]["held_out"],
+        "held_out_after": best.held_out,
+        "swaps": int(best.swaps.sum()),
+        "max_row_swaps": int(best.swaps.max()),
         "rows": len(weight),
-        "rows_certified": int(result.certified.sum()),
-        "drift": float(result.drift.max()),
+        "rows_certified": int(best.certified.sum()),
+        "drift": best.drift,
         "seconds": round(time.monotonic() - began, 3),
     }
+    return Refined(best.mask, figures, curve)
 
 
-def _loss(weight: Tensor, gram: Tensor, mask: Tensor) -> float:
-    """The error of all rows, of so many at a time as the GPU has memory for."""
+def reconstruct_layer(
+    weight: Tensor, inputs: Inputs, mask: Tensor, how: Reconstruction, figures: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """New values for a layer's kept weights.
+
+    Args:
+        weight: [d_out, d_in], floating; `inputs` and `mask` are on its device.
+        figures: those of the mask's refinement.
+
+    Returns:
+        The weights in the dtype they had, zero where pruned, and the figures with the error that they leave.
+    """
+    began = time.monotonic()
+    if how.method == "sparsegpt":
+        new = sparsegpt_update(weight, inputs.gram, mask, how.damping)
+    elif how.method == "admm":
+        new = admm_update(weight, inputs.gram, mask, how.damping, how.iterations)
+    else:
+        new = least_squares(weight, inputs.gram, mask, how.damping, how.iterations)
+    new = new.to(weight.dtype)  # before it is measured: rounding is part of what a checkpoint gets
+    after = {"loss_after": _total(output_error, weight, inputs.gram, new)}
+    if inputs.held_out is not None:
+        after["held_out_after"] = _total(output_error, weight, inputs.held_out, new)
+    seconds = figures["seconds"] + time.monotonic() - began
+    return new, figures | after | {"seconds": round(seconds, 3)}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer on its way: masks and counts as in `Refinement`, error over all rows."""
+
+    mask: Tensor
+    swaps: Tensor
+    certified: Tensor
+    drift: float
+    loss: float
+    held_out: float | None
+
+
+def ladder(most: int | None) -> Iterator[int]:
+    """The numbers of swaps at which a refinement is looked at: 0, 1, 2, 5, 10, 25, 50, 100, ... and `most` at last."""
+    rungs = chain([0, 1, 2, 5], (rung * 10**power for power in count() for rung in (10, 25, 50)))
+    yield from takewhile(lambda rung: most is None or rung < most, rungs)
+    yield most
+
+
+def _swaps(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Iterator[_Step]:
+    """Exact 1-swaps (`refine.walk`), step by step of the ladder."""
+    gram = shrunk(inputs.gram, how.shrinkage)
+    frozen = frozen_weights(weight, inputs.gram, how.freeze) if how.freeze else None
+    grams = {"loss": inputs.gram} if how.shrinkage else {}
+    if inputs.held_out is not None:
+        grams["held_out"] = inputs.held_out
+    of_rows = {name: torch.zeros(len(weight), dtype=torch.float64, device=weight.device) for name in grams}
+    last: Refinement | None = None
+    budgets = ladder(how.max_swaps)
+    for result in walk(weight, gram, start, pattern, budgets, frozen=frozen, between_rows=how.between_rows):
+        changed = slice(None) if last is None else (result.mask != last.mask).any(1)
+        for name, of in grams.items():
+            part, mask = weight[changed], result.mask[changed]
+            rows = len(part)
+            found = sliced(lambda i, w=part, g=of, m=mask: row_loss(w[i], g, m[i]), rows, rows, "rows")
+            if found:
+                of_rows[name][changed] = torch.cat(found)
+        losses = {"loss": float(result.loss_after.sum()), "held_out": None}
+        losses |= {name: float(values.sum()) for name, values in of_rows.items()}
+        yield _Step(result.mask, result.swaps, result.certified, float(result.drift.max()), **losses)
+        last = result
+
+
+def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern) -> Iterator[_Step]:
+    """DSnoT: the mask as it is, and what it is made to."""
+    mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences)
+    for found in (start, mask):
+        swaps = (start & ~found).sum(1)
+        loss = _total(row_loss, weight, inputs.gram, found)
+        unseen = None if inputs.held_out is None else _total(row_loss, weight, inputs.held_out, found)
+        yield _Step(found, swaps, torch.zeros_like(swaps, dtype=torch.bool), 0.0, loss, unseen)
+
+
+def shrunk(gram: Tensor, shrinkage: float) -> Tensor:
+    """(1 - s) G + s diag(G): correlations are trusted less; at s = 1 the best mask is Wanda's."""
+    if not shrinkage:
+        return gram
+    found = gram * (1 - shrinkage)
+    found.diagonal().copy_(gram.diagonal())
+    return found
+
+
+def frozen_weights(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
+    """The weights of highest Wanda score |W_ij| sqrt(G_jj), `fraction` of each row: boolean [d_out, d_in]."""
+    scores = weight.float().abs() * gram.diagonal().sqrt()
+    count = round(fraction * weight.shape[1])
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(count, 1).indices, True)
+
+
+def _total(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:
+    """An error of all rows, of so many at a time as the GPU has memory for."""
     rows = len(weight)
-    return sum(sliced(lambda part: float(row_loss(weight[part], gram, mask[part]).sum()), rows, rows, "rows"))
+    return sum(sliced(lambda part: float(error(weight[part], gram, of[part]).sum()), rows, rows, "rows"))
 
 
-def summary(row: dict[str, float]) -> str:
-    """One line of such a row, for a log."""
+def summary(figures: dict[str, Any]) -> str:
+    """One line of a layer's figures, for a log."""
     return (
-        f"error {row['loss_before']:.6g} -> {row['loss_after']:.6g}, {row['swaps']} swaps, "
-        f"{row['rows_certified']} of {row['rows']} rows certified, drift {row['drift']:.1g}"
+        f"error {figures['loss_before']:.6g} -> {figures['loss_after']:.6g}, {figures['swaps']} swaps, "
+        f"{figures['rows_certified']} of {figures['rows']} rows certified"
     )
 
 
-def total(rows: list[dict[str, float]]) -> str:
-    """One line of several rows."""
+def total(rows: list[dict[str, Any]]) -> str:
+    """One line of several layers' figures."""
     before, after = (sum(row[column] for row in rows) for column in ("loss_before", "loss_after"))
     return f"error {before:.6g} -> {after:.6g}, {sum(row['swaps'] for row in rows)} swaps"

@@ -25,10 +25,17 @@ def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
     return mask.view_as(scores)
 
 
-def check_mask(mask: Tensor, pattern: Pattern) -> None:
-    """Raise InputError unless every block of every row keeps exactly as many weights as `pattern` says."""
+def check_mask(mask: Tensor, pattern: Pattern, equal_rows: bool = True) -> None:
+    """Raise InputError unless every block of every row keeps exactly as many weights as `pattern` says.
+
+    Without `equal_rows`, a pattern of whole rows says how many the matrix keeps in all.
+    """
     size, kept = pattern.blocks(mask.shape[1])
     counts = mask.reshape(mask.shape[0], -1, size).sum(-1)
+    if not equal_rows and size == mask.shape[1]:
+        if (found := int(counts.sum())) != kept * len(mask):
+            raise InputError(f"{found} weights are kept, {kept * len(mask)} are asked for by pattern {pattern.label}")
+        return
     wrong = (counts != kept).nonzero()
     if len(wrong):
         row, block = wrong[0].tolist()

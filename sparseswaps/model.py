@@ -96,15 +96,15 @@ class Model:
         return weight.T.contiguous() if layer.transposed else weight
 
 
-def tensor_masks(layers: list[Layer], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The masks of a block's layers, boolean [d_out, d_in] by layer name, as those of its files' tensors: by tensor
-    name, in the tensor's shape."""
+def by_tensor(layers: list[Layer], matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks or weights of a block's layers, [d_out, d_in] by layer name, as its files hold them: by the name of their
+    tensor, in its shape."""
     found: dict[str, Tensor] = {}
     experts: dict[str, list[Tensor]] = {}
     for layer in layers:
-        mask = masks[layer.name].T.contiguous() if layer.transposed else masks[layer.name]
+        matrix = matrices[layer.name].T.contiguous() if layer.transposed else matrices[layer.name]
         if layer.fused:
-            experts.setdefault(layer.tensor, []).append(mask)
+            experts.setdefault(layer.tensor, []).append(matrix)
         else:
-            found[layer.tensor] = mask
+            found[layer.tensor] = matrix
     return found | {name: torch.stack(of_experts) for name, of_experts in experts.items()}

@@ -25,8 +25,9 @@ TEXT = 300_000  # tokens of an evaluation text whose windows are not limited: ab
 _TOKENISING = 2.0  # seconds; assumed
 SWAPS = 0.06  # swaps to a row's optimum, of d_in: 0.04 to 0.075 were measured at 60% and 2:4 (benchmarks/results)
 _AGAIN = 6  # swaps that a row's last searches, which find nothing, take as long as
+_UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices of these warm starts
 _CHECK = 20  # bytes for each entry of a Gram matrix: a float32 copy, and where rounding is in doubt two in float64
-_PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after
+_PASSES = 16  # correlations of all rows in a refinement, as it is measured on its way, on held-out text as well
 
 
 class Rates(NamedTuple):
@@ -185,10 +186,10 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
 def _working(sizes: Sizes) -> int:
     """Bytes that refine() or a warm start holds for a block's largest layer.
 
-    A weight: as stored, in float32, and three times the search's state of it, the correlation in float64, the weight
-    and the mask (which also covers a sort). A Gram entry, beside the matrix itself and the held-out one: the check's.
+    A weight: as stored, in float32, in five masks, and three times the search's state of it, the correlation in
+    float64, the weight and the mask (which also covers a sort and a reconstruction). A Gram entry, beside the matrix itself and the held-out one: the check's.
     """
-    return max(m.d_out * m.d_in * (sizes.bytes + 4 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
+    return max(m.d_out * m.d_in * (sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
 
 
 def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
@@ -204,13 +205,38 @@ def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: flo
 
 
 def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
-    """A warm start of a block: a sort of every row, or greedy's elimination, 0.8 ns a pruned weight and column."""
+    """A warm start of a block: a sort of every row, greedy's elimination, 0.8 ns a pruned weight and column, or one of
+    those that update weights as they go."""
     rates = machine.rates
+    if mask.criterion in _UPDATING:
+        return _update_seconds(sizes, _UPDATING[mask.criterion], rates)
     if mask.criterion != "greedy":
         return sizes.prunable / rates.sort
     checks = sum(m.count * m.d_in**3 / 3 for m in sizes.matrices) / rates.cholesky
     steps = sum(m.count * m.d_out * m.d_in * (2e-7 + 8e-10 * m.d_in) for m in sizes.matrices)
     return checks + mask.sparsity * steps / rates.search
+
+
+def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
+    """So many products of a block's weights with their Gram matrices, and one inversion of these."""
+    each = sum(m.count * 2 * m.d_out * m.d_in**2 for m in sizes.matrices) * products / rates.double
+    return each + sum(m.count * m.d_in**3 for m in sizes.matrices) / rates.cholesky
+
+
+@cache
+def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
+    """The new weights of a block; see `_masked`. They are all held, and written."""
+    weights = sizes.prunable * sizes.bytes
+    needs = _masked(sizes, draw, machine, "numba", _update_seconds(sizes, iterations, machine.rates))
+    return Needs(needs.host + weights, needs.gpu, weights, needs.seconds + weights / _DISK)
+
+
+@cache
+def allocation(sizes: Sizes, draw: Draw) -> Needs:
+    """A block's Gram matrices and Wanda scores in float32, one block after the other."""
+    grams = draw.splits * 4 * sizes.gram
+    read = (grams + sizes.prunable * sizes.bytes) * sizes.blocks
+    return Needs(_LIBRARIES + grams + 8 * sizes.prunable, 0, 0, _START["torch"] + read / _DISK)
 
 
 @cache
@@ -245,8 +271,9 @@ def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
 
 
 @cache
-def chain(sizes: Sizes, draw: Draw, mask: Mask, batch_size: int, machine: Machine) -> Needs:
-    """What capture and refine hold, together; every block is run twice, its masks are written."""
+def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
+    """What capture, refine and reconstruct, in so many iterations, hold together; every block is run twice, its masks
+    and new weights are written."""
     terms = capture_terms(sizes, draw, batch_size, machine)
     hidden = terms.pop("hidden")
     host = sizes.prunable + (0 if draw.on_disk else hidden)
@@ -255,8 +282,11 @@ def chain(sizes: Sizes, draw: Draw, mask: Mask, batch_size: int, machine: Machin
     largest = draw.splits * 4 * sizes.widest**2
     seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
     seconds += sizes.blocks * (_start_seconds(sizes, mask, machine) + _refine_seconds(sizes, mask, machine))
-    computing = sum(terms.values()) + _working(sizes) + largest
+    computing = sum(terms.values()) + _working(sizes) + largest + sizes.prunable * sizes.bytes
     disk = sizes.blocks * sizes.prunable / 8 + (hidden if draw.on_disk else 0)
+    if iterations:
+        disk += sizes.blocks * sizes.prunable * sizes.bytes
+        seconds += sizes.blocks * _update_seconds(sizes, iterations, machine.rates)
     return _placed(machine, computing, host, disk, seconds)
 
 

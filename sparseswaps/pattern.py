@@ -32,10 +32,6 @@ class PerRow:
         return f"{self._percent}%"
 
     @property
-    def slug(self) -> str:
-        return f"{self._percent}pct"
-
-    @property
     def _percent(self) -> str:
         """Exact, since a sparsity is only ever read from a decimal fraction."""
         percent = Decimal(100 * self.sparsity.numerator) / Decimal(self.sparsity.denominator)
@@ -55,10 +51,6 @@ class NM:
     @property
     def label(self) -> str:
         return f"{self.n}:{self.m}"
-
-    @property
-    def slug(self) -> str:
-        return f"{self.n}of{self.m}"
 
     def blocks(self, d_in: int) -> Blocks:
         """Raises InputError when `m` does not divide `d_in`."""
@@ -88,3 +80,8 @@ def parse_pattern(value: str | float) -> Pattern:
     if not 0 <= sparsity < 1:
         raise InputError(f"pattern {text!r}: the sparsity {float(sparsity):g} is outside [0, 1)")
     return PerRow(sparsity)
+
+
+def slug_of(label: str) -> str:
+    """A pattern's label as folders have it: "60%" is 60pct, "2:4" is 2of4."""
+    return label.replace("%", "pct").replace(":", "of")

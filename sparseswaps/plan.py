@@ -12,7 +12,7 @@ from sparseswaps.pattern import PerRow
 from sparseswaps.sizes import sizes_of
 
 _FOR_ALL = ("tables", "figures", "report")
-_STAGES = ("model", "samples", "capture", "warmstart", "refine", "chain")
+_STAGES = ("model", "samples", "capture", "allocation", "warmstart", "refine", "reconstruct", "chain")
 _STAGES += ("masks", "assemble", "perplexity", "tasks", "harness")
 
 
@@ -50,12 +50,18 @@ class Planner:
             return needs.samples(draw)
         if stage == "capture":
             return needs.capture(sizes, draw, batch, machine)
-        pattern = self.patterns[where["pattern"]]
+        if stage == "allocation":
+            return needs.allocation(sizes, draw)
+        how = config["reconstructions"].get(where.get("reconstruction"))
+        iterations = how["iterations"] if how else 0
+        if stage == "reconstruct":
+            return needs.reconstruct(sizes, draw, iterations, machine)
+        pattern = self.patterns[where["pattern"]].pattern
         sparsity = float(pattern.sparsity) if isinstance(pattern, PerRow) else 1 - pattern.n / pattern.m
         budget = config["refinements"][where["refinement"]]["max_swaps"] if "refinement" in where else 0
         mask = Mask(isinstance(pattern, PerRow), sparsity, where["warmstart"], budget)
         if stage == "chain":
-            return needs.chain(sizes, draw, mask, batch, machine)
+            return needs.chain(sizes, draw, mask, iterations, batch, machine)
         return getattr(needs, stage)(sizes, draw, mask, machine)
 
     def jobs(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -70,13 +76,18 @@ class Planner:
         yield from (("model", {"model": name}) for name in self.config["models"])
         yield from (("samples", where) for where in _distinct(cells, draw))
         yield from (("capture", where) for where in _distinct(of["dense"], draw))
-        for stage, found in (("warmstart", _distinct(of["dense"], start)), ("refine", of["dense"])):
+        budgets = (*draw, "pattern")
+        uneven = [cell for cell in cells if not self.patterns[cell["pattern"]].uniform]
+        yield from (("allocation", where) for where in _distinct(uneven, budgets))
+        dense, rebuilt = of["dense"], [cell for cell in of["dense"] if cell["reconstruction"] != "none"]
+        refined = _distinct(dense, (*start, "refinement"))
+        for stage, found in (("warmstart", _distinct(dense, start)), ("refine", refined), ("reconstruct", rebuilt)):
             for where in found:
                 yield from ((stage, where) for _ in range(self.sizes[where["model"]].blocks))
         yield from (("chain", where) for where in of["pruned"])
         yield from (("masks", where) for where in cells)
-        if self.config["checkpoints"]:
-            yield from (("assemble", where) for where in cells)
+        kept = cells if self.config["checkpoints"] else rebuilt
+        yield from (("assemble", where) for where in kept)
         texts, tasks = self.config["evaluation"]["perplexity"], self.config["evaluation"]["lm_eval"]["tasks"]
         evaluated = [{"model": name} for name in self.config["models"]] + cells
         for where, text in product(evaluated, texts):

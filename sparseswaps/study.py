@@ -14,7 +14,7 @@ from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming, one_line
 from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate
-from sparseswaps.pattern import Pattern, parse_pattern
+from sparseswaps.pattern import Pattern, PerRow, parse_pattern, slug_of
 from sparseswaps.sizes import sizes_of
 
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
@@ -30,14 +30,46 @@ class Cell:
     pattern: str
     warmstart: str
     refinement: str
+    reconstruction: str = "none"
 
     def coordinates(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
+    def method(self) -> str:
+        """What is done to its warm start: the refinement, and the reconstruction if there is one."""
+        return self.refinement if self.reconstruction == "none" else f"{self.refinement}+{self.reconstruction}"
+
+    @property
     def folder(self) -> str:
         """Where its artifacts lie below the results."""
-        return f"{self.model}/{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.refinement}"
+        return f"{self.model}/{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.method}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An entry of a configuration's `patterns`.
+
+    Attributes:
+        label: what tables call it.
+        pattern: of every layer; where it is not the same for all, of those that a table does not name, or of all
+            together.
+        layers, owl: how it is divided among them, if it is: as the schema has it.
+    """
+
+    label: str
+    pattern: Pattern
+    layers: dict[str, Any] | None = None
+    owl: dict[str, Any] | None = None
+
+    @property
+    def slug(self) -> str:
+        """What folders call it."""
+        return slug_of(self.label)
+
+    @property
+    def uniform(self) -> bool:
+        return self.layers is None and self.owl is None
 
 
 @dataclass(frozen=True)
@@ -72,15 +104,24 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     for index, entry in enumerate(checked["exclude"]):
         for key, names in _known(checked).items():
             for name in _as_list(entry.get(key, [])):
-                slug = _pattern(name, f"exclude.{index}.pattern").slug if key == "pattern" else name
+                slug = _slug(name, checked) if key == "pattern" else name
                 if slug not in names:
-                    allowed = ", ".join(map(str, checked["patterns"] if key == "pattern" else names))
+                    labels = [budget.label for budget in patterns(checked).values()]
+                    allowed = ", ".join(map(str, labels if key == "pattern" else names))
                     raise InputError(f"config key exclude.{index}.{key}: {name!r} is not one of {allowed}")
     texts = {f"calibrations.{name}": entry for name, entry in checked["calibrations"].items()}
     texts |= {f"evaluation.perplexity.{name}": entry for name, entry in checked["evaluation"]["perplexity"].items()}
     for key, entry in texts.items():
         _check_text(key, entry)
+    for name, settings in config["refinements"].items():  # as written, without defaults
+        if settings.get("method") == "dsnot" and len(settings) > 1:
+            raise InputError(f"config key refinements.{name}: method dsnot has no other key")
     _check_refinements(checked["refinements"])
+    if "none" in checked["reconstructions"]:
+        raise InputError("config key reconstructions.none: is always there; leave it out")
+    if checked["published"] is not None and not Path(checked["published"]).is_file():
+        raise InputError(f"config key published: {checked['published']!r} is no file")
+    _check_cells(checked)
     _check_tasks(checked["evaluation"]["lm_eval"])
     for name, settings in checked["models"].items():
         with naming(f"config key models.{name}.source"):
@@ -97,9 +138,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
             if (most := context(model)) is not None and entry["seqlen"] > most:
                 raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")
         for d_in in sorted(sizes.widths):  # layers of other widths are found out when they are masked
-            for pattern in found:
+            for budget in found:
                 with naming(f"config key patterns, model {name}"):
-                    pattern.blocks(d_in)
+                    budget.pattern.blocks(d_in)
     return checked
 
 
@@ -136,6 +177,33 @@ def _check_refinements(refinements: dict[str, dict]) -> None:
         raise InputError("config key refinements.none: means the warm start; give it max_swaps: 0 or another name")
 
 
+def _check_cells(config: dict[str, Any]) -> None:
+    """What does not go together has to be left out by `exclude`."""
+    budgets = patterns(config)
+    for cell in cells(config):
+        budget, how = budgets[cell.pattern], config["refinements"][cell.refinement]
+        calibration = config["calibrations"][cell.calibration]
+        if how["between_rows"] and not isinstance(budget.pattern, PerRow):
+            raise InputError(
+                f"config key refinements.{cell.refinement}.between_rows: pattern {budget.label} says what each block "
+                f"keeps; exclude {{refinement: {cell.refinement}, pattern: {budget.label!r}}}"
+            )
+        if how["stop"] == "held_out" and not calibration["held_out"]:
+            raise InputError(
+                f"config key calibrations.{cell.calibration}.held_out: is 0, but refinement {cell.refinement} stops by it"
+            )
+        if budget.owl is not None and calibration["propagate"] == "pruned":
+            raise InputError(
+                f"config key patterns: {budget.label} looks at all blocks before any is pruned, calibration "
+                f"{cell.calibration} prunes one after the other; exclude one with the other, or take `layers`"
+            )
+
+
+def equal_rows(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> bool:
+    """Whether all rows of a layer keep the same number of weights, where the pattern is one of whole rows."""
+    return warmstart != "sparsegpt" and not (refinement and config["refinements"][refinement]["between_rows"])
+
+
 def _check_tasks(settings: dict[str, Any]) -> None:
     for task in settings["tasks"]:
         if task.startswith("embedded_") and task not in TASKS:
@@ -144,9 +212,9 @@ def _check_tasks(settings: dict[str, Any]) -> None:
         raise InputError(f"config key evaluation.lm_eval.include: {settings['include']!r} is no directory")
 
 
-def patterns(config: dict[str, Any]) -> dict[str, Pattern]:
+def patterns(config: dict[str, Any]) -> dict[str, Budget]:
     """The patterns of a checked configuration by slug."""
-    return {pattern.slug: pattern for pattern in map(_pattern, config["patterns"])}
+    return {budget.slug: budget for budget in map(_budget, config["patterns"])}
 
 
 def cells(config: dict[str, Any]) -> Iterator[Cell]:
@@ -156,7 +224,7 @@ def cells(config: dict[str, Any]) -> Iterator[Cell]:
     for entry in config["exclude"]:
         choices = {key: _as_list(value) for key, value in entry.items()}
         if "pattern" in choices:
-            choices["pattern"] = [_pattern(value).slug for value in choices["pattern"]]
+            choices["pattern"] = [_slug(value, config) for value in choices["pattern"]]
         excluded.append(choices)
     for values in product(*known.values()):
         cell = dict(zip(known, values, strict=True))
@@ -178,15 +246,31 @@ def _known(config: dict[str, Any]) -> dict[str, list]:
         "model": list(config["models"]),
         "calibration": list(config["calibrations"]),
         "seed": config["seeds"],
-        "pattern": [_pattern(value).slug for value in config["patterns"]],
+        "pattern": list(patterns(config)),
         "warmstart": config["warmstarts"],
         "refinement": list(config["refinements"]),
+        "reconstruction": ["none", *config["reconstructions"]],
     }
 
 
-def _pattern(value: Any, key: str = "patterns") -> Pattern:
-    with naming(f"config key {key}"):
-        return parse_pattern(value)
+def _budget(entry: Any) -> Budget:
+    with naming("config key patterns"):
+        if not isinstance(entry, dict):
+            pattern = parse_pattern(entry)
+            return Budget(pattern.label, pattern)
+        budget = Budget(entry["name"], parse_pattern(entry["sparsity"]), entry.get("layers"), entry.get("owl"))
+        for name, value in (budget.layers or {}).items():
+            with naming(f"{budget.label}, layers.{name}"):
+                parse_pattern(value)
+        if budget.owl is not None and not isinstance(budget.pattern, PerRow):
+            raise InputError(f"{budget.label}: owl divides a sparsity per row, which {budget.pattern.label} is not")
+        return budget
+
+
+def _slug(value: str | float, config: dict[str, Any]) -> str:
+    """The slug of a pattern by its name, or as it is written."""
+    named = next((budget.slug for budget in patterns(config).values() if budget.label == value), None)
+    return named or _budget(value).slug
 
 
 def _as_list(value: Any) -> list:

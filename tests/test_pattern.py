@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseswaps.errors import InputError
-from sparseswaps.pattern import parse_pattern
+from sparseswaps.pattern import parse_pattern, slug_of
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from sparseswaps.pattern import parse_pattern
 )
 def test_patterns(value, label, slug, blocks):
     pattern = parse_pattern(value)
-    assert (pattern.label, pattern.slug, tuple(pattern.blocks(10))) == (label, slug, blocks)
+    assert (pattern.label, slug_of(pattern.label), tuple(pattern.blocks(10))) == (label, slug, blocks)
 
 
 def test_decimal_sparsities_are_taken_at_their_word():

@@ -1,0 +1,28 @@
+rule reconstruct:
+    """Fit the kept weights of one block to its refined masks, and measure every layer's error again."""
+    input:
+        model="<results>/{model}/model.json",
+        gram="<results>/<draw>/gram/{block}.safetensors",
+        masks="<results>/<refined>/masks/{block}.safetensors",
+        losses="<results>/<refined>/losses/{block}.csv",
+    output:
+        weights=update("<results>/<rebuilt>/weights/{block}.safetensors"),
+        losses=update("<results>/<rebuilt>/losses/{block}.csv"),
+    log:
+        "<logs>/<rebuilt>/reconstruct.{block}.log",
+    benchmark:
+        "<logs>/<rebuilt>/reconstruct.{block}.tsv"
+    wildcard_constraints:
+        calibration=PROPAGATES["dense"],
+    conda:
+        ENVIRONMENT
+    threads: config["threads"]
+    resources:
+        **resources("reconstruct"),
+        gpu=GPU,
+    params:
+        key=lambda wildcards: key(
+            "reconstruct", {**config["reconstructions"][wildcards.reconstruction], **COMPUTE}, packages=("torch",)
+        ),
+    script:
+        "../scripts/reconstruct.py"

@@ -1,0 +1,34 @@
+"""Rule reconstruct: the kept weights of one block, fitted to its masks, and what that did to every layer."""
+
+import logging
+
+from job import block_of, device, run
+
+from sparseswaps.artifacts import read_grams, read_masks, read_model, write_weights
+from sparseswaps.errors import naming
+from sparseswaps.files import read_csv, write_csv
+from sparseswaps.layerwise import Reconstruction, reconstruct_layer, summary, total
+
+
+def main(snakemake, settings):
+    place, how = device(settings), Reconstruction.of(settings)
+    model = read_model(snakemake.input.model)
+    grams = read_grams(snakemake.input.gram, model)
+    masks = read_masks(snakemake.input.masks, model)
+    figures = {row["layer"]: row for row in read_csv(snakemake.input.losses)}
+    block = block_of(snakemake)
+    weights, rows = {}, []
+    for layer in grams.readers(model.blocks[block]):
+        name = f"block {block}, {layer.name}"
+        with naming(name):
+            inputs, mask = grams.of(layer.name, place), masks[layer.name].to(place)
+            weight = model.weight(layer).to(place)
+            weights[layer.name], row = reconstruct_layer(weight, inputs, mask, how, figures[layer.name])
+        rows.append(row)
+        logging.info("%s: %s", name, summary(row))
+    write_weights(snakemake.output.weights, weights, model, snakemake.params.key)
+    write_csv(snakemake.output.losses, rows)
+    return total(rows)
+
+
+run(snakemake, main)
