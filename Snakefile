@@ -53,6 +53,21 @@ include: "rules/embedded.smk"
 include: "rules/plan.smk"
 
 
+# After the rules: Snakemake gives constraints to the wildcards within a pathvar only once it stands in a rule.
+wildcard_constraints:
+    model="|".join(map(re.escape, config["models"])),
+    calibration=r"[^/]+",
+    seed=r"\d+",
+    pattern="|".join(map(re.escape, PATTERNS)),
+    warmstart=r"[^/]+",
+    refinement=r"[^/+]+",
+    reconstruction=r"[^/+]+",
+    method=r"[^/]+",
+    block=r"block\d+",
+    variant=r"dense|[^/]+/seed\d+/[^/]+/[^/]+/[^/]+",
+    text=r"[^/]+",
+
+
 rule all:
     default_target: True
     input:

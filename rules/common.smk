@@ -43,20 +43,6 @@ PROPAGATES = {
 }
 
 
-wildcard_constraints:
-    model="|".join(map(re.escape, config["models"])),
-    calibration=r"[^/]+",
-    seed=r"\d+",
-    pattern="|".join(map(re.escape, PATTERNS)),
-    warmstart=r"[^/]+",
-    refinement=r"[^/+]+",
-    reconstruction=r"[^/+]+",
-    method=r"[^/]+",
-    block=r"block\d+",
-    variant=r"dense|[^/]+/seed\d+/[^/]+/[^/]+/[^/]+",
-    text=r"[^/]+",
-
-
 def key(script, settings, packages=("torch", "transformers")):
     """The one parameter of a rule: what its stage was told, the code that it runs, and the versions that matter."""
     return stage_key(Path(workflow.basedir) / "scripts" / f"{script}.py", settings, packages)

@@ -15,8 +15,6 @@ rule masks:
     resources:
         **resources("masks"),
     params:
-        key=lambda wildcards: key(
-            "masks", counts(wildcards), packages=("torch", "safetensors")
-        ),
+        key=lambda wildcards: key("masks", counts(wildcards), packages=("torch", "safetensors")),
     script:
         "../scripts/masks.py"

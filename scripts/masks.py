@@ -24,7 +24,9 @@ def main(snakemake, settings):
                 counts.append((mask.numel(), int(mask.sum())))
                 yield name, mask
 
-    write_masks(snakemake.output[0], checked(), model, snakemake.params.key, base=model.base, pattern=settings["pattern"])
+    write_masks(
+        snakemake.output[0], checked(), model, snakemake.params.key, base=model.base, pattern=settings["pattern"]
+    )
     every, kept = map(sum, zip(*counts, strict=True))
     return f"{every - kept} of {every} weights are pruned in {len(counts)} matrices"
 

@@ -141,10 +141,16 @@ def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
     found = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
     for first in range(0, len(weight), _ROWS):
         rows = slice(first, first + _ROWS)
-        dropped = weight[rows].double().masked_fill(mask[rows], 0)
-        for left in range(0, len(gram), _COLUMNS):
-            columns = slice(left, left + _COLUMNS)
-            found[rows, columns] = dropped @ gram[:, columns].double()
+        found[rows] = product(weight[rows].double().masked_fill(mask[rows], 0), gram)
+    return found
+
+
+def product(rows: Tensor, gram: Tensor) -> Tensor:
+    """rows @ G for float64 rows [rows, d_in], in float64, without a float64 copy of all of a large Gram matrix."""
+    found = torch.empty_like(rows)
+    for left in range(0, len(gram), _COLUMNS):
+        columns = slice(left, left + _COLUMNS)
+        found[:, columns] = rows @ gram[:, columns].double()
     return found
 
 
@@ -156,7 +162,25 @@ def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
     Returns:
         float64 [d_out], never negative.
     """
-    return loss_of(weight, correlation(weight, gram, mask), mask)
+    return output_error(weight, gram, weight.masked_fill(~mask, 0))
+
+
+def output_error(weight: Tensor, gram: Tensor, new: Tensor) -> Tensor:
+    """Each row's error ||v X - w X||^2 = (v - w)^T G (v - w) with new weights v in place of its own, w.
+
+    Args:
+        weight, new: [d_out, d_in], any floating dtype.
+        gram: [d_in, d_in], any floating dtype.
+
+    Returns:
+        float64 [d_out], never negative.
+    """
+    found = torch.empty(len(weight), dtype=torch.float64, device=weight.device)
+    for first in range(0, len(weight), _ROWS):
+        rows = slice(first, first + _ROWS)
+        change = new[rows].double() - weight[rows]
+        found[rows] = (product(change, gram) * change).sum(1)
+    return found.clamp_min_(0)
 
 
 def loss_of(weight: Tensor, correlation: Tensor, mask: Tensor) -> Tensor:

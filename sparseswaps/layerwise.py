@@ -12,6 +12,7 @@ from torch import Tensor
 from sparseswaps.baselines.admm import admm_update
 from sparseswaps.baselines.dsnot import dsnot
 from sparseswaps.baselines.sparsegpt import sparsegpt_update
+from sparseswaps.criteria import wanda_scores
 from sparseswaps.gram import Inputs, output_error, row_loss
 from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
@@ -77,7 +78,9 @@ def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern
         InputError, CertificateError: as `refine` does.
     """
     began = time.monotonic()
-    steps = _dsnot(weight, inputs, start, pattern) if how.method == "dsnot" else _swaps(weight, inputs, start, pattern, how)
+    steps = (
+        _dsnot(weight, inputs, start, pattern) if how.method == "dsnot" else _swaps(weight, inputs, start, pattern, how)
+    )
     best, curve = None, []
     for step in steps:
         curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
@@ -194,7 +197,7 @@ def shrunk(gram: Tensor, shrinkage: float) -> Tensor:
 
 def frozen_weights(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
     """The weights of highest Wanda score |W_ij| sqrt(G_jj), `fraction` of each row: boolean [d_out, d_in]."""
-    scores = weight.float().abs() * gram.diagonal().sqrt()
+    scores = wanda_scores(weight, gram)
     count = round(fraction * weight.shape[1])
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(count, 1).indices, True)
 

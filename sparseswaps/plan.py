@@ -86,7 +86,7 @@ class Planner:
                 yield from ((stage, where) for _ in range(self.sizes[where["model"]].blocks))
         yield from (("chain", where) for where in of["pruned"])
         yield from (("masks", where) for where in cells)
-        kept = cells if self.config["checkpoints"] else rebuilt
+        kept = cells if self.config["checkpoints"] else [c for c in cells if c["reconstruction"] != "none"]
         yield from (("assemble", where) for where in kept)
         texts, tasks = self.config["evaluation"]["perplexity"], self.config["evaluation"]["lm_eval"]["tasks"]
         evaluated = [{"model": name} for name in self.config["models"]] + cells

@@ -190,7 +190,8 @@ def _check_cells(config: dict[str, Any]) -> None:
             )
         if how["stop"] == "held_out" and not calibration["held_out"]:
             raise InputError(
-                f"config key calibrations.{cell.calibration}.held_out: is 0, but refinement {cell.refinement} stops by it"
+                f"config key calibrations.{cell.calibration}.held_out: is 0, "
+                f"but refinement {cell.refinement} stops by it"
             )
         if budget.owl is not None and calibration["propagate"] == "pruned":
             raise InputError(
