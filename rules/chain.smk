@@ -7,7 +7,7 @@ for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinemen
         name:
             f"chain{'_rebuilt' * ('+' in METHOD)}_{MODEL_NAME}"
         input:
-            unpack(allocated),
+            unpack(partial(allocated, model=MODEL_NAME)),
             model=f"<results>/{MODEL_NAME}/model.json",
             samples=f"<results>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
         output:

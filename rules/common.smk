@@ -6,7 +6,7 @@ Snakemake then brings back what was there before.
 """
 
 import platform
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import ceil
 from pathlib import Path
@@ -75,10 +75,10 @@ def weights_of_blocks(wildcards):
     return [f"<results>/<cell>/weights/{block}.safetensors" for block in blocks]
 
 
-def allocated(wildcards):
+def allocated(wildcards, model="{model}"):
     """An input function: where the pattern is not the same for all layers, what it is for each."""
-    uniform = PATTERNS[wildcards.pattern].uniform
-    return {} if uniform else {"allocation": "<results>/<draw>/{pattern}/allocation.json"}
+    folder = f"<results>/{model}/{{calibration}}/seed{{seed}}/{{pattern}}"
+    return {} if PATTERNS[wildcards.pattern].uniform else {"allocation": f"{folder}/allocation.json"}
 
 
 def counts(wildcards):

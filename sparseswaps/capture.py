@@ -113,7 +113,7 @@ def _of_block(
     sequences: int,
     seqlen: int,
 ) -> Grams:
-    """One block's Gram matrices over so many `sequences`; afterwards the hidden states of the batches are its outputs."""
+    """One block's Gram matrices over so many sequences; afterwards the hidden states of the batches are its outputs."""
     prefix, blocks = find_blocks(weights.model)
     block, layers, grams = blocks[index], weights.layers[index], Grams()
     grams.sequences = sequences

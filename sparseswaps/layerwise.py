@@ -14,7 +14,6 @@ from sparseswaps.baselines.dsnot import dsnot
 from sparseswaps.baselines.sparsegpt import sparsegpt_update
 from sparseswaps.criteria import wanda_scores
 from sparseswaps.gram import Inputs, output_error, row_loss
-from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
 from sparseswaps.reconstruct import least_squares
@@ -199,7 +198,8 @@ def frozen_weights(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
     """The weights of highest Wanda score |W_ij| sqrt(G_jj), `fraction` of each row: boolean [d_out, d_in]."""
     scores = wanda_scores(weight, gram)
     count = round(fraction * weight.shape[1])
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(count, 1).indices, True)
+    highest = scores.argsort(descending=True, stable=True)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, highest, True)
 
 
 def _total(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:

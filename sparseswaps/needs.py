@@ -27,7 +27,8 @@ SWAPS = 0.06  # swaps to a row's optimum, of d_in: 0.04 to 0.075 were measured a
 _AGAIN = 6  # swaps that a row's last searches, which find nothing, take as long as
 _UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices of these warm starts
 _CHECK = 20  # bytes for each entry of a Gram matrix: a float32 copy, and where rounding is in doubt two in float64
-_PASSES = 16  # correlations of all rows in a refinement, as it is measured on its way, on held-out text as well
+_PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after
+_MEASURED = 12  # and those of a refinement that is measured on its way
 
 
 class Rates(NamedTuple):
@@ -187,7 +188,8 @@ def _working(sizes: Sizes) -> int:
     """Bytes that refine() or a warm start holds for a block's largest layer.
 
     A weight: as stored, in float32, in five masks, and three times the search's state of it, the correlation in
-    float64, the weight and the mask (which also covers a sort and a reconstruction). A Gram entry, beside the matrix itself and the held-out one: the check's.
+    float64, the weight and the mask (which also covers a sort and a reconstruction). A Gram entry, beside the matrix
+    itself and the held-out one: the check's.
     """
     return max(m.d_out * m.d_in * (sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
 
@@ -217,10 +219,15 @@ def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
     return checks + mask.sparsity * steps / rates.search
 
 
+def _product_seconds(sizes: Sizes, rates: Rates) -> float:
+    """A product of a block's weights with their Gram matrices."""
+    return sum(m.count * 2 * m.d_out * m.d_in**2 for m in sizes.matrices) / rates.double
+
+
 def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
-    """So many products of a block's weights with their Gram matrices, and one inversion of these."""
-    each = sum(m.count * 2 * m.d_out * m.d_in**2 for m in sizes.matrices) * products / rates.double
-    return each + sum(m.count * m.d_in**3 for m in sizes.matrices) / rates.cholesky
+    """So many such products, and one inversion of the Gram matrices."""
+    inversions = sum(m.count * m.d_in**3 for m in sizes.matrices) / rates.cholesky
+    return products * _product_seconds(sizes, rates) + inversions
 
 
 @cache
@@ -261,7 +268,8 @@ def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
 
 def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
     """The refinement of a block's layers."""
-    return sum(layer.count * layer_seconds(layer, mask, machine.rates) for layer in sizes.matrices)
+    measuring = _MEASURED * _product_seconds(sizes, machine.rates)
+    return measuring + sum(layer.count * layer_seconds(layer, mask, machine.rates) for layer in sizes.matrices)
 
 
 @cache

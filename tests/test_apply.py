@@ -12,7 +12,7 @@ from sparseswaps.blocks import describe
 from sparseswaps.checkpoint import Checkpoint, write_pruned
 from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
-from sparseswaps.model import tensor_masks
+from sparseswaps.model import by_tensor
 from sparseswaps.pattern import parse_pattern
 
 
@@ -21,7 +21,7 @@ def mask_file(folder, path):
     model, pattern = describe(folder), parse_pattern("2:4")
     masks = {}
     for layers in model.blocks:
-        masks |= tensor_masks(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
+        masks |= by_tensor(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
     write_masks(path, masks.items(), model, "key", base=model.base, pattern=pattern.label)
     return masks
 

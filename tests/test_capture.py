@@ -32,13 +32,13 @@ from transformers import (
 
 from sparseswaps import capture as module
 from sparseswaps.activations import in_files
-from sparseswaps.blocks import describe, find_blocks, layers_of, put_masks
+from sparseswaps.blocks import describe, find_blocks, layers_of, put_weights
 from sparseswaps.capture import capture
 from sparseswaps.checkpoint import write_pruned
 from sparseswaps.criteria import wanda
 from sparseswaps.errors import InputError
 from sparseswaps.masks import check_mask
-from sparseswaps.model import tensor_masks
+from sparseswaps.model import by_tensor
 from sparseswaps.pattern import parse_pattern
 from sparseswaps.refine import refine
 from sparseswaps.weights import InMemory, OnDisk
@@ -175,11 +175,13 @@ def test_a_checkpoint_that_lacks_a_parameter_is_named(tmp_path):
             list(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), 2))
 
 
-def half(layers):
+def half(weights):
     """A `prune` that keeps every other input of every layer, whatever the Gram matrices."""
 
     def prune(index, _grams):
-        return {s.name: (torch.arange(s.d_in) % 2 == 0).expand(s.d_out, s.d_in) for s in layers[index]}
+        block = find_blocks(weights.model)[1][index]
+        of_layers = {s.name: s.of_parameter(block.get_parameter(s.parameter)) for s in weights.layers[index]}
+        return {name: weight * (torch.arange(weight.shape[1]) % 2 == 0) for name, weight in of_layers.items()}
 
     return prune
 
@@ -203,9 +205,10 @@ def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(conf
     model = tiny(config)
     samples, held_out = tokens(9, 1), tokens(3, 2)
     weights = held(model)
-    chained = capture(weights, samples, held_out, 2, half(weights.layers))
+    chained = capture(weights, samples, held_out, 2, half(weights))
     of_dense = list(capture(InMemory(copy.deepcopy(model)), samples, held_out, 2))[-1]
     prefix, blocks = find_blocks(model)
+    mine = InMemory(model)
     for index, (grams, layers) in enumerate(zip(chained, weights.layers, strict=True)):
         # plain forward passes of the whole model, of which the blocks before this one are pruned
         for split, ids in (("matrix", samples), ("held_out", held_out)):
@@ -214,7 +217,7 @@ def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(conf
                 if (source := grams.reads[layer.name]) not in grams.unrouted:
                     gram = expected[layer.matrix][0].float()
                     torch.testing.assert_close(getattr(grams, split)[source], gram, rtol=1e-3, atol=1e-3)
-        put_masks(blocks[index], layers, half(weights.layers)(index, None))
+        put_weights(blocks[index], mine.layers[index], half(mine)(index, None))
     assert any(not torch.allclose(grams.matrix[n], of_dense.matrix[n]) for n in grams.matrix if n in of_dense.matrix)
 
 
@@ -232,8 +235,12 @@ def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, ca
     model, most = tiny(config), 2
     samples, held_out = tokens(7, 1), tokens(3, 2)
     layers = layers_of(model)
-    options = {"prune": half(layers)} if prune else {}
-    expected = list(capture(InMemory(copy.deepcopy(model)), samples, held_out, 1, **options))
+
+    def captured(batch_size):
+        weights = InMemory(copy.deepcopy(model))
+        return list(capture(weights, samples, held_out, batch_size, half(weights) if prune else None))
+
+    expected = captured(1)
     down = model.model.layers[1].self_attn.o_proj
 
     def greedy(_module, args):
@@ -242,7 +249,7 @@ def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, ca
 
     down.register_forward_pre_hook(greedy)
     with caplog.at_level(logging.WARNING):
-        found = list(capture(InMemory(copy.deepcopy(model)), samples, held_out, 7, **options))
+        found = captured(7)
     assert caplog.messages == [f"out of memory at {n} sequences: going on with {n // 2}" for n in (7, 3)]
     for index, grams in enumerate(found):
         same(by_matrix(layers[index], grams), by_matrix(layers[index], expected[index]))
@@ -379,7 +386,7 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
         name for name in routers if name.endswith((".gate.weight", "router.weight", "shared_expert_gate.weight"))
     }
     assert set(described.left_dense) == routers
-    masks = {}
+    masks, doubled = {}, {}
     for index, grams in enumerate(capture(OnDisk(described, "cpu"), tokens(9, 1), tokens(3, 2), batch_size=5)):
         found = {}
         for layer in described.blocks[index]:
@@ -388,9 +395,16 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
             assert result.loss_after.sum() < result.loss_before.sum()
             check_mask(result.mask, pattern)
             found[layer.name] = result.mask
-        masks |= tensor_masks(described.blocks[index], found)
+        masks |= by_tensor(described.blocks[index], found)
+        twice = {layer.name: 2 * described.weight(layer) for layer in described.blocks[index]}
+        doubled |= by_tensor(described.blocks[index], twice)
     write_pruned(described.checkpoint, masks, tmp_path / "pruned", {})
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
+    write_pruned(described.checkpoint, masks, tmp_path / "doubled", {}, doubled)  # with new weights
+    for name, tensor in AutoModelForCausalLM.from_pretrained(tmp_path / "doubled").state_dict().items():
+        assert torch.equal(
+            tensor, pruned[name] if torch.equal(pruned[name], dense.state_dict()[name]) else 2 * pruned[name]
+        )
     for name, tensor in dense.state_dict().items():
         matrix = ".layers." in name or ".h." in name
         if matrix and tensor.ndim >= 2 and not name.endswith("_bias") and name not in routers:

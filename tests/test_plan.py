@@ -39,13 +39,22 @@ def counted(config):
         {"calibrations": BOTH, "exclude": [{"pattern": "2:4", "calibration": "stdlib"}]},
         {"evaluation": {}},
         {"checkpoints": False},
+        {
+            "calibrations": BOTH,
+            "patterns": ["60%", {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}],
+            "reconstructions": {"ls": {}},
+            "checkpoints": False,
+        },
     ],
-    ids=["dense", "pruned", "both", "without a start", "no evaluation", "no checkpoints"],
+    ids=["dense", "pruned", "both", "without a start", "no evaluation", "no checkpoints", "reconstructed"],
 )
 def test_jobs_are_those_that_snakemake_would_run(tmp_path, tiny_model, changes):
     config = tiny_study(tiny_model, **changes)
     planned = Workflow(tmp_path).planned(config)
-    assert counted(config) == {rule.removesuffix("_tiny"): count for rule, count in planned.items()}
+    stages = Counter()
+    for rule, count in planned.items():
+        stages[rule.removesuffix("_tiny").removesuffix("_rebuilt")] += count
+    assert counted(config) == stages
 
 
 def test_the_plan_is_printed_and_does_nothing(tmp_path, tiny_model):
@@ -141,11 +150,12 @@ def test_gram_matrices_and_blocks_of_a_real_size():
         lambda sizes, machine: needs.capture(sizes, PAPER, 8, machine),
         lambda sizes, machine: needs.warmstart(sizes, PAPER, OPTIMUM, machine),
         lambda sizes, machine: needs.refine(sizes, PAPER, OPTIMUM, machine),
-        lambda sizes, machine: needs.chain(sizes, PAPER, OPTIMUM, 8, machine),
+        lambda sizes, machine: needs.reconstruct(sizes, PAPER, 50, machine),
+        lambda sizes, machine: needs.chain(sizes, PAPER, OPTIMUM, 50, 8, machine),
         lambda sizes, machine: needs.perplexity(sizes, False, 2048, None, 8, machine),
         lambda sizes, machine: needs.harness(sizes, False, 7, None, 16, machine),
     ],
-    ids=["capture", "warmstart", "refine", "chain", "perplexity", "harness"],
+    ids=["capture", "warmstart", "refine", "reconstruct", "chain", "perplexity", "harness"],
 )
 def test_a_job_computes_on_the_gpu_or_on_the_host(job):
     llama, mixtral = sizes_of(LLAMA), sizes_of(LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2})

@@ -17,7 +17,7 @@ from sparseswaps.errors import InputError
 from sparseswaps.gram import row_loss
 from sparseswaps.masks import keep_best
 from sparseswaps.pattern import parse_pattern
-from sparseswaps.refine import CertificateError, Stop, eliminate, engine, refine
+from sparseswaps.refine import CertificateError, Stop, eliminate, engine, refine, walk
 from sparseswaps.refine.bounds import strongest_correlation
 from sparseswaps.refine.certificate import improvable
 from sparseswaps.refine.reference import norms, rounding, swap_cost
@@ -77,10 +77,11 @@ def examples(draw):
     return weight, inputs.double() @ inputs.double().T, pattern, mask
 
 
-def run(backend, weight, gram, mask, pattern, max_swaps=None):
+def run(backend, weight, gram, mask, pattern, max_swaps=None, frozen=None):
     """`refine` by a backend, on the GPU where there is one for it; everything comes back to the CPU."""
     place = "cuda" if backend == "cuda" and ON_CUDA else "cpu"
-    result = refine(weight.to(place), gram.to(place), mask.to(place), pattern, max_swaps, backend)
+    frozen = None if frozen is None else frozen.to(place)
+    result = refine(weight.to(place), gram.to(place), mask.to(place), pattern, max_swaps, backend, frozen)
     return type(result)(**{name: value.cpu() for name, value in vars(result).items()})
 
 
@@ -221,6 +222,55 @@ def test_a_budget_is_a_prefix_and_losses_never_rise():
         assert (after <= before).all()
     half_way = refine(weight, gram, start, pattern, max_swaps=4).mask
     assert torch.equal(refine(weight, gram, half_way, pattern).mask, optimum.mask)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("pattern", ["60%", "4:8"])
+def test_frozen_weights_stay_and_the_rest_is_as_good_as_the_oracle_makes_it(backend, pattern):
+    weight, inputs = layer(6, 3, 40, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    free = run(backend, weight, gram, start, pattern)
+    frozen = torch.rand(start.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    frozen |= ~free.mask & (torch.arange(len(weight)) > 0)[:, None]  # of all rows but the first, what was pruned
+    ours, oracle = (run(name, weight, gram, start, pattern, frozen=frozen) for name in (backend, "reference"))
+    assert torch.equal(ours.mask, oracle.mask)
+    assert ours.certified.all()
+    assert ours.mask[frozen & start].all()
+    assert not free.mask[frozen & start].all()  # it makes a difference
+    assert (ours.loss_after <= ours.loss_before).all()
+
+
+@pytest.mark.parametrize("pattern", ["60%", "4:8"])
+def test_a_walk_passes_where_each_budget_ends(pattern):
+    weight, inputs = layer(5, 8, 48, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = keep_best(-weight.abs(), pattern)
+    steps = list(walk(weight, gram, start, pattern, [0, 1, 2, 1000, 2000]))
+    assert len(steps) == 4  # the optimum ends it
+    for step, budget in zip(steps, [0, 1, 2, None], strict=True):
+        alone = refine(weight, gram, start, pattern, budget)
+        for name in ("mask", "swaps", "certified", "stop"):
+            assert torch.equal(getattr(step, name), getattr(alone, name)), name
+        torch.testing.assert_close(step.loss_after, alone.loss_after, rtol=1e-12, atol=0)
+        assert torch.equal(step.loss_before, steps[0].loss_after)
+
+
+def test_rows_that_exchange_weights_end_lower_and_keep_as_many_in_all():
+    weight, inputs = layer(5, 8, 48, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
+    start = wanda(weight, gram, pattern)
+    alone = refine(weight, gram, start, pattern)
+    together = refine(weight, gram, start, pattern, between_rows=True)
+    assert together.mask.sum() == start.sum()
+    assert (together.mask.sum(1) != start.sum(1)).any()
+    assert together.certified.all()
+    assert together.loss_after.sum() < alone.loss_after.sum()
+    torch.testing.assert_close(together.loss_after, row_loss(weight, gram, together.mask), rtol=1e-12, atol=0)
+    # neither a row's own swaps nor those between rows improve it any more
+    assert torch.equal(refine(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
+    with pytest.raises(InputError, match="pattern 2:4 says what each block keeps"):
+        refine(weight, gram, wanda(weight, gram, parse_pattern("2:4")), parse_pattern("2:4"), between_rows=True)
 
 
 def test_losses_are_those_of_the_masks_and_the_drift_is_rounding():

@@ -27,7 +27,9 @@ def changed(config, path, value):
 def test_defaults_are_filled_in(config):
     checked = study.check(config)
     assert checked["seeds"] == [0]
-    assert checked["refinements"]["swaps"] == {"max_swaps": None}
+    swaps = {"method": "swaps", "max_swaps": None, "stop": "optimum"}
+    assert checked["refinements"]["swaps"] == swaps | {"freeze": 0, "shrinkage": 0, "between_rows": False}
+    assert checked["reconstructions"] == {}
     assert checked["evaluation"]["perplexity"]["held_out"]["join"] == "\n\n"
     assert checked["calibrations"]["stdlib"]["field"] == "text"
 
@@ -79,6 +81,20 @@ def test_no_evaluation_is_a_choice(config):
             "config key evaluation.lm_eval.tasks: no task 'emb",
         ),
         ("evaluation.lm_eval.include", "/no/such", "config key evaluation.lm_eval.include: '/no/such' is no directory"),
+        ("refinements.swaps", {"freeze": 1}, "config key refinements.swaps.freeze: 1 is greater than or equal to"),
+        ("refinements.swaps", {"method": "dsnot", "freeze": 0.1}, "config key refinements.swaps: method dsnot has no"),
+        (
+            "refinements.swaps",
+            {"between_rows": True},
+            "config key refinements.swaps.between_rows: pattern 2:4 says what",
+        ),
+        ("reconstructions", {"none": {}}, "config key reconstructions.none: is always there"),
+        ("reconstructions", {"ls": {"damping": -1}}, "config key reconstructions.ls.damping: -1 is less than"),
+        ("exclude", [{"reconstruction": "ls"}], "config key exclude.0.reconstruction: 'ls' is not one of none"),
+        ("published", "no/such.csv", "config key published: 'no/such.csv' is no file"),
+        ("patterns", [{"name": "x", "sparsity": "60%"}], "config key patterns.0: "),
+        ("patterns", [{"name": "x", "sparsity": "2:4", "owl": {}}], "config key patterns: x: owl divides a sparsity"),
+        ("patterns", [{"name": "x", "sparsity": "60%", "layers": {"a": "x"}}], "config key patterns: x, layers.a: "),
         ("seeds", [1.0], "config key seeds.0: 1.0 is not of type 'integer'"),
         ("seeds", [2**70], "config key seeds.0: 1180591620717411303424 is greater than the maximum"),
         ("models", {}, "config key models: {} should be non-empty"),
@@ -146,6 +162,47 @@ def test_the_grid_and_what_it_leaves_out(config):
     assert study.Cell("tiny", "stdlib", 1, "2of4", "ria", "none") in cells
     assert study.Cell("tiny", "stdlib", 0, "60pct", "ria", "none") not in cells
     assert study.Cell("tiny", "stdlib", 1, "2of4", "ria", "swaps") not in cells
+
+
+def test_reconstructions_are_a_coordinate_that_folders_name_after_the_refinement(config):
+    config |= {"reconstructions": {"ls": {}, "admm": {"method": "admm"}}, "warmstarts": ["wanda", "sparsegpt"]}
+    config["exclude"] = [{"reconstruction": "none", "warmstart": "sparsegpt"}, {"reconstruction": "admm"}]
+    checked = study.check(config)
+    assert checked["reconstructions"]["ls"] == {"method": "least_squares", "damping": 0.01, "iterations": 50}
+    assert checked["reconstructions"]["admm"] == {"method": "admm", "damping": 0.1, "iterations": 20}
+    cells = list(study.cells(checked))
+    assert len(cells) == 2 * 2 * 2 + 2 * 2
+    assert {cell.method for cell in cells if cell.warmstart == "sparsegpt"} == {"none+ls", "swaps+ls"}
+    assert cells[0].folder == "tiny/stdlib/seed0/60pct/wanda/none"
+    assert cells[1].folder == "tiny/stdlib/seed0/60pct/wanda/none+ls"
+
+
+def test_named_patterns_are_taken_by_their_name(config):
+    owl = {"name": "60%-owl", "sparsity": "60%", "owl": {}}
+    config |= {"patterns": ["60%", owl], "exclude": [{"pattern": "60%-owl", "refinement": "none"}]}
+    checked = study.check(config)
+    assert {cell.pattern for cell in study.cells(checked)} == {"60pct", "60pct-owl"}
+    assert len(list(study.cells(checked))) == 3
+    assert study.patterns(checked)["60pct-owl"].owl == {"threshold": 5, "spread": 0.08}
+    config["calibrations"]["stdlib"]["propagate"] = "pruned"
+    with pytest.raises(InputError, match="60%-owl looks at all blocks before any is pruned"):
+        study.check(config)
+
+
+def test_stopping_by_held_out_text_needs_some(config):
+    config["refinements"]["early"] = {"stop": "held_out"}
+    config["calibrations"]["stdlib"]["held_out"] = 0
+    with pytest.raises(InputError, match=r"calibrations\.stdlib\.held_out: is 0, but refinement early stops by it"):
+        study.check(config)
+
+
+def test_rows_differ_where_the_method_lets_them(config):
+    config["refinements"]["matrix"] = {"between_rows": True}
+    config["patterns"] = ["60%"]
+    checked = study.check(config)
+    assert study.equal_rows(checked, "wanda", "swaps")
+    assert not study.equal_rows(checked, "wanda", "matrix")
+    assert not study.equal_rows(checked, "sparsegpt")
 
 
 def test_blocks_are_named_by_their_number(config):

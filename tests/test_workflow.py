@@ -113,7 +113,7 @@ def test_artifacts_say_what_made_them(finished):
     with safe_open(cell(finished[0], "2of4", "swaps") / "masks.safetensors", framework="pt") as file:
         header = file.metadata()
     key, more = json.loads(header["key"]), json.loads(header["more"])
-    assert key["settings"] == {"pattern": "2:4"}
+    assert key["settings"] == {"pattern": "2:4", "equal_rows": True}
     assert key["versions"]["torch"] == torch.__version__
     assert more["base"]["fingerprint"] == header["model"]
 
@@ -307,6 +307,48 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     assert all((table["loss_after"] < table["loss_before"]).all() for table in losses)
     changed = {name: entry | {"propagate": "pruned"} for name, entry in calibrations.items()}
     assert "capture_tiny" not in workflow.planned(config | {"calibrations": changed})
+
+
+def test_every_further_stage_and_option(finished, tmp_path, tiny_model):
+    """Unequal budgets, rows that differ, options of refinement, and new weights, with dense inputs and pruned ones."""
+    workflow = Workflow(tmp_path / "copy")
+    shutil.copytree(finished[0].folder, workflow.folder)
+    text = finished[1]["calibrations"]["stdlib"]
+    owl = {"name": "60%-owl", "sparsity": "60%", "owl": {"threshold": 2, "spread": 0.1}}
+    table = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
+    every = {"stop": "held_out", "freeze": 0.1, "shrinkage": 0.05, "between_rows": True}
+    config = finished[1] | {
+        "calibrations": {"stdlib": text, "chained": text | {"propagate": "pruned"}},
+        "patterns": [owl, table],
+        "warmstarts": ["sparsegpt"],
+        "refinements": {"every": every, "dsnot": {"method": "dsnot"}},
+        "reconstructions": {"ls": {"iterations": 20}},
+        "exclude": [{"calibration": "chained", "pattern": "60%-owl"}, {"calibration": "stdlib", "pattern": "mine"}],
+    }
+    folders = [f"results/tiny/{start}/sparsegpt" for start in ("stdlib/seed0/60pct-owl", "chained/seed0/mine")]
+    targets = [f"{folder}/every+ls/checkpoint" for folder in folders] + [f"{folders[0]}/dsnot/masks.safetensors"]
+    workflow.run(config, "--cores", "2", "--", *targets)
+    described = read_model(workflow.folder / "results" / "tiny" / "model.json")
+    allocation = json.loads((workflow.folder / folders[0]).parent.joinpath("allocation.json").read_text())
+    sparsities = [float(of_block["mlp.up_proj"].rstrip("%")) / 100 for of_block in allocation]
+    assert abs(sparsities[0] - sparsities[1]) == pytest.approx(0.2, abs=1e-5)
+    assert sum(sparsities) == pytest.approx(1.2, abs=1e-5)
+    dense = described.checkpoint
+    for folder, sparsity in zip(folders, [lambda block, _: sparsities[block], lambda _, name: 0.5 + 0.1 * ("down" not in name)]):
+        place = workflow.folder / folder
+        pruned = AutoModelForCausalLM.from_pretrained(place / "every+ls" / "checkpoint").state_dict()
+        for block, layers in enumerate(described.blocks):
+            for layer in layers:
+                zeros = pruned[layer.tensor] == 0
+                assert zeros.sum() == layer.d_out * int(layer.d_in * sparsity(block, layer.name) + 1e-9), layer.tensor
+                assert len(set(zeros.sum(1).tolist())) > 1  # rows differ
+                assert not torch.equal(pruned[layer.tensor], dense.tensor(layer.tensor) * ~zeros)  # new weights
+        losses = [pandas.read_csv(place / "every+ls" / "losses" / f"block0{index}.csv") for index in range(2)]
+        assert all((of_block["loss_after"] < of_block["loss_before"]).all() for of_block in losses)
+        curves = pandas.read_csv(place / "every" / "curves" / "block00.csv") if "owl" in folder else None
+        assert curves is None or set(curves["layer"]) == {layer.name for layer in described.blocks[0]}
+    done = workflow.run(config, "-n", "--", *targets)
+    assert "Nothing to be done" in done.stdout
 
 
 def test_the_mask_file_prunes_a_fresh_copy_of_the_base(finished, tiny_model):
