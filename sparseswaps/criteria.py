@@ -6,10 +6,13 @@ score is a function `(weight, gram) -> scores` under `@by_score`.
 
 from collections.abc import Callable
 from functools import wraps
+from hashlib import sha256
 
 import torch
 from torch import Tensor
 
+from sparseswaps.baselines.admm import admm_mask
+from sparseswaps.baselines.sparsegpt import sparsegpt_mask
 from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
@@ -58,4 +61,20 @@ def greedy(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
     return eliminate(weight, gram, pattern)
 
 
-WARMSTARTS: dict[str, WarmStart] = {"magnitude": magnitude, "wanda": wanda, "ria": ria, "greedy": greedy}
+@by_score
+def random(weight: Tensor, gram: Tensor) -> Tensor:
+    """Uniformly random, the same for the same weight on every machine and device and in every run."""
+    digest = sha256(weight.detach().cpu().contiguous().numpy()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+WARMSTARTS: dict[str, WarmStart] = {
+    "magnitude": magnitude,
+    "wanda": wanda,
+    "ria": ria,
+    "greedy": greedy,
+    "random": random,
+    "sparsegpt": sparsegpt_mask,
+    "admm": admm_mask,
+}
