@@ -37,20 +37,15 @@ def admm_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: float = 0
         InputError: weight and Gram matrix are not what `refine.engine.checked` takes, or the pattern does not divide
             d_in.
     """
+    weight, gram = checked(weight, gram)
+    scale, matrix, inverse = _scaled(gram, damping, weight.dtype)
 
     def best(state: Tensor) -> Tensor:
         return keep_best(state.abs(), pattern)
 
-    weight, gram = checked(weight, gram)
-    scale, matrix, inverse = _scaled(gram, damping, weight.dtype)
-    return torch.cat(
-        sliced(
-            lambda rows: best(_rounds(weight[rows] * scale, matrix, inverse, best, picks - 1)),
-            len(weight),
-            len(weight),
-            "rows",
-        )
-    )
+    rows = len(weight)
+    states = sliced(lambda part: _rounds(weight[part] * scale, matrix, inverse, best, picks - 1), rows, rows, "rows")
+    return torch.cat([best(state) for state in states])
 
 
 @torch.no_grad()
@@ -63,15 +58,15 @@ def admm_update(weight: Tensor, gram: Tensor, mask: Tensor, damping: float = 0.1
     Returns:
         float32 [d_out, d_in], exactly zero outside of the mask.
     """
-
-    def updated(rows: slice) -> Tensor:
-        fixed = mask[rows]
-        state = _rounds(weight[rows] * scale, matrix, inverse, lambda _: fixed, iterations)
-        return (state / scale).masked_fill_(~fixed, 0).float()
-
     weight, gram = checked(weight, gram)
     scale, matrix, inverse = _scaled(gram, damping, weight.dtype)
-    return torch.cat(sliced(updated, len(weight), len(weight), "rows"))
+
+    def updated(part: slice) -> Tensor:
+        state = _rounds(weight[part] * scale, matrix, inverse, lambda _: mask[part], iterations)
+        return (state / scale).masked_fill_(~mask[part], 0).float()
+
+    rows = len(weight)
+    return torch.cat(sliced(updated, rows, rows, "rows"))
 
 
 def _scaled(gram: Tensor, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

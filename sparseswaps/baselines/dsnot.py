@@ -1,4 +1,4 @@
-"""DSnoT (Zhang et al., ICLR 2024, arXiv 2310.08915): a mask changed until the expected output is the dense one's."""
+"""DSnoT (Zhang et al., ICLR 2024, arXiv 2310.08915): a mask is changed until the expected output is the dense one's."""
 
 from math import inf
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.memory import sliced
-from sparseswaps.pattern import Pattern
+from sparseswaps.pattern import NM, Pattern
 from sparseswaps.refine.engine import checked
 
 
@@ -22,16 +22,16 @@ def dsnot(
     cycles: int = 50,
     threshold: float = 0.1,
 ) -> Tensor:
-    """Regrow and prune one weight of each row again and again, as long as the row's expected error is large.
+    """Regrow one weight of each row and prune another, again and again, while the row's expected error is large.
 
     With D_ij = W_ij times the mean over sequences of the sum over tokens of x_j, a row's error is the sum of D over its
-    pruned weights. Regrown is the pruned weight with the error's sign of largest |D_ij| / Var(x_j), pruned the kept
-    weight of the other sign of least Wanda score |W_ij| ||X_j||, both in one block of the pattern: so either of them
-    lowers the error, or takes it past zero. Of equal ones the one further left is taken.
+    pruned weights. Regrown is the pruned weight of largest D_ij / Var(x_j), or of smallest where the error is negative;
+    pruned is the kept weight of least Wanda score whose D has the other sign, so that it too moves the error towards
+    zero, or past it. For N:M it is, as in the authors' code, the kept weight of least score in the block of the regrown
+    one, of either sign, and a row stops before its error would change sign.
 
-    A weight moves once: as in the authors' code, what was regrown is not pruned again nor the other way round. A row
-    stops where no such pair is left. For N:M the authors' code prunes without regard to the sign and stops a row before
-    its error changes sign; here the criteria of the paper hold within blocks.
+    A weight moves once, as in that code: what was regrown is not pruned again, nor the other way round. A row also
+    stops where no weight is left to regrow or to prune. Of equal weights the one further left is taken.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
@@ -44,50 +44,51 @@ def dsnot(
         threshold: the error at which a row stops.
 
     Returns:
-        boolean [d_out, d_in] with as many weights kept in each block as in `mask`.
+        boolean [d_out, d_in]; every block keeps as many weights as in `mask`.
 
     Raises:
         InputError: weight and Gram matrix are not what `refine.engine.checked` takes, or the pattern does not divide
             d_in.
     """
     weight, gram = checked(weight, gram)
-    size = pattern.blocks(weight.shape[1]).size
+    within = pattern.blocks(weight.shape[1]).size if isinstance(pattern, NM) else None
     squares = gram.diagonal().double()
-    # Where a feature hardly varies, what is left of the difference is the rounding of a Gram matrix in float32.
-    least = torch.finfo(torch.float32).eps * squares / tokens
-    variance = torch.maximum(squares / tokens - (sums / tokens) ** 2, least).masked_fill_(squares == 0, 1)
+    # Of a feature that does not vary, the difference is the rounding of a Gram matrix in float32; of a dead one, 0.
+    rounding = torch.finfo(torch.float32).eps * squares / tokens
+    variance = torch.maximum(squares / tokens - (sums / tokens) ** 2, rounding).masked_fill_(squares == 0, 1)
 
     def carried(rows: slice) -> Tensor:
         part = weight[rows].double()
-        return _carried(
-            part * (sums / sequences), part.abs() * squares.sqrt(), variance, mask[rows], size, cycles, threshold
-        )
+        effect, score = part * (sums / sequences), part.abs() * squares.sqrt()
+        return _carried(effect, score, variance, mask[rows], within, cycles, threshold)
 
     return torch.cat(sliced(carried, len(weight), len(weight), "rows"))
 
 
 def _carried(
-    effect: Tensor, wanda: Tensor, variance: Tensor, start: Tensor, size: int, cycles: int, threshold: float
+    effect: Tensor, score: Tensor, variance: Tensor, start: Tensor, within: int | None, cycles: int, threshold: float
 ) -> Tensor:
-    """Some rows from their masks `start` to where they stop; `effect` is D, and is modified."""
+    """Some rows from their masks `start` to where they stop; `effect` is D, `within` the M of N:M."""
     mask = start.clone(memory_format=torch.contiguous_format)
-    error = effect.masked_fill(mask, 0).sum(1)
-    block = torch.arange(effect.shape[1], device=effect.device) // size
+    lost = effect.masked_fill(mask, 0)  # D of what may be regrown
+    spare = score.masked_fill(~mask, inf)  # the score of what may be pruned
+    error = lost.sum(1)
+    block = torch.arange(effect.shape[1], device=effect.device) // (within or effect.shape[1])
     rows = torch.arange(len(effect), device=effect.device)
     for _ in range(cycles):
         rows = rows[error[rows].abs() > threshold]
         if not len(rows):
             break
-        kept, toward = mask[rows], effect[rows] * error[rows, None].sign()
-        prunable = kept & (toward < 0)
-        paired = prunable.view(len(rows), -1, size).any(2).repeat_interleave(size, 1)
-        growable = ~kept & (toward > 0) & paired
-        grown = (toward / variance).masked_fill_(~growable, -inf).argmax(1)
-        there = prunable & (block == block[grown, None])
-        pruned = wanda[rows].masked_fill_(~there, inf).argmin(1)
-        found = growable.any(1)
-        rows, grown, pruned = rows[found], grown[found], pruned[found]
-        error[rows] += effect[rows, pruned] - effect[rows, grown]
+        sign = error[rows].sign()[:, None]
+        gain, grown = (lost[rows] * sign / variance).max(1)
+        closed = effect[rows] * sign >= 0 if within is None else block != block[grown, None]
+        price, pruned = spare[rows].masked_fill_(closed, inf).min(1)
+        after = error[rows] + effect[rows, pruned] - effect[rows, grown]
+        going = (gain > 0) & (price < inf)
+        if within is not None:
+            going &= after * sign[:, 0] > 0
+        rows, grown, pruned = rows[going], grown[going], pruned[going]
+        error[rows] = after[going]
         mask[rows, grown], mask[rows, pruned] = True, False
-        effect[rows, grown] = effect[rows, pruned] = 0  # neither moves again
+        lost[rows, grown], spare[rows, pruned] = 0, inf
     return mask

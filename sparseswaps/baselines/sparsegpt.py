@@ -22,10 +22,10 @@ _ATTEMPTS = 4  # to factor a Gram matrix, each with ten times the damping
 def sparsegpt_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: float = 0.01, block: int = 128) -> Tensor:
     """The mask that SparseGPT finds while it changes the weights.
 
-    Pruned are the weights of least w_j^2 / [(H_F)^-1]_jj: what pruning w_j adds to the error once the columns F right
-    of j have made up for it. A sparsity is the whole matrix's: in each `block` of columns the weights of all rows
-    compete, so rows are not equally sparse; the matrix keeps d_out times what the pattern says of a row. N:M holds in
-    every M columns of every row, and is chosen when the sweep reaches them.
+    Pruned are the weights of least w_j^2 / [(H_F)^-1]_jj with F the columns from j on: what pruning w_j adds to the
+    error once those right of it have made up for it. A sparsity is the whole matrix's: in each `block` of columns the
+    weights of all rows compete, so rows are not equally sparse; the matrix keeps d_out times what the pattern says of a
+    row. N:M holds in every M columns of every row, chosen when the sweep reaches them.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
@@ -111,24 +111,25 @@ def _sweep(
 
 
 def _factor(gram: Tensor, damping: float) -> Tensor:
-    """The upper triangular U with U^T U = (gram + damping)^-1, so that [(H_F)^-1]_jj = U_jj^2 for the columns F from j.
+    """The upper triangular U with U^T U = H^-1, so that [(H_F)^-1]_jj = U_jj^2 for the columns F from j on.
 
-    A dead feature's diagonal becomes 1 before the damping, of whose mean it is no part: 1 means something only in a
-    unit. In float64: it costs little beside the sweep, and the factor of the damped matrix of an LLM's layer, outlier
-    features and all, is then never in doubt, while float32 would need this way out anyhow.
+    H is the Gram matrix in the unit of its mean diagonal, which changes no result, plus the damping; a dead feature has
+    nothing else on its diagonal, and anything would do. In float64 at once, not only where float32 fails: masks never
+    depend on which of them it was, and at d_in 4096 it takes one CPU core a few seconds.
     """
-    diagonal = gram.diagonal().double().flip(0)
-    level = damping * diagonal.mean()
-    # With rows and columns in reverse, H = L L^T is a product of an upper and a lower factor: U is the inverse of the
-    # upper one, and H itself need not be inverted.
+    # With rows and columns in reverse, H = L L^T is an upper factor times its transpose: U is the inverse of the upper
+    # factor, and H need not be inverted itself.
     damped = gram.double().flip(0, 1)
-    for _ in range(_ATTEMPTS):
-        damped.diagonal().copy_(diagonal.masked_fill(diagonal == 0, 1) + level)
+    damped /= damped.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    diagonal = damped.diagonal().clone()
+    for attempt in range(_ATTEMPTS):
+        level = damping * 10**attempt
+        if attempt:
+            logging.warning("the Gram matrix has no Cholesky factor with damping %g: trying %g", level / 10, level)
+        damped.diagonal().copy_(diagonal + level)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            del damped
+            del damped  # a third of the memory in use
             identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
             return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
-        logging.warning("the Gram matrix has no Cholesky factor with damping %g: trying %g", damping, 10 * damping)
-        damping, level = 10 * damping, 10 * level
-    raise InputError(f"the Gram matrix has no Cholesky factor even with damping {damping / 10:g}: raise the damping")
+    raise InputError(f"the Gram matrix has no Cholesky factor with damping {level:g} either: raise the damping")
