@@ -77,11 +77,9 @@ def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern
         InputError, CertificateError: as `refine` does.
     """
     began = time.monotonic()
-    steps = (
-        _dsnot(weight, inputs, start, pattern) if how.method == "dsnot" else _swaps(weight, inputs, start, pattern, how)
-    )
+    steps = {"swaps": _swaps, "dsnot": _dsnot}[how.method]
     best, curve = None, []
-    for step in steps:
+    for step in steps(weight, inputs, start, pattern, how):
         curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
         worse = best is not None and step.held_out is not None and step.held_out >= best.held_out
         if how.stop == "held_out" and worse:
@@ -175,9 +173,10 @@ def _swaps(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how:
         last = result
 
 
-def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern) -> Iterator[_Step]:
+def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Iterator[_Step]:
     """DSnoT: the mask as it is, and what it is made to."""
-    mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences)
+    cycles = 50 if how.max_swaps is None else how.max_swaps
+    mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, cycles)
     for found in (start, mask):
         swaps = (start & ~found).sum(1)
         loss = _total(row_loss, weight, inputs.gram, found)

@@ -114,8 +114,8 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     for key, entry in texts.items():
         _check_text(key, entry)
     for name, settings in config["refinements"].items():  # as written, without defaults
-        if settings.get("method") == "dsnot" and len(settings) > 1:
-            raise InputError(f"config key refinements.{name}: method dsnot has no other key")
+        if settings.get("method") == "dsnot" and settings.keys() - {"method", "max_swaps"}:
+            raise InputError(f"config key refinements.{name}: method dsnot has no other keys than max_swaps")
     _check_refinements(checked["refinements"])
     if "none" in checked["reconstructions"]:
         raise InputError("config key reconstructions.none: is always there; leave it out")

@@ -82,7 +82,11 @@ def test_no_evaluation_is_a_choice(config):
         ),
         ("evaluation.lm_eval.include", "/no/such", "config key evaluation.lm_eval.include: '/no/such' is no directory"),
         ("refinements.swaps", {"freeze": 1}, "config key refinements.swaps.freeze: 1 is greater than or equal to"),
-        ("refinements.swaps", {"method": "dsnot", "freeze": 0.1}, "config key refinements.swaps: method dsnot has no"),
+        (
+            "refinements.swaps",
+            {"method": "dsnot", "freeze": 0.1},
+            "config key refinements.swaps: method dsnot has no oth",
+        ),
         (
             "refinements.swaps",
             {"between_rows": True},

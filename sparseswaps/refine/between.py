@@ -1,2 +1,128 @@
-def exchange(weight, gram, mask, frozen, budget):
-    raise NotImplementedError
+"""Swaps between the rows of a matrix that keeps a number of weights as a whole, however many each row keeps of them.
+
+When row r prunes its kept weight u and another row r' keeps its pruned weight p, the matrix's error changes by
+
+    (2 w_u c_u + w_u^2 G_uu)  +  (-2 w_p c_p + w_p^2 G_pp),
+
+each part with the weights of its own row and its correlation vector c = G ((1 - m) * w). There is no interaction, as
+between u and p of one row (`reference.swap_cost`): the cheapest u and the cheapest p are the best pair of all, if they
+are of different rows.
+"""
+
+from itertools import islice
+from math import inf
+
+import torch
+from torch import Tensor
+
+from sparseswaps.gram import correlation
+from sparseswaps.memory import sliced
+from sparseswaps.refine.reference import norms, rounding
+
+_ROWS = 1024  # whose costs are formed at a time
+_PASSES = 16  # searches from freshly computed correlations; the second or third finds nothing
+
+
+@torch.no_grad()
+def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
+    """Swap weights between rows, in place, until no such swap lowers the matrix's error beyond rounding.
+
+    It goes in rounds: the best pair of all is taken, then the best of the rows that are left, while they improve (of
+    equal pairs the one of the lowest rows, of equal weights of a row the one further left). Rows that took part are
+    then looked at again. A row may lose all of its weights, or be given all.
+
+    Args:
+        weight: [d_out, d_in], float32 or float64.
+        gram: [d_in, d_in] on the same device, float32 or float64.
+        mask: boolean [d_out, d_in], True where kept; modified.
+        frozen: boolean [d_out, d_in], weights that may not be pruned; None where all may.
+        budget: int64 [d_out], how many swaps each row may take part in.
+
+    Returns:
+        int64 [d_out], in how many swaps each row took part.
+
+    Raises:
+        InputError: the GPU has no memory for the costs of a single row.
+        RuntimeError: the number of kept weights changed, or the search does not end: a defect.
+    """
+    swaps, kept = torch.zeros_like(budget), mask.sum()
+    for _ in range(_PASSES):
+        made = _pass(weight, gram, mask, frozen, budget - swaps)
+        if not made.any():
+            break
+        swaps += made
+    else:
+        raise RuntimeError("the search between rows does not come to its end: a defect, report it")
+    if mask.sum() != kept:
+        raise RuntimeError("the search between rows changed how many weights are kept: a defect, report it")
+    return swaps
+
+
+def _pass(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
+    """`exchange` as far as it comes with correlations that are updated, and drift."""
+    d_out, device = len(weight), weight.device
+    current = correlation(weight, gram, mask)
+    swaps = torch.zeros_like(budget)
+    # Of each row the cheapest weight to prune and the cheapest to keep: what they cost, and their columns.
+    cost = torch.empty(2, d_out, dtype=torch.float64, device=device)
+    column = torch.empty(2, d_out, dtype=torch.int64, device=device)
+
+    def look(rows: Tensor) -> None:
+        def part(chosen: slice) -> None:
+            at = rows[chosen]
+            kept, s = mask[at], norms(weight[at], gram)
+            alone = s * s + rounding(s)[:, None] * s  # rounding is part of a cost, as within rows
+            slope = 2 * weight[at] * current[at]
+            closed = kept.logical_not() if frozen is None else ~kept | frozen[at]
+            ends = [(alone + slope).masked_fill_(closed, inf).min(1), (alone - slope).masked_fill_(kept, inf).min(1)]
+            for side, (least, where) in enumerate(ends):
+                cost[side, at], column[side, at] = least.masked_fill_(swaps[at] >= budget[at], inf), where
+
+        sliced(part, len(rows), _ROWS, "rows")
+
+    def move(rows: Tensor, columns: Tensor) -> None:
+        def part(chosen: slice) -> None:
+            at, of = rows[chosen], columns[chosen]
+            kept, w = mask[at, of], weight[at, of].double()
+            current[at] += torch.where(kept, w, -w)[:, None] * gram[of]
+            mask[at, of] = ~kept
+
+        sliced(part, len(rows), _ROWS, "rows")
+
+    look(torch.arange(d_out, device=device))
+    while pairs := best_pairs(*cost.tolist()):
+        pruning, keeping = torch.tensor(pairs, device=device).T
+        rows = torch.cat([pruning, keeping])
+        move(rows, torch.cat([column[0, pruning], column[1, keeping]]))
+        swaps[rows] += 1
+        look(rows)
+    return swaps
+
+
+def best_pairs(pruning: list[float], keeping: list[float]) -> list[tuple[int, int]]:
+    """Pairs of different rows, the one that prunes first, best first and no row in two, while the two costs add up to
+    less than 0.
+
+    Args:
+        pruning, keeping: what it costs each row, at least, to prune and to keep a weight.
+    """
+    sides = []  # the rows that have a chance, the cheapest last
+    for mine, other in ((pruning, keeping), (keeping, pruning)):
+        least = min(other, default=inf)
+        sides.append(
+            sorted((row for row, cost in enumerate(mine) if cost + least < 0), key=lambda r, of=mine: (-of[r], -r))
+        )
+    taken: set[int] = set()
+    found = []
+    while True:
+        fronts = []  # the two cheapest of each side: the cheapest may be the same row
+        for side in sides:
+            while side and side[-1] in taken:
+                side.pop()
+            fronts.append(list(islice((row for row in reversed(side) if row not in taken), 2)))
+        options = ((pruning[u] + keeping[p], u, p) for u in fronts[0] for p in fronts[1] if u != p)
+        cost, *pair = min(options, default=(inf, 0, 0))
+        if not cost < 0:
+            return found
+        found.append(tuple(pair))
+        taken.update(pair)
