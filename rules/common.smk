@@ -29,6 +29,7 @@ PLANNER = Planner(config)
 VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
 DRAWS = list(dict.fromkeys(f"{v.model}/{v.calibration}/seed{v.seed}" for v in VARIANTS if isinstance(v, study.Cell)))
 TEXTS = list(config["evaluation"]["perplexity"])
+PUBLISHED = [config["published"]] if config["published"] else []
 HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 
 
@@ -155,7 +156,7 @@ def described(variant):
     method = refinement + variant.method.removeprefix(variant.refinement)
     named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "refinement": method}
     named |= {name: calibration[name] for name in ("samples", "propagate")}
-    return named | {name: how[name] for name in ("method", "max_swaps", "freeze", "shrinkage")}
+    return named | how
 
 
 @cache

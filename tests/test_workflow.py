@@ -334,9 +334,8 @@ def test_every_further_stage_and_option(finished, tmp_path, tiny_model):
     assert abs(sparsities[0] - sparsities[1]) == pytest.approx(0.2, abs=1e-5)
     assert sum(sparsities) == pytest.approx(1.2, abs=1e-5)
     dense = described.checkpoint
-    for folder, sparsity in zip(
-        folders, [lambda block, _: sparsities[block], lambda _, name: 0.5 + 0.1 * ("down" not in name)]
-    ):
+    asked = [lambda block, _: sparsities[block], lambda _, name: 0.5 if name == "mlp.down_proj" else 0.6]
+    for folder, sparsity in zip(folders, asked, strict=True):
         place = workflow.folder / folder
         pruned = AutoModelForCausalLM.from_pretrained(place / "every+ls" / "checkpoint").state_dict()
         for block, layers in enumerate(described.blocks):
