@@ -132,10 +132,10 @@ def checkpoints():
     return [f"<results>/{cell.folder}/checkpoint" for cell in cells if has_checkpoint(cell.method)]
 
 
-def losses(variant):
+def losses(variant, kind="losses"):
     """The refinement tables of all blocks of a cell; none for a dense model."""
     blocks = [] if isinstance(variant, study.Dense) else BLOCKS[variant.model]
-    return [f"<results>/{variant.folder}/losses/{block}.csv" for block in blocks]
+    return [f"<results>/{variant.folder}/{kind}/{block}.csv" for block in blocks]
 
 
 def curves(variant):
@@ -143,8 +143,7 @@ def curves(variant):
     if isinstance(variant, study.Dense) or variant.reconstruction != "none":
         return []
     how = config["refinements"][variant.refinement]
-    swaps = how["method"] == "swaps" and how["max_swaps"] != 0
-    return [path.replace("/losses/", "/curves/") for path in losses(variant)] if swaps else []
+    return losses(variant, "curves") if how["method"] == "swaps" and how["max_swaps"] != 0 else []
 
 
 def described(variant):

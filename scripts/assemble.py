@@ -4,7 +4,7 @@ import json
 
 from job import run
 
-from sparseswaps.artifacts import Weights, read_masks, read_model
+from sparseswaps.artifacts import new_weights, read_masks, read_model
 from sparseswaps.checkpoint import write_pruned
 
 
@@ -13,9 +13,9 @@ def main(snakemake, settings):
     masks = read_masks(snakemake.input.masks, model)
     about = {"base": model.base, "pattern": settings["pattern"], "wildcards": dict(snakemake.wildcards.items())}
     extra = {"sparseswaps.json": json.dumps(about, indent=2) + "\n"}
-    weights = Weights(snakemake.input.weights, model) if snakemake.input.weights else None
+    weights = new_weights(snakemake.input.weights, model) if snakemake.input.weights else None
     write_pruned(model.checkpoint, masks, snakemake.output[0], extra, weights)
-    return f"zeros in {len(masks)} matrices of {model.folder}" + ", new weights elsewhere in them" * bool(weights)
+    return f"zeros in {len(masks)} matrices of {model.folder}" + (", new weights elsewhere in them" if weights else "")
 
 
 run(snakemake, main)

@@ -6,8 +6,9 @@ and what made them (the key of the stage). A reader refuses a file that is broke
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,28 +122,17 @@ def write_weights(path: str | Path, weights: dict[str, Tensor], model: Model, ke
     _write(path, "weights", {name: weight.cpu() for name, weight in weights.items()}, {}, model, key)
 
 
-class Weights(Mapping[str, Tensor]):
-    """The new weights of a whole model by the name of their tensor; those of one block are in memory at a time."""
+def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
+    """The new weights of a tensor of the model's files, by its name, in its shape and dtype; those of one block are in
+    memory at a time. `paths` are what `write_weights` wrote of each block."""
+    place = {layer.tensor: index for index, layers in enumerate(model.blocks) for layer in layers}
 
-    def __init__(self, paths: list[str], model: Model) -> None:
-        """`paths` are what `write_weights` wrote of each block."""
-        self._paths, self._model = paths, model
-        self._place = {layer.tensor: index for index, layers in enumerate(model.blocks) for layer in layers}
-        self._held: tuple[int, dict[str, Tensor]] = (-1, {})
+    @lru_cache(maxsize=1)
+    def of_block(index: int) -> dict[str, Tensor]:
+        weights, _ = _read(paths[index], "weights", model)
+        return by_tensor([layer for layer in model.blocks[index] if layer.name in weights], weights)
 
-    def __getitem__(self, name: str) -> Tensor:
-        index = self._place[name]
-        if self._held[0] != index:
-            of_block, _ = _read(self._paths[index], "weights", self._model)
-            layers = [layer for layer in self._model.blocks[index] if layer.name in of_block]
-            self._held = index, by_tensor(layers, of_block)
-        return self._held[1][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._place)
-
-    def __len__(self) -> int:
-        return len(self._place)
+    return lambda name: of_block(place[name])[name]
 
 
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:

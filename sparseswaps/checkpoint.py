@@ -5,7 +5,7 @@ import json
 import mmap
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,7 @@ def write_pruned(
     masks: Mapping[str, Tensor],
     target: str | Path,
     extra: dict[str, str],
-    weights: Mapping[str, Tensor] | None = None,
+    weights: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Copy a model folder, with zeros where masks say so.
 
@@ -91,7 +91,7 @@ def write_pruned(
     Args:
         source: the dense model.
         masks: boolean masks (True = kept) by tensor name, each of its tensor's shape.
-        weights: new values of the kept weights, by tensor name in its dtype and shape; None: they keep theirs.
+        weights: new values of a tensor's kept weights by its name, in its dtype and shape; None: they keep theirs.
         target: the folder to write; complete or not there at all.
         extra: further text files to write into the folder, by name.
 
@@ -114,7 +114,7 @@ def write_pruned(
 
 
 def _write_in_place(
-    path: Path, names: list[str], masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None
+    path: Path, names: list[str], masks: Mapping[str, Tensor], weights: Callable[[str], Tensor] | None
 ) -> None:
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         (length,) = struct.unpack("<Q", view[:8])
@@ -130,7 +130,7 @@ def _write_in_place(
                 view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=8 + length + begin
             )
             if weights is not None:
-                weight.copy_(weights[name].flatten())
+                weight.copy_(weights(name).flatten())
             weight.masked_fill_(~mask.flatten(), 0)
             del weight  # releases the map's buffer, which could not be closed otherwise
         view.flush()
