@@ -28,6 +28,10 @@ def main() -> None:
         )
         if not after["perplexity/held_out"] < before["perplexity/held_out"]:
             sys.exit(f"{pattern}: refinement did not lower the perplexity")
+        refitted = cells.loc[(pattern, "wanda", "swaps+ls")]
+        print(f"    with kept weights refitted {refitted['perplexity/held_out']:.2f}")
+        if not refitted["perplexity/held_out"] < after["perplexity/held_out"]:
+            sys.exit(f"{pattern}: least squares did not lower the perplexity")
         if after["certified"] != 1:
             sys.exit(f"{pattern}: not every row reached its local optimum")
         check_zeros(pattern)

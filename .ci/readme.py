@@ -8,6 +8,7 @@ import pandas
 
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
+PERPLEXITY = {"perplexity/held_out": "perplexity"}
 PICTURES = {
     "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
     "swaps_curve-held_out": "Perplexity and error against the number of swaps",
@@ -36,7 +37,10 @@ def main() -> None:
             values += [f"{after['swaps_per_row']:.1f}"]
             values += [f"{row[f'embedded_{t}/acc']:.1%}" for t in ("cloze", "choice") for row in (before, after)]
             lines.append(f"| {pattern} | {warmstart} | " + " | ".join(values) + " |")
+    refitted = cells[(cells["warmstart"] == "wanda") & (cells["refinement"] == "swaps+ls")]
+    values = [f"{row.pattern} {row.perplexity:.2f}" for row in refitted.rename(columns=PERPLEXITY).itertuples()]
     lines += ["", "Error is the mean over all layers of the relative change. The warm start's own values stand first."]
+    lines += [f"With kept weights refitted by least squares (`swaps+ls`, from wanda): perplexity {', '.join(values)}."]
     docs = Path("docs")
     docs.mkdir(exist_ok=True)
     for name, text in PICTURES.items():
