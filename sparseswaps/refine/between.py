@@ -10,39 +10,23 @@ are of different rows.
 """
 
 from itertools import islice
-<<<<<<< HEAD
-from math import inf
-=======
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
 
 import torch
 from torch import Tensor
 
 from sparseswaps.gram import correlation
-<<<<<<< HEAD
-from sparseswaps.memory import sliced
-from sparseswaps.refine.reference import norms, rounding
-
-_ROWS = 1024  # whose costs are formed at a time
-_PASSES = 16  # searches from freshly computed correlations; the second or third finds nothing
-=======
 from sparseswaps.refine.reference import norms, rounding
 
 _CACHED, _MOST = 1 << 17, 1 << 22  # costs formed at a time: what a core has cache for, what keeps a GPU busy
 _NEVER = torch.finfo(torch.float64).max  # what a swap costs that may not be: no gain makes up for it
 _PASSES = 16  # searches from freshly computed correlations; a second that finds nothing is the rule
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
 
 
 @torch.no_grad()
 def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
     """Swap weights between rows, in place, until no such swap lowers the matrix's error beyond rounding.
 
-<<<<<<< HEAD
-    It goes in rounds: the best pair of all is taken, then the best of the rows that are left, while they improve (of
-=======
     It goes in rounds: the best pair of all is swapped, then the best of the rows that are left, while they improve (of
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
     equal pairs the one of the lowest rows, of equal weights of a row the one further left). Rows that took part are
     then looked at again. A row may lose all of its weights, or be given all.
 
@@ -57,10 +41,6 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
         int64 [d_out], in how many swaps each row took part.
 
     Raises:
-<<<<<<< HEAD
-        InputError: the GPU has no memory for the costs of a single row.
-=======
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
         RuntimeError: the number of kept weights changed, or the search does not end: a defect.
     """
     swaps, kept = torch.zeros_like(budget), mask.sum()
@@ -77,14 +57,9 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
 
 
 def _pass(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
-<<<<<<< HEAD
-    """`exchange` as far as it comes with correlations that are updated, and drift."""
-    d_out, device = len(weight), weight.device
-=======
     """`exchange` as far as it comes with correlations that are kept up with the mask, and drift."""
     (d_out, d_in), device = weight.shape, weight.device
     size = max(1, (_CACHED if device.type == "cpu" else _MOST) // d_in)
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
     current = correlation(weight, gram, mask)
     swaps = torch.zeros_like(budget)
     # Of each row the cheapest weight to prune and the cheapest to keep: what they cost, and their columns.
@@ -92,28 +67,6 @@ def _pass(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, bud
     column = torch.empty(2, d_out, dtype=torch.int64, device=device)
 
     def look(rows: Tensor) -> None:
-<<<<<<< HEAD
-        def part(chosen: slice) -> None:
-            at = rows[chosen]
-            kept, s = mask[at], norms(weight[at], gram)
-            alone = s * s + rounding(s)[:, None] * s  # rounding is part of a cost, as within rows
-            slope = 2 * weight[at] * current[at]
-            closed = kept.logical_not() if frozen is None else ~kept | frozen[at]
-            ends = [(alone + slope).masked_fill_(closed, inf).min(1), (alone - slope).masked_fill_(kept, inf).min(1)]
-            for side, (least, where) in enumerate(ends):
-                cost[side, at], column[side, at] = least.masked_fill_(swaps[at] >= budget[at], inf), where
-
-        sliced(part, len(rows), _ROWS, "rows")
-
-    def move(rows: Tensor, columns: Tensor) -> None:
-        def part(chosen: slice) -> None:
-            at, of = rows[chosen], columns[chosen]
-            kept, w = mask[at, of], weight[at, of].double()
-            current[at] += torch.where(kept, w, -w)[:, None] * gram[of]
-            mask[at, of] = ~kept
-
-        sliced(part, len(rows), _ROWS, "rows")
-=======
         for at in rows.split(size):
             kept, s = mask[at], norms(weight[at], gram)
             alone = s * s + rounding(s)[:, None] * s  # rounding is part of a cost, as within rows
@@ -124,45 +77,22 @@ def _pass(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, bud
                 # To fill by a mask would take half of all the time.
                 least, where = costs.add_(shut.double(), alpha=_NEVER).min(1)
                 cost[side, at], column[side, at] = least.add_(spent, alpha=_NEVER), where
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
 
     look(torch.arange(d_out, device=device))
     while pairs := best_pairs(*cost.tolist()):
         pruning, keeping = torch.tensor(pairs, device=device).T
         rows = torch.cat([pruning, keeping])
-<<<<<<< HEAD
-        move(rows, torch.cat([column[0, pruning], column[1, keeping]]))
-=======
         columns = torch.cat([column[0, pruning], column[1, keeping]])
         for at, of in zip(rows.split(size), columns.split(size), strict=True):
             kept, w = mask[at, of], weight[at, of].double()
             current[at] += torch.where(kept, w, -w)[:, None] * gram[of]
             mask[at, of] = ~kept
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
         swaps[rows] += 1
         look(rows)
     return swaps
 
 
 def best_pairs(pruning: list[float], keeping: list[float]) -> list[tuple[int, int]]:
-<<<<<<< HEAD
-    """Pairs of different rows, the one that prunes first, best first and no row in two, while the two costs add up to
-    less than 0.
-
-    Args:
-        pruning, keeping: what it costs each row, at least, to prune and to keep a weight.
-    """
-    sides = []  # the rows that have a chance, the cheapest last
-    for mine, other in ((pruning, keeping), (keeping, pruning)):
-        least = min(other, default=inf)
-        sides.append(
-            sorted((row for row, cost in enumerate(mine) if cost + least < 0), key=lambda r, of=mine: (-of[r], -r))
-        )
-    taken: set[int] = set()
-    found = []
-    while True:
-        fronts = []  # the two cheapest of each side: the cheapest may be the same row
-=======
     """Pairs of a row that prunes and one that keeps: the best, then the best of the other rows, while they improve.
 
     Args:
@@ -176,20 +106,13 @@ def best_pairs(pruning: list[float], keeping: list[float]) -> list[tuple[int, in
     found, taken = [], set()
     while True:
         fronts = []  # the two cheapest of each side, since the very cheapest may be the same row
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
         for side in sides:
             while side and side[-1] in taken:
                 side.pop()
             fronts.append(list(islice((row for row in reversed(side) if row not in taken), 2)))
-<<<<<<< HEAD
-        options = ((pruning[u] + keeping[p], u, p) for u in fronts[0] for p in fronts[1] if u != p)
-        cost, *pair = min(options, default=(inf, 0, 0))
-        if not cost < 0:
-=======
         pairs = ((pruning[u] + keeping[p], u, p) for u in fronts[0] for p in fronts[1] if u != p)
         cost, *pair = min(pairs, default=(0, -1, -1))
         if cost >= 0:
->>>>>>> 1627fb5 (Rows of a matrix swap weights with each other, exactly: the best pair of different rows, in rounds)
             return found
         found.append(tuple(pair))
         taken.update(pair)
