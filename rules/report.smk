@@ -1,13 +1,17 @@
 rule tables:
-    """Gather every measurement of the study in one table by cell, one by layer, and a summary for people."""
+    """Gather every measurement of the study: by cell, by layer, by number of swaps, and a summary for people."""
     input:
         losses=[path for variant in VARIANTS for path in losses(variant)],
         perplexity=[f"<results>/{v.folder}/perplexity/{text}.json" for v in VARIANTS for text in TEXTS],
         harness=[f"<results>/{v.folder}/lm_eval.json" for v in VARIANTS if HARNESS],
+        curves=[path for variant in VARIANTS for path in curves(variant)],
+        published=PUBLISHED,
     output:
         multiext("<report>/tables/cells", ".csv", ".md", ".tex"),
         multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
+        multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
         multiext("<report>/tables/summary", ".csv", ".md", ".tex"),
+        multiext("<report>/tables/published", ".csv", ".md", ".tex") if PUBLISHED else [],
     log:
         "<logs>/<study>/tables.log",
     benchmark:
@@ -22,8 +26,10 @@ rule tables:
             {
                 "cells": [described(variant) for variant in VARIANTS],
                 "blocks": [len(losses(variant)) for variant in VARIANTS],
+                "curves": [len(curves(variant)) for variant in VARIANTS],
                 "texts": TEXTS,
                 "harness": HARNESS,
+                "published": config["published"],
             },
             packages=("pandas",),
         ),
@@ -36,6 +42,7 @@ rule figures:
     input:
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
+        curves="<report>/tables/curves.csv",
     output:
         directory("<report>/figures"),
     log:
@@ -62,6 +69,7 @@ rule report:
         checkpoints=checkpoints(),
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
+        published=PUBLISHED,
         figures="<report>/figures",
         template=workflow.source_path("../sparseswaps/report.html.j2"),
     output:

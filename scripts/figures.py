@@ -4,28 +4,41 @@ from job import run
 
 from sparseswaps import figures
 from sparseswaps.files import replacing
-from sparseswaps.tables import read_table, select
-
-BY_LAYER = ("error_reduction_by_layer", "error_reduction_by_type")
-BY_CELL = ("perplexity_by_pattern", "swaps_curve")
+from sparseswaps.tables import principal, read_table, select
 
 
 def main(snakemake, settings):
-    cells, layers = read_table(snakemake.input.cells), read_table(snakemake.input.layers)
-    drawn = []
+    cells, layers, curves = map(read_table, (snakemake.input.cells, snakemake.input.layers, snakemake.input.curves))
+    drawn = 0
     with replacing(snakemake.output[0]) as folder:
         folder.mkdir()
-        studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
-        for model, calibration in studies.itertuples(index=False):
-            mine, mine_by_layer = (select(frame, model, calibration) for frame in (cells, layers))
-            found = {(name, ""): getattr(figures, name)(mine_by_layer) for name in BY_LAYER}
-            for text in settings["texts"]:
-                found |= {(name, f"-{text}"): getattr(figures, name)(mine, text) for name in BY_CELL}
-            for (name, suffix), figure in found.items():
-                if figure is not None:  # nothing was refined, or no series of budgets
-                    figures.save(figure, folder / model / calibration / f"{name}{suffix}")
-                    drawn.append(name)
-    return f"{len(drawn)} figures"
+        for place, name, figure in found(cells, layers, curves, settings["texts"]):
+            if figure is not None:  # nothing was refined, no series of budgets, ...
+                figures.save(figure, folder / place / name)
+                drawn += 1
+    return f"{drawn} figures"
+
+
+def found(cells, layers, curves, texts):
+    """The folder and name of every figure that a study can have, and the figure, or None."""
+    studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
+    for model in studies["model"].unique():
+        of_model = cells[cells["model"] == model]
+        for text in texts:
+            yield model, f"perplexity_by_calibration-{text}", figures.perplexity_by_calibration(of_model, text)
+            yield model, f"samples_curve-{text}", figures.settings_curve(of_model, text, "samples")
+    for model, calibration in studies.itertuples(index=False):
+        mine, mine_by_layer, mine_by_swaps = (select(frame, model, calibration) for frame in (cells, layers, curves))
+        mine_by_layer = mine_by_layer[mine_by_layer["refinement"] == principal(mine)]
+        place = f"{model}/{calibration}"
+        for name in ("error_reduction_by_layer", "error_reduction_by_type"):
+            yield place, name, getattr(figures, name)(mine_by_layer)
+        yield place, "held_out_curve", figures.held_out_curve(mine_by_swaps)
+        for text in texts:
+            for name in ("perplexity_by_pattern", "swaps_curve"):
+                yield place, f"{name}-{text}", getattr(figures, name)(mine, text)
+            for setting in ("freeze", "shrinkage"):
+                yield place, f"{setting}_curve-{text}", figures.settings_curve(mine, text, setting)
 
 
 run(snakemake, main)

@@ -11,20 +11,22 @@ from sparseswaps.artifacts import digest, read_model, read_samples
 from sparseswaps.figures import CAPTIONS
 from sparseswaps.files import replacing
 from sparseswaps.report import render
-from sparseswaps.tables import read_table, summary
+from sparseswaps.tables import beside_published, read_published, read_table, summary
 
-STAGES = ("model", "samples", "capture", "warmstart", "refine", "chain", "masks", "assemble", "perplexity", "harness")
+STAGES = ("model", "samples", "capture", "allocation", "warmstart", "refine", "reconstruct", "chain")
+STAGES += ("masks", "assemble", "perplexity", "harness")
 
 
 def main(snakemake, settings):
     cells, layers = read_table(snakemake.input.cells), read_table(snakemake.input.layers)
     drawn = []
     folder = Path(snakemake.input.figures)
-    for picture in sorted(folder.glob("*/*/*.png")):
+    for picture in sorted(folder.rglob("*.png")):
         function, _, text = picture.stem.partition("-")
         title, caption = CAPTIONS[function]
         about = ", ".join(filter(None, [*picture.relative_to(folder).parts[:-1], text]))
         drawn.append((f"{title} ({about})", caption, picture.read_bytes()))
+    published = settings["config"]["published"]
     page = render(
         config=settings["config"],
         summary=summary(cells),
@@ -33,6 +35,7 @@ def main(snakemake, settings):
         figures=drawn,
         stages=stages(Path("logs"), settings["folders"]),
         provenance=provenance(snakemake, layers),
+        published=beside_published(cells, read_published(published)) if published else None,
     )
     with replacing(snakemake.output[0]) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rule tables: every measurement of the study in three tables."""
+"""Rule tables: every measurement of the study in its tables."""
 
 from pathlib import Path
 
@@ -6,16 +6,22 @@ import pandas
 from job import run
 
 from sparseswaps.files import read_json
-from sparseswaps.tables import cells_table, layers_table, summary, write_table
+from sparseswaps.tables import (
+    beside_published,
+    cells_table,
+    curves_table,
+    layers_table,
+    read_published,
+    summary,
+    write_summary,
+    write_table,
+)
 
 
 def main(snakemake, settings):
     cells, texts = settings["cells"], settings["texts"]
-    tables = iter(snakemake.input.losses)
-    losses = []
-    for blocks in settings["blocks"]:
-        parts = [pandas.read_csv(next(tables)) for _ in range(blocks)]
-        losses.append(pandas.concat(parts, ignore_index=True) if parts else None)
+    losses = of_cells(snakemake.input.losses, settings["blocks"])
+    curves = of_cells(snakemake.input.curves, settings["curves"])
     measured = iter(snakemake.input.perplexity)
     perplexities = [{text: read_json(next(measured)) for text in texts} for _ in cells]
     scores = [read_json(path) for path in snakemake.input.harness] if settings["harness"] else [None] * len(cells)
@@ -23,8 +29,18 @@ def main(snakemake, settings):
     folder = Path(snakemake.output[0]).parent
     write_table(frame, folder / "cells")
     write_table(layers_table(cells, losses), folder / "layers")
-    write_table(summary(frame), folder / "summary")
+    write_table(curves_table(cells, curves), folder / "curves")
+    write_summary(summary(frame), folder / "summary")
+    if settings["published"]:
+        write_table(beside_published(frame, read_published(settings["published"])), folder / "published")
     return f"{len(frame)} cells"
+
+
+def of_cells(paths, numbers):
+    """The tables of each cell's blocks as one, by how many files there are for each cell."""
+    paths = iter(paths)
+    parts = [[pandas.read_csv(next(paths)) for _ in range(number)] for number in numbers]
+    return [pandas.concat(tables, ignore_index=True) if tables else None for tables in parts]
 
 
 run(snakemake, main)

@@ -1,10 +1,12 @@
 """The study's figures: tables in, matplotlib figures out, readable in print and without colour.
 
-Every function takes the rows of one model and one calibration (`tables.select`); over several seeds it draws the mean
-and the standard deviation. CAPTIONS says in words what each figure shows.
+A function takes the rows of one model and one calibration (`tables.select`), or of one model where it compares
+calibrations; over several seeds it draws the mean and the standard deviation. It returns None when there is nothing to
+draw. CAPTIONS says in words what each figure shows.
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from sparseswaps.errors import InputError
 from sparseswaps.files import replacing
-from sparseswaps.tables import error_reduction, families, headline, perplexity_texts
+from sparseswaps.tables import (
+    SETTINGS,
+    calibration_families,
+    error_reduction,
+    families,
+    headline,
+    perplexity_texts,
+    side_by_side,
+)
 
-CAPTIONS = {  # function: (title, caption)
+CAPTIONS = {  # file name up to its first dash: (title, caption)
     "error_reduction_by_layer": (
         "Error reduction by layer",
         "How much refinement lowers each layer's error on the calibration text, from the first block to the last.",
@@ -31,12 +41,36 @@ CAPTIONS = {  # function: (title, caption)
     ),
     "perplexity_by_pattern": (
         "Perplexity by sparsity pattern",
-        "The warm starts as they are (hollow) and refined (filled). Lower is better.",
+        "A row for each method and in it a marker for each warm start, hollow where nothing was done to it. Lower is "
+        "better. What lies far outside of a panel stands at its edge as a number.",
+    ),
+    "perplexity_by_calibration": (
+        "Perplexity by calibration",
+        "A row for each warm start and method, and in it a marker for each calibration. Lower is better.",
     ),
     "swaps_curve": (
         "Perplexity and error against the swap budget",
         "The layers' error relative to the warm start is a mean over layers; where it falls on the calibration text "
-        + "but not on held-out text, refinement overfits.",
+        "but not on held-out text, refinement overfits.",
+    ),
+    "held_out_curve": (
+        "Error on held-out text against the number of swaps",
+        "The layers' error relative to the warm start, a mean over layers, as refinement goes on; where it falls on "
+        "the calibration text but not on held-out text, refinement overfits.",
+    ),
+    "samples_curve": (
+        "Perplexity and error against the number of calibration samples",
+        "The layers' error is relative to the warm start of the same calibration, a mean over layers; the distance of "
+        "calibration and held-out text is what refinement overfits by.",
+    ),
+    "freeze_curve": (
+        "Perplexity and error against the frozen part",
+        "Of each row the weights of highest Wanda score, this part of all, that refinement has to keep.",
+    ),
+    "shrinkage_curve": (
+        "Perplexity and error against shrinkage",
+        "The factor by which refinement takes the Gram matrix's off-diagonal entries for smaller; errors are those of "
+        "the Gram matrix as it is.",
     ),
 }
 
@@ -69,18 +103,27 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
 HATCHES = ["", "////", "....", "xxxx", "----", "\\\\\\\\"]
-FILLS = ["full", "left", "top", "right", "bottom"]
 GREY = {"color": "0.3", "marker": "o"}
+PITCH = 0.085  # inches between two markers, one above the other
+NEAR = 10  # perplexities up to so many times a panel's best are told apart; beyond, a number says it
+LADDER = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)  # ticks of a number of swaps
+WARM_START = "warm start"
+UNREFINED = {"linestyle": (0, (3, 2)), "linewidth": 0.6}
+NUMBERS = {  # a setting that has a curve: what its axis is called
+    "samples": "calibration samples",
+    "freeze": "frozen part of each row",
+    "shrinkage": "shrinkage",
+}
 
 
 def error_reduction_by_layer(layers: pd.DataFrame) -> Figure | None:
     """Error reduction (%) against block index: a line per layer type, a panel per warm start (row) and pattern.
 
-    Of the refinement that goes furthest; None when no layer was refined.
+    Takes the rows of one refinement.
     """
     if layers.empty:
         return None
-    layers = _furthest(layers)
+    layers = _reductions(layers)
     warmstarts, patterns = layers["warmstart"].unique(), layers["pattern"].unique()
     types = layers["type"].unique()
     with matplotlib.rc_context(STYLE):
@@ -110,12 +153,11 @@ def error_reduction_by_layer(layers: pd.DataFrame) -> Figure | None:
 def error_reduction_by_type(layers: pd.DataFrame) -> Figure | None:
     """Error reduction (%) as bars per layer type and pattern, a panel per warm start.
 
-    A bar is the mean over blocks, its whisker the standard deviation over blocks. Of the refinement that goes furthest;
-    None when no layer was refined.
+    A bar is the mean over blocks, its whisker the standard deviation over blocks. Takes the rows of one refinement.
     """
     if layers.empty:
         return None
-    layers = _furthest(layers)
+    layers = _reductions(layers)
     layers = layers.groupby(["warmstart", "pattern", "type", "block"], sort=False, as_index=False)[
         "error_reduction"
     ].mean()
@@ -151,93 +193,220 @@ def error_reduction_by_type(layers: pd.DataFrame) -> Figure | None:
 
 
 def perplexity_by_pattern(cells: pd.DataFrame, text: str) -> Figure:
-    """Perplexity on `text` against the pattern: per warm start a hollow marker, and a filled one after refinement.
+    """Perplexity on `text`, a panel per pattern: a row per method of `headline`, and in it a marker per warm start.
 
     Raises InputError when no perplexity was measured on `text`.
     """
     label = _perplexity_label(cells, text)
-    pruned = cells[cells["pattern"] != "dense"]
-    patterns, warmstarts, refinements = pruned["pattern"].unique(), pruned["warmstart"].unique(), headline(cells)
-    fills = {"none": "none"} | {name: FILLS[k % len(FILLS)] for k, name in enumerate(refinements)}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(min(WIDTH, 2.2 + 1.1 * len(patterns)), 2.8), layout="constrained")
-        axis = figure.subplots()
-        for k, warmstart in enumerate(warmstarts):
-            offset = 0.6 * ((k + 0.5) / len(warmstarts) - 0.5)
-            for x, pattern in enumerate(patterns):
-                group = pruned[(pruned["warmstart"] == warmstart) & (pruned["pattern"] == pattern)]
-                points = (
-                    _over_seeds(group, "refinement", f"perplexity/{text}").reindex(list(fills)).dropna(subset="mean")
-                )
-                axis.plot([x + offset] * len(points), points["mean"], color="0.6", linewidth=0.8, zorder=2)
-                axis.errorbar(
-                    [x + offset] * len(points),
-                    points["mean"],
-                    points["std"].where(points["std"] > 0),
-                    fmt="none",
-                    ecolor="black",
-                    elinewidth=0.7,
-                    capsize=2,
-                    zorder=2,
-                )
-                for name, mean in points["mean"].items():
-                    axis.plot(x + offset, mean, markersize=5, **_look(k, k, fill=fills[name]) | {"linestyle": "none"})
-        dense = _dense_line(axis, cells, text)
-        axis.set_xticks(range(len(patterns)), patterns)
-        axis.set_xlim(-0.6, len(patterns) - 0.4)
-        axis.set_xlabel("sparsity pattern")
-        axis.set_ylabel(label)
-        _log_if_wide(axis)
-        looks = {name: _look(k, k) for k, name in enumerate(warmstarts)}
-        looks |= {
-            "warm start" if name == "none" else f"after {name}": GREY | _fill(fill, "0.3")
-            for name, fill in fills.items()
-        }
-        looks = {name: look | {"linestyle": "none", "markersize": 5} for name, look in looks.items()}
-        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-        figure.legend(handles=handles + dense, loc="outside right upper")
+    names = {"none": WARM_START} | {name: name for name in headline(cells)}
+    pruned = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(list(names))]
+    points = pruned.assign(row=pruned["refinement"].map(names), item=pruned["warmstart"])
+    return _dots(points, list(names.values()), cells, text, label)
+
+
+def perplexity_by_calibration(cells: pd.DataFrame, text: str) -> Figure | None:
+    """Perplexity on `text`, a panel per pattern: a row per warm start and method, and in it a marker per calibration.
+
+    Takes the rows of one model; None when no cell has calibrations that differ in more than the number of samples.
+    Raises InputError when no perplexity was measured on `text`.
+    """
+    label = _perplexity_label(cells, text)
+    pruned = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(["none", *headline(cells)])]
+    cell = [pruned[name] for name in ("pattern", "warmstart", "refinement")]
+    pruned = pruned[calibration_families(pruned).groupby(cell).transform("nunique") > 1]
+    if pruned.empty:
+        return None
+    method = pruned["refinement"].map(lambda name: "" if name == "none" else f", {name}")
+    points = pruned.assign(row=pruned["warmstart"] + method, item=pruned["calibration"])
+    return _dots(points, list(points["row"].unique()), cells, text, label)
+
+
+def _dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str, label: str) -> Figure:
+    """Perplexity along the x axis, a panel per pattern: in each of `rows` a marker per item, one above the other."""
+    patterns, items = points["pattern"].unique(), list(points["item"].unique())
+    heights, ticks, below = {}, {}, 0.0
+    for row in rows:
+        in_row = set(points.loc[points["row"] == row, "item"])
+        there = [item for item in items if item in in_row]
+        heights |= {(row, item): below + k for k, item in enumerate(there)}
+        ticks[row] = below + (len(there) - 1) / 2
+        below += len(there) + 1
+    looks = {item: _look(k, k) | {"linestyle": "none"} for k, item in enumerate(items)}
+    down = -(-len(patterns) // 4)
+    across = -(-len(patterns) // down)
+    with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
+        columns = min(len(items) + 1, 6)
+        height = 0.15 + down * (0.75 + PITCH * below) + 0.16 * -(-(len(items) + 1) // columns)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        for axis in axes[len(patterns) :]:
+            axis.remove()
+        for axis, pattern in zip(axes, patterns, strict=False):
+            panel = points[points["pattern"] == pattern]
+            found = {row: _over_seeds(group, "item", f"perplexity/{text}") for row, group in panel.groupby("row")}
+            dense = _panel_of_dots(axis, found, heights, looks, cells, text)
+            axis.set_title(_sparsity(pattern))
+            axis.set_xlabel(label.replace(" (", "\n("))
+        axes[0].set_yticks(list(ticks.values()), list(ticks))
+        axes[0].set_ylim(below - 1, -1)
+        handles = [Line2D([], [], label=item, **look) for item, look in looks.items()]
+        figure.legend(handles=handles + dense, loc="outside lower center", ncols=columns)
     return figure
+
+
+def _panel_of_dots(
+    axis: Axes,
+    found: dict[str, pd.DataFrame],
+    heights: dict[tuple[str, str], float],
+    looks: dict[str, dict[str, Any]],
+    cells: pd.DataFrame,
+    text: str,
+) -> list[Line2D]:
+    """Markers and whiskers at their heights, by the means and deviations of each row's items."""
+    means = pd.concat([line["mean"] for line in found.values()]).dropna()
+    most = NEAR * means.min()
+    for row, line in found.items():
+        for item, mean, std in line.dropna(subset="mean").itertuples():
+            y, colour = heights[row, item], looks[item]["color"]
+            look = looks[item] | _fill("none" if row == WARM_START else "full", colour)
+            axis.plot(min(mean, most), y, clip_on=False, **look)
+            if mean > most:
+                place = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+                axis.annotate(f"{mean:.0f}", (most, y), fontsize=5.5, **place)
+            elif std > 0:
+                axis.hlines(y, mean - std, mean + std, color="black", linewidth=0.7)
+    dense = _dense_line(axis, cells, text, "x")
+    near = [*means.clip(upper=most), *(line.get_xdata()[0] for line in dense)]
+    near = [value for value in near if value > means.min() / 3]  # a dense model that is far off gets no room
+    _log_if_wide(axis, near, "x")
+    scale, back = (math.log, math.exp) if axis.get_xscale() == "log" else (float, float)
+    low, high = scale(min(near)), scale(max(near))
+    margin = 0.06 * (high - low)
+    axis.set_xlim(back(low - margin), back(high if max(near) == most else high + margin))
+    return dense
 
 
 def swaps_curve(cells: pd.DataFrame, text: str) -> Figure | None:
     """Perplexity on `text`, and the layers' error relative to the warm start (%), against the swap budget per row.
 
-    One line per (pattern, warm start) with at least three budgets, the warm start (0) and the local optimum included;
-    None when there is no such line. Raises InputError when no perplexity was measured on `text`.
+    One line per (pattern, warm start) with at least three budgets, the warm start (0) and the local optimum included.
+    Raises InputError when no perplexity was measured on `text`.
     """
-    label = _perplexity_label(cells, text)
-    series = _budget_series(cells)
+    labels = _perplexity_label(cells, text), "swaps per row, at most"
+    return _perplexity_and_error(_budget_series(cells), {}, "budget", labels, cells, text)
+
+
+def settings_curve(cells: pd.DataFrame, text: str, setting: str) -> Figure | None:
+    """Perplexity on `text`, and the layers' error relative to the warm start (%), against a setting of NUMBERS.
+
+    One line per (pattern, warm start) that has at least three values of it with all else equal. For "samples", this
+    takes the rows of one model: calibrations are compared whose names differ in their number of samples only, and thin
+    lines are the warm starts themselves. Raises InputError when no perplexity was measured on `text`.
+    """
+    labels = _perplexity_label(cells, text), NUMBERS[setting]
+    cells = cells.assign(calibrations=calibration_families(cells))
+    pruned, starts = cells[cells["pattern"] != "dense"], {}
+    if setting == "samples":
+        refined = pruned[pruned["refinement"].isin(headline(cells))]
+        series = _series(refined, setting, ["calibrations", "refinement"])
+        place = ["pattern", "warmstart", "calibrations"]
+        own = dict(iter(pruned[pruned["refinement"] == "none"].groupby(place)))
+        for key, rows in series.items():  # once, where a warm start is refined in several ways
+            where = tuple(rows[place].iloc[0])
+            if where in own:
+                starts[key] = own.pop(where)
+    else:
+        equal = [name for name in [*SETTINGS, "max_swaps", "optimum"] if name != setting]
+        series = _series(pruned[pruned["refinement"] != "none"], setting, equal)
+    return _perplexity_and_error(series, starts, setting, labels, cells, text)
+
+
+def _perplexity_and_error(
+    series: dict[tuple[str, ...], pd.DataFrame],
+    starts: dict[tuple[str, ...], pd.DataFrame],
+    by: str,
+    labels: tuple[str, str],
+    cells: pd.DataFrame,
+    text: str,
+) -> Figure | None:
+    """Two panels, with a line per series against the values of column `by`, which are set at equal distances.
+
+    A key is (pattern, warm start) and what else tells series apart; `starts` has the rows of warm starts themselves.
+    """
     if not series:
         return None
-    budgets = sorted({budget for rows in series.values() for budget in rows["budget"]})
-    place = {budget: x for x, budget in enumerate(budgets)}
+    values = sorted({value for rows in series.values() for value in rows[by]})
+    place = {value: x for x, value in enumerate(values)}
     with matplotlib.rc_context(STYLE):
-        patterns, starts = ([*dict.fromkeys(key[k] for key in series)] for k in (0, slice(1, None)))
-        columns = min(len(series), max(4, len(patterns))) if len(starts) == 1 else len(patterns)
+        patterns, others = ([*dict.fromkeys(key[k] for key in series)] for k in (0, slice(1, None)))
+        columns = min(len(series), max(4, len(patterns))) if len(others) == 1 else len(patterns)
+        columns = min(columns, 4)
         figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * -(-len(series) // columns)), layout="constrained")
         left, right = figure.subplots(1, 2)
         for key, rows in series.items():
-            rows = rows.assign(x=rows["budget"].map(place))
+            rows = rows.assign(x=rows[by].map(place))
             # a pattern is a colour and a dash, a warm start (and kind of refinement) a marker
-            look = _look(patterns.index(key[0]), starts.index(key[1:]), patterns.index(key[0]))
-            _curve(left, _over_seeds(rows, "x", f"perplexity/{text}"), look, label=", ".join(key))
+            look = _look(patterns.index(key[0]), others.index(key[1:]), patterns.index(key[0]))
+            _curve(left, _over_seeds(rows, "x", f"perplexity/{text}"), look, bars=True, label=", ".join(key))
             for column, fill in (("error_reduction", "full"), ("held_out_error_reduction", "none")):
                 relative = rows.assign(relative=100 - rows[column]).dropna(subset="relative")
                 if len(relative):
-                    look |= _fill(fill, look["color"]) | {"linewidth": 1.1 if fill == "full" else 0.6}
-                    _curve(right, _over_seeds(relative, "x", "relative"), look)
+                    line = _over_seeds(relative, "x", "relative")
+                    _curve(right, line, look | _of_text(fill, look["color"]), bars=True)
         handles = left.get_lines()
-        left.legend(handles=_dense_line(left, cells, text), loc="best")
-        _log_if_wide(left)
-        left.set_ylabel(label)
+        for key, rows in starts.items():
+            look = _look(patterns.index(key[0]), others.index(key[1:]), fill="none")
+            line = _over_seeds(rows.assign(x=rows[by].map(place)).dropna(subset="x"), "x", f"perplexity/{text}")
+            _curve(left, line, look | UNREFINED, bars=True)
+        of_starts = [Line2D([], [], label="warm start", **GREY | _fill("none", "0.3") | UNREFINED)] if starts else []
+        left.legend(handles=of_starts + _dense_line(left, cells, text), loc="best")
+        _log_if_wide(left, [y for line in left.get_lines() for y in line.get_ydata()])
+        left.set_ylabel(labels[0])
         right.set_ylabel("error relative to warm start (%)")
-        texts = {"calibration text": _fill("full", "0.3"), "held-out text": _fill("none", "0.3") | {"linewidth": 0.6}}
-        right.legend(handles=[Line2D([], [], label=name, **GREY | look) for name, look in texts.items()], loc="best")
-        ticks = ["optimum" if budget == float("inf") else f"{budget:.0f}" for budget in budgets]
+        right.legend(handles=_texts(), loc="best")
         for axis in (left, right):
-            axis.set_xticks(range(len(budgets)), ticks)
-            axis.set_xlabel("swaps per row, at most")
+            axis.set_xticks(range(len(values)), ["optimum" if v == float("inf") else f"{v:g}" for v in values])
+            axis.set_xlabel(labels[1])
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def held_out_curve(curves: pd.DataFrame) -> Figure | None:
+    """The layers' error relative to the warm start (%) as swaps go on, on the calibration text and on held-out text.
+
+    A panel per pattern, with a line per refinement of `headline`; with several warm starts a row of panels per
+    refinement, with a line per warm start. None without held-out text.
+    """
+    curves = curves[curves["refinement"].isin(headline(curves))]
+    if curves["held_out_error"].isna().all():
+        return None
+    curves = curves.assign(panels=curves["refinement"], line=curves["warmstart"])
+    if curves["warmstart"].nunique() == 1:
+        curves = curves.assign(panels=curves["warmstart"], line=curves["refinement"])
+    rows, patterns, lines = (list(curves[name].unique()) for name in ("panels", "pattern", "line"))
+    looks = {name: _look(k, k) for k, name in enumerate(lines)}
+    with matplotlib.rc_context(STYLE):
+        columns = min(len(lines) + 2, 5)
+        height = 0.3 + 1.8 * len(rows) + 0.16 * -(-(len(lines) + 2) // columns)
+        figure = Figure(figsize=(min(WIDTH, 1.2 + 2.9 * len(patterns)), height), layout="constrained")
+        axes = figure.subplots(len(rows), len(patterns), sharex=True, sharey="row", squeeze=False)
+        for (row, pattern, line), found in curves.groupby(["panels", "pattern", "line"], sort=False):
+            axis = axes[rows.index(row), patterns.index(pattern)]
+            for column, fill in (("error", "full"), ("held_out_error", "none")):
+                by_seed = side_by_side(found.pivot(index="seed", columns="budget", values=column))
+                means = pd.DataFrame({"mean": by_seed.mean(), "std": by_seed.std().fillna(0.0)})
+                _curve(axis, means, looks[line] | _of_text(fill, looks[line]["color"]))
+        axes[0, 0].set_xscale("symlog", linthresh=1, linscale=0.4)
+        ticks = [budget for budget in LADDER if budget <= curves["budget"].max()]
+        axes[0, 0].set_xticks(ticks, map(str, ticks))
+        axes[0, 0].set_xticks([], minor=True)
+        for row, of_row in zip(rows, axes, strict=True):
+            of_row[0].set_ylabel(f"{row}: error\nrelative to warm start (%)")
+        for pattern, top, bottom in zip(patterns, axes[0], axes[-1], strict=True):
+            top.set_title(_sparsity(pattern))
+            bottom.set_xlabel("swaps per row, at most")
+        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+        figure.legend(handles=[*handles, *_texts()], loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -250,12 +419,8 @@ def save(figure: Figure, stem: str | Path) -> None:
                 figure.savefig(partial, format=kind, **option)
 
 
-def _furthest(layers: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the refinement that goes furthest, with the layer's `type` and `error_reduction` (%)."""
-    reach = layers.assign(certified=layers["rows_certified"] / layers["rows"], swaps=layers["swaps"] / layers["rows"])
-    order = reach.groupby("refinement", sort=False)[["certified", "swaps"]].mean()
-    name = order.sort_values(["certified", "swaps"], kind="stable").index[-1]
-    layers = layers[layers["refinement"] == name]
+def _reductions(layers: pd.DataFrame) -> pd.DataFrame:
+    """With columns for the layer's `type` and `error_reduction` (%)."""
     return layers.assign(
         type=layers["layer"].map(_types(list(layers["layer"].unique()))),
         error_reduction=error_reduction(layers["loss_before"], layers["loss_after"]),
@@ -271,24 +436,37 @@ def _types(names: list[str]) -> dict[str, str]:
 
 
 def _budget_series(cells: pd.DataFrame) -> dict[tuple[str, ...], pd.DataFrame]:
-    """Rows with their `budget` (infinite: until the optimum) for every line of `swaps_curve`.
-
-    The key is (pattern, warm start), and the family of refinements where there are several.
-    """
+    """Rows with their `budget` (infinite: until the optimum) for every line of `swaps_curve`."""
     pruned = cells[cells["pattern"] != "dense"]
     pruned = pruned.assign(
         family=families(pruned),
         budget=pruned["max_swaps"].astype("float64").mask(pruned["optimum"].astype(bool), float("inf")),
+    ).dropna(subset="budget")
+    kinds = pruned["family"].unique()
+    starts = {kind: re.sub(r"^[^+]*", "none", kind) for kind in kinds}  # "none+ls" is where "swaps+ls" begins
+    own = {kind: pruned[pruned["family"].isin([kind, start])] for kind, start in starts.items() if kind != start}
+    return _series(
+        pd.concat([rows.assign(family=kind) for kind, rows in own.items()] or [pruned]), "budget", ["family"]
     )
-    kinds = [name for name in pruned["family"].unique() if name != "none"]
-    lines = {}
-    for (pattern, warmstart), group in pruned.groupby(["pattern", "warmstart"], sort=False):
-        for kind in kinds:
-            rows = group[group["family"].isin(["none", kind])]
-            if (rows["family"] == kind).any() and rows["budget"].nunique() >= 3:
-                lines[pattern, warmstart, kind] = rows
-    several = len({kind for *_, kind in lines}) > 1
-    return {key if several else key[:2]: rows for key, rows in lines.items()}
+
+
+def _series(rows: pd.DataFrame, by: str, equal: list[str]) -> dict[tuple[str, ...], pd.DataFrame]:
+    """The rows of each line with at least three values of column `by`, and one of each of the columns `equal`.
+
+    The key is (pattern, warm start) and the values of those columns that tell lines apart.
+    """
+    names = ["pattern", "warmstart", *equal]
+    groups = rows.groupby(names, sort=False, dropna=False)
+    lines = {
+        tuple(
+            value if isinstance(value, str) else f"{name} {value}" for name, value in zip(names, key, strict=True)
+        ): of
+        for key, of in groups
+        if of[by].nunique() >= 3
+    }
+    telling = [k for k in range(len(names)) if k < 2 or len({key[k] for key in lines}) > 1]
+    first = list(dict.fromkeys(key[:2] for key in lines))
+    return {tuple(key[k] for k in telling): lines[key] for key in sorted(lines, key=lambda key: first.index(key[:2]))}
 
 
 def _over_seeds(rows: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
@@ -297,11 +475,14 @@ def _over_seeds(rows: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
     return seeds.groupby(level=by).agg(["mean", "std"]).fillna({"std": 0.0})
 
 
-def _curve(axis: Axes, line: pd.DataFrame, look: dict[str, Any], **options: Any) -> None:
+def _curve(axis: Axes, line: pd.DataFrame, look: dict[str, Any], bars: bool = False, **options: Any) -> None:
     axis.plot(line.index, line["mean"], **look, **options)
     if (line["std"] > 0).any():
         low, high = line["mean"] - line["std"], line["mean"] + line["std"]
-        axis.fill_between(line.index, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if bars:
+            axis.vlines(line.index, low, high, color=look["color"], linewidth=0.7)
+        else:
+            axis.fill_between(line.index, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def _look(colour: int, marker: int, dashes: int = 0, fill: str = "full") -> dict[str, Any]:
@@ -316,8 +497,18 @@ def _fill(fill: str, colour: str) -> dict[str, Any]:
     return (
         {"fillstyle": "full", "markerfacecolor": "white"}
         if fill == "none"
-        else {"fillstyle": fill, "markerfacecolor": colour, "markerfacecoloralt": "white"}
+        else {"fillstyle": "full", "markerfacecolor": colour}
     )
+
+
+def _of_text(fill: str, colour: str) -> dict[str, Any]:
+    """Keywords of a line that is told from another by its text: full is calibration, hollow and thin is held out."""
+    return _fill(fill, colour) | {"linewidth": 1.1 if fill == "full" else 0.6}
+
+
+def _texts() -> list[Line2D]:
+    fills = {"calibration text": "full", "held-out text": "none"}
+    return [Line2D([], [], label=name, **GREY | _of_text(fill, "0.3")) for name, fill in fills.items()]
 
 
 def _perplexity_label(cells: pd.DataFrame, text: str) -> str:
@@ -328,23 +519,25 @@ def _perplexity_label(cells: pd.DataFrame, text: str) -> str:
     return f"perplexity on {text} (seqlen {seqlens})"
 
 
-def _dense_line(axis: Axes, cells: pd.DataFrame, text: str) -> list[Line2D]:
+def _dense_line(axis: Axes, cells: pd.DataFrame, text: str, along: str = "y") -> list[Line2D]:
     values = cells.loc[cells["pattern"] == "dense", f"perplexity/{text}"].dropna()
     if values.empty:
         return []
     value = values.iloc[0]
-    return [axis.axhline(value, color="black", linestyle=(0, (4, 3)), linewidth=0.9, label=f"dense ({value:.2f})")]
+    draw = axis.axhline if along == "y" else axis.axvline
+    return [draw(value, color="black", linestyle=(0, (4, 3)), linewidth=0.9, label=f"dense ({value:.2f})", zorder=1)]
 
 
-def _log_if_wide(axis: Axes) -> None:
-    values = [y for line in axis.get_lines() for y in line.get_ydata() if pd.notna(y)]
+def _log_if_wide(axis: Axes, values: list[float], along: str = "y") -> None:
+    values = [value for value in values if pd.notna(value)]
     if max(values, default=1) > 6 * min(values, default=1):
-        axis.set_yscale("log")
+        scaled, scale = (axis.yaxis, axis.set_yscale) if along == "y" else (axis.xaxis, axis.set_xscale)
+        scale("log")
         # about five labels, whether the range is one decade or six
         decades = math.log10(max(values) / min(values))
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        scaled.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)))
+        scaled.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        scaled.set_minor_formatter(NullFormatter())
 
 
 def _sparsity(pattern: str) -> str:

@@ -24,11 +24,13 @@ def render(
     figures: list[tuple[str, str, bytes]],
     stages: pd.DataFrame,
     provenance: dict[str, str],
+    published: pd.DataFrame | None = None,
 ) -> str:
     """The report as HTML text, without a reference to anything outside it.
 
-    `summary`, `cells` and `layers` are those of `tables`; `figures` holds (title, caption, PNG), `stages` the columns
-    stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, machine, models).
+    `summary`, `cells`, `layers` and `published` are those of `tables`; `figures` holds (title, caption, PNG), `stages`
+    the columns stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, machine,
+    models).
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -37,17 +39,23 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    layers = layers[layers["refinement"].isin(tables.headline(cells))]  # every budget would be too much for a page
+    principal = tables.principal(cells)
+    layers = layers[layers["refinement"] == principal]  # every refinement would be too much for a page
     summary_shared, layers_shared, cells_shared = (_shared(frame) for frame in (summary, layers, cells))
+    parts, marks = (
+        tables.by_measure(frame.drop(columns=list(summary_shared))) for frame in (summary, tables.best(summary))
+    )
     return environment.get_template("report.html.j2").render(
         models=list(cells["model"].unique()),
         overview=overview(cells),
         config=_yaml(config),
-        summary=_view(*(frame.drop(columns=list(summary_shared)) for frame in (summary, tables.best(summary)))),
+        summary=[_view(part, marks[measure]) for measure, part in parts.items()],
         summary_shared=summary_shared,
+        published=None if published is None else _view(_two_decimals(published)),
         figures=[(title, caption, base64.b64encode(png).decode(), *_size(png)) for title, caption, png in figures],
         layers=_view(_layers_view(layers).drop(columns=list(layers_shared))),
         layers_shared=layers_shared,
+        principal=principal,
         cells=_view(cells.drop(columns=list(cells_shared))),
         cells_shared=cells_shared,
         stages=_view(stages.rename(columns={"peak_memory_mb": "peak memory (MB)", "seconds": "seconds, all jobs"})),
@@ -60,15 +68,15 @@ def overview(cells: pd.DataFrame) -> str:
     pruned = cells[cells["pattern"] != "dense"]
     size = [_count(pruned[name].where(pruned[name] != "none").nunique(), noun) for name, noun in NOUNS.items()]
     sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(size)}."]
-    headline = tables.headline(cells)
-    if not headline:
+    principal = tables.principal(cells)
+    if principal is None:
         return sentences[0]
-    cases = _cases(cells, headline[0])
+    cases = _cases(cells, principal)
     held_out = cases["held_out_error_reduction"].mean()
     error = f"{cases['error_reduction'].mean():.1f}% on average"
     if pd.notna(held_out):
         error += f" ({held_out:.1f}% on held-out text)"
-    sentences.append(f"Refinement ({headline[0]}) lowers the layers' error by {error}")
+    sentences.append(f"Refinement ({principal}) lowers the layers' error by {error}")
     compared = cases.dropna(subset=["before", "after"])
     if compared.empty:
         return " ".join(sentences) + "."
@@ -88,9 +96,21 @@ def overview(cells: pd.DataFrame) -> str:
             f"{where} from {warmstart}, refinement lowers the layers' error by {row['error_reduction']:.1f}% on average"
             f" {verb} (seqlen {row['seqlen']:.0f}) from {row['before']:.2f} to {row['after']:.2f}{dense}."
         )
+        others = _others(cells, principal, case[:3])
+        if others and min(others.values()) < row["after"]:
+            method, start = min(others, key=others.get)
+            sentences[-1] = sentences[-1][:-1] + f"; {method} from {start} ends at {others[method, start]:.2f}."
     if len(by_pattern) > EXAMPLES:
         sentences.append("The summary table has the other patterns and models.")
     return " ".join(sentences)
+
+
+def _others(cells: pd.DataFrame, principal: str, where: tuple[str, str, str]) -> dict[tuple[str, str], float]:
+    """Perplexity, mean over seeds, of the other methods of a (model, calibration, pattern) by method and warm start."""
+    of_case = (cells[["model", "calibration", "pattern"]] == list(where)).all(axis=1)
+    others = cells[of_case & ~cells["refinement"].isin(["none", principal])]
+    name = f"perplexity/{tables.perplexity_texts(cells)[0]}"
+    return others.groupby(["refinement", "warmstart"], sort=False)[name].mean().dropna().to_dict()
 
 
 def _cases(cells: pd.DataFrame, refinement: str) -> pd.DataFrame:
@@ -127,9 +147,15 @@ def _size(png: bytes) -> tuple[int, int]:
 
 
 def _shared(frame: pd.DataFrame) -> dict[str, str]:
-    """The coordinates that are the same in all rows: said once above a table, they need no column."""
-    single = [name for name in tables.COORDINATES if name in frame and frame[name].nunique() == 1]
-    return {name: str(frame[name].dropna().iloc[0]) for name in single}
+    """Coordinates and settings that are the same in all rows: said once above a table, they need no column."""
+    names = [name for name in tables.COORDINATES + tables.SETTINGS if name in frame]
+    single = [name for name in names if frame[name].nunique() == 1]
+    return tables.display(frame[single].bfill().iloc[:1]).to_dict("records")[0] if single else {}
+
+
+def _two_decimals(published: pd.DataFrame) -> pd.DataFrame:
+    values = ["published", "measured", "difference"]
+    return published.assign(**{name: published[name].map("{:.2f}".format, na_action="ignore") for name in values})
 
 
 def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,17 @@
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+from sparseswaps import study as studies
 from sparseswaps import tables
 from sparseswaps.errors import InputError
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 PATTERNS = {"60%": 1.4, "2:4": 1.6}  # pattern: how much perplexity it costs
 WARMSTARTS = {"magnitude": (3.0, 0.5), "wanda": (1.5, 0.3)}  # warm start: perplexity factor, error reduction at most
 REFINEMENTS = {"none": (0, 0.0), "swaps-1": (1, 0.3), "swaps-5": (5, 0.7), "swaps": (None, 1.0)}  # budget, progress
@@ -20,6 +25,8 @@ LAYERS = {
     "mlp.down_proj": (192, 512),
 }
 DENSE = 8.02
+SETTINGS = {"samples": 128, "propagate": "dense", "method": "swaps", "stop": "optimum", "freeze": 0.0}
+SETTINGS |= {"shrinkage": 0.0, "between_rows": False, "reconstruction": "none"}
 
 
 def losses_of(pattern: str, warmstart: str, refinement: str, seed: int, blocks: int = 2) -> pd.DataFrame:
@@ -65,7 +72,7 @@ def make_study(seeds: int = 1, blocks: int = 2) -> tuple:
             for warmstart, (factor, _) in WARMSTARTS.items():
                 for refinement, (budget, progress) in REFINEMENTS.items():
                     cell = {"model": "pico", "calibration": "c4", "seed": seed, "pattern": pattern}
-                    cell |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget}
+                    cell |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget} | SETTINGS
                     cells.append(cell)
                     losses.append(losses_of(pattern, warmstart, refinement, seed, blocks))
                     perplexity = DENSE * cost * factor ** (2 - progress) + seed
@@ -95,6 +102,7 @@ def row(cells: pd.DataFrame, **where) -> pd.Series:
 def test_columns_are_the_contract(cells, study):
     assert list(cells) == [
         *("model", "calibration", "seed", "pattern", "warmstart", "refinement"),
+        *("samples", "propagate", "method", "stop", "freeze", "shrinkage", "between_rows", "reconstruction"),
         *("max_swaps", "optimum", "sparsity", "error_reduction", "held_out_error_reduction"),
         *("swaps_per_row", "certified", "seconds", "perplexity/held_out", "seqlen/held_out"),
         *("cloze/acc", "cloze/acc_stderr", "choice/acc", "choice/acc_norm"),
@@ -212,6 +220,140 @@ def test_headline_takes_the_furthest_of_each_family(cells):
     assert tables.headline(pd.concat([cells, other], ignore_index=True)) == ["swaps", "dsnot"]
 
 
+def test_methods_beside_swaps(study):
+    """DSnoT, early stopping and reconstruction: none is a smaller budget of another, none claims the optimum."""
+    parts = [list(part[:1]) for part in study]
+    start, swaps = (
+        next(i for i, cell in enumerate(study[0]) if cell.get("refinement") == name) for name in ("none", "swaps")
+    )
+    others = {
+        "none": {"max_swaps": 0},
+        "dsnot": {"method": "dsnot"},
+        "early": {"stop": "held_out"},
+        "swaps": {},
+        "swaps-5+ls": {"max_swaps": 5, "reconstruction": "ls"},
+        "swaps+ls": {"reconstruction": "ls"},
+        "none+obs": {"max_swaps": 0, "reconstruction": "obs"},
+    }
+    for name, settings in others.items():
+        of = study[0][start if name == "none" else swaps] | {"refinement": name} | settings
+        for part, value in zip(parts, [of, *(part[swaps] for part in study[1:])], strict=True):
+            part.append(value)
+    frame = tables.cells_table(*parts)
+    ended = frame.set_index("refinement")
+    assert list(ended.index[ended["optimum"]]) == ["swaps", "swaps+ls"]
+    assert ended["max_swaps"].isna().tolist() == [True, False, True, True, True, False, True, False]
+    assert tables.headline(frame) == ["dsnot", "early", "swaps", "swaps+ls", "none+obs"]
+    assert tables.principal(frame) == "swaps"
+    assert tables.principal(frame.query("refinement != 'swaps'")) == "early"
+    assert tables.principal(frame.query("refinement in ['none', 'none+obs']")) == "none+obs"
+    assert tables.principal(frame.query("refinement == 'none'")) is None
+    summary = tables.summary(frame)
+    assert [name for name in summary if name.startswith("swaps per row")] == [
+        f"swaps per row: {name}" for name in ("dsnot", "early", "swaps")
+    ]
+    assert len(tables.layers_table(*parts[:2])) == 6 * 14
+
+
+def test_curves_are_means_over_layers_that_were_looked_at(study):
+    cells = [study[0][0], study[0][4]]
+    ended = pd.DataFrame({"block": 0, "layer": "a", "budget": [0, 1, 3], "loss": [10.0, 8.0, 7.0], "held_out": None})
+    went_on = pd.DataFrame({"block": 0, "layer": "b", "budget": [0, 1, 2, 5], "loss": [2.0, 1.0, 0.8, 0.6]})
+    nothing = pd.DataFrame({"block": 1, "layer": "a", "budget": [0, 0], "loss": [0.0, 0.0], "held_out": [0.0, 0.0]})
+    curve = pd.concat([ended, went_on.assign(held_out=[4.0, 3.0, 3.0, 5.0]), nothing])
+    table = tables.curves_table(cells, [None, curve])
+    assert list(table) == [*tables.COORDINATES, "max_swaps", "budget", "error", "held_out_error"]
+    assert table["refinement"].unique() == ["swaps"]
+    assert table["budget"].tolist() == [0, 1, 5]  # at 2 a was on its way, at 3 b was
+    assert table["error"].tolist() == pytest.approx([100, (80 + 50 + 100) / 3, (70 + 30 + 100) / 3])
+    assert table["held_out_error"].tolist() == pytest.approx([100, 75, 125])  # of b alone: 0 of 0 is no error at all
+    with pytest.raises(InputError, match="swaps: curves without the column 'budget'"):
+        tables.curves_table(cells, [None, curve.drop(columns="budget")])
+    assert list(tables.curves_table(cells[:1], [None])) == list(table)
+
+
+@pytest.fixture
+def published():
+    where = {"model": "pico", "pattern": "60%", "warmstart": "wanda", "refinement": "none", "source": "a paper"}
+    rows = [{"measure": "perplexity/held_out", "value": 21.5}, {"measure": "accuracy", "value": 24.0}]
+    rows.append({"measure": "accuracy", "value": 25.0, "refinement": "dsnot"})
+    rows.append(
+        {"measure": "perplexity/held_out", "value": 8, "pattern": "dense", "warmstart": None, "refinement": None}
+    )
+    return pd.DataFrame([where | row for row in rows])[tables.PUBLISHED]
+
+
+def test_published_numbers_stand_beside_means_over_seeds(published, tmp_path):
+    published.to_csv(tmp_path / "published.csv", index=False)
+    read = tables.read_published(tmp_path / "published.csv")
+    pd.testing.assert_frame_equal(read, published, check_dtype=False)
+    table = tables.beside_published(tables.cells_table(*make_study(seeds=2)), read)
+    perplexity, accuracy = DENSE * 1.4 * 1.5**2 + 0.5, (30 + 15) / 2
+    assert table["published"].tolist() == [21.5, 24, 25, 8]
+    assert table["measured"].tolist() == pytest.approx([perplexity, accuracy, float("nan"), DENSE], nan_ok=True)
+    assert table["difference"].tolist() == pytest.approx([perplexity - 21.5, -1.5, float("nan"), 0.02], nan_ok=True)
+    assert table["seqlen"].tolist() == [256, pd.NA, pd.NA, 256]
+    assert tables.display(table).loc[2, ["calibration", "measured", "difference"]].tolist() == ["-"] * 3
+
+
+def test_each_calibration_stands_beside_a_published_number(cells, published):
+    both = pd.concat([cells, cells.query("pattern != 'dense'").assign(calibration="wiki")])
+    table = tables.beside_published(both, published)
+    assert table["calibration"].fillna("-").tolist() == ["c4", "wiki", "c4", "wiki", "-", "-"]
+
+
+def test_published_numbers_are_checked(published, tmp_path):
+    path = tmp_path / "numbers.csv"
+    for wrong, message in (
+        (published.drop(columns="measure"), "numbers.csv: without the column 'measure'"),
+        (published.astype({"value": "str"}).replace({"value": "24.0"}, "24,0"), "numbers.csv: column 'value': '24,0'"),
+    ):
+        wrong.to_csv(path, index=False)
+        with pytest.raises(InputError, match=re.escape(message)):
+            tables.read_published(path)
+
+
+def test_paper_is_published_in_full():
+    """Every number of the paper's Table 2 is for a cell of its configuration."""
+    config = yaml.safe_load((CONFIGS / "paper.yaml").read_text())
+    published = tables.read_published(CONFIGS / "paper-table2.csv")
+    assert config["published"] == "configs/paper-table2.csv"
+    for column, key in (("model", "models"), ("pattern", "patterns"), ("warmstart", "warmstarts")):
+        assert set(published[column]) == set(config[key])
+    assert set(published["refinement"]) == set(config["refinements"])
+    texts = {f"perplexity/{text}" for text in config["evaluation"]["perplexity"]}
+    assert set(published["measure"]) == texts | {"accuracy"}
+    assert len(published) == len(published.drop_duplicates(tables.PUBLISHED[:5])) == 2 * 5 * (5 + 5)
+    # the five models are on the hub only; all the rest of the configuration can be checked here
+    here = config | {"models": {"embedded": {"source": "embedded"}}, "published": None}
+    here["calibrations"]["c4"]["seqlen"] = here["evaluation"]["perplexity"]["wikitext2"]["seqlen"] = 256
+    assert len(list(studies.cells(studies.check(here)))) == 2 * 2 * 3
+
+
+def ablations() -> list[Path]:
+    return sorted((CONFIGS / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ablations(), ids=lambda path: path.stem)
+def test_ablations_are_valid_and_say_how_to_run_them(path):
+    config = studies.check(yaml.safe_load(path.read_text()))
+    assert config["name"] == f"ablation-{path.stem}"
+    assert f"#   snakemake --configfile configs/ablations/{path.name}\n" in path.read_text()
+
+
+def test_what_studies_share_has_one_meaning():
+    """Artifacts of the embedded model lie in folders by these names, whatever the study."""
+    meanings: dict[tuple[str, str], set[str]] = {}
+    for path in [*ablations(), CONFIGS / "quick.yaml", CONFIGS.parent / "config.yaml"]:
+        config = studies.check(yaml.safe_load(path.read_text()))
+        named = {key: config[key] for key in ("calibrations", "refinements", "reconstructions")}
+        named |= {"texts": config["evaluation"]["perplexity"], "": {"checkpoints": config["checkpoints"]}}
+        for key, entries in named.items():
+            for name, settings in entries.items():
+                meanings.setdefault((key, name), set()).add(json.dumps(settings, sort_keys=True))
+    assert [name for name, settings in meanings.items() if len(settings) > 1] == []
+
+
 def test_best_marks_perplexity_and_accuracy_per_pattern(cells):
     summary = tables.summary(cells)
     marks = tables.best(summary)
@@ -265,6 +407,28 @@ def test_markdown_and_latex_escape(tmp_path):
     assert r"1.50 $\pm$ 0.10" in latex
     assert "- & 3.00" in latex
     assert not re.search(r"(?<!\\)[%_]", latex)
+
+
+def test_written_summary_has_a_table_for_each_measure(cells, tmp_path):
+    tables.write_summary(tables.summary(cells), tmp_path / "summary")
+    read = pd.read_csv(tmp_path / "summary.csv")
+    assert list(read) == list(tables.summary(cells))
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "### perplexity on held_out (seqlen 256)",
+        "### error reduction, calibration (%)",
+        "### error reduction, held out (%)",
+        "### swaps per row",
+        *(f"### {name} acc (%)" for name in ("mean of 2 tasks,", "cloze", "choice")),
+    ]
+    assert [re.sub(" +", " ", line) for line in lines[2:6:3]] == [
+        "| model | calibration | pattern | from | dense | warm start | swaps |",
+        "| pico | c4 | 60% | wanda | 8.02 | 25.26 | **16.84** |",
+    ]
+    latex = (tmp_path / "summary.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == 7
+    assert r"\multicolumn{3}{c}{perplexity on held\_out (seqlen 256)}" in latex
+    assert r"25.26 & \textbf{16.84} \\" in latex
 
 
 def test_display_numbers():
