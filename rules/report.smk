@@ -11,6 +11,7 @@ rule tables:
         multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
         multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
         multiext("<report>/tables/summary", ".csv", ".md", ".tex"),
+        multiext("<report>/tables/comparison", ".csv", ".md", ".tex"),
         multiext("<report>/tables/published", ".csv", ".md", ".tex") if PUBLISHED else [],
     log:
         "<logs>/<study>/tables.log",

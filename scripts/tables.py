@@ -8,12 +8,15 @@ from job import run
 from sparseswaps.files import read_json
 from sparseswaps.tables import (
     beside_published,
+    best,
     cells_table,
+    comparison,
     curves_table,
     layers_table,
+    lowest,
     read_published,
     summary,
-    write_summary,
+    write_measures,
     write_table,
 )
 
@@ -30,7 +33,8 @@ def main(snakemake, settings):
     write_table(frame, folder / "cells")
     write_table(layers_table(cells, losses), folder / "layers")
     write_table(curves_table(cells, curves), folder / "curves")
-    write_summary(summary(frame), folder / "summary")
+    for name, table, marks in (("summary", summary, best), ("comparison", comparison, lowest)):
+        write_measures(table(frame), marks(table(frame)), folder / name)
     if settings["published"]:
         write_table(beside_published(frame, read_published(settings["published"])), folder / "published")
     return f"{len(frame)} cells"

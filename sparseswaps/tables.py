@@ -290,6 +290,36 @@ def best(summary: pd.DataFrame) -> pd.DataFrame:
     return marks
 
 
+def comparison(cells: pd.DataFrame) -> pd.DataFrame:
+    """Perplexity of every method by pattern: strings, one row per (model, calibration, warm start, refinement), columns
+    "<measure>: <pattern>" as those of `summary`; the dense models' rows have the same value at every pattern."""
+    dense = cells["pattern"] == "dense"
+    keys = ["model", "calibration", "warmstart", "refinement"]
+    rows = []
+    for key, group in cells.groupby(keys, sort=False, dropna=False):
+        row = dict(zip(keys, key, strict=True))
+        for title, values, text in _perplexities(cells):
+            for pattern in cells.loc[~dense, "pattern"].unique():
+                of_pattern = group.index[group["pattern"].isin([pattern, "dense"])]
+                row[f"{title}: {pattern}"] = _over_seeds(values[of_pattern], text)
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=None if rows else keys)
+    frame["refinement"] = frame["refinement"].mask(frame["warmstart"].isna(), "dense")
+    empty = [name for name in frame.columns[len(keys) :] if frame[name].isna().all()]
+    return frame.drop(columns=empty).rename(columns={"warmstart": "warm start"})
+
+
+def lowest(comparison: pd.DataFrame) -> pd.DataFrame:
+    """True, in the shape of `comparison`, at the best of the pruned models in each column of a model."""
+    marks = pd.DataFrame(False, index=comparison.index, columns=comparison.columns)
+    pruned = comparison[comparison["warm start"].notna()]
+    for rows in pruned.groupby("model", sort=False).groups.values():
+        for name in (name for name in comparison if ": " in name):
+            values = pruned.loc[rows, name].str.split(" ± ").str[0].astype("float64")
+            marks.loc[rows, name] = values == values.min()
+    return marks
+
+
 def by_measure(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A summary, or its marks, as a table for each measure: with the columns that name the rows, and its own."""
     summary = summary.rename(columns={"warm start": "from"})  # there is a measured column of that name
@@ -363,9 +393,9 @@ def write_table(frame: pd.DataFrame, stem: str | Path) -> None:
     _write(stem, frame, _markdown(shown), _latex(shown))
 
 
-def write_summary(frame: pd.DataFrame, stem: str | Path) -> None:
-    """The same for a summary; in `stem`.md and `stem`.tex it has a table for each measure, the best values bold."""
-    marks = by_measure(best(frame))
+def write_measures(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path) -> None:
+    """The same for a summary or a comparison; `stem`.md and `stem`.tex have a table a measure, `best` in bold."""
+    marks = by_measure(best)
     markdown, latex = [], []
     for measure, part in by_measure(frame).items():
         shown = display(part)

@@ -410,7 +410,7 @@ def test_markdown_and_latex_escape(tmp_path):
 
 
 def test_written_summary_has_a_table_for_each_measure(cells, tmp_path):
-    tables.write_summary(tables.summary(cells), tmp_path / "summary")
+    tables.write_measures(tables.summary(cells), tables.best(tables.summary(cells)), tmp_path / "summary")
     read = pd.read_csv(tmp_path / "summary.csv")
     assert list(read) == list(tables.summary(cells))
     lines = (tmp_path / "summary.md").read_text().splitlines()
@@ -436,3 +436,20 @@ def test_display_numbers():
     assert tables.display(frame)["x"].tolist() == ["0", "1234567", "1.235e+07", "0.0001234", "-", "256", "inf"]
     words = pd.DataFrame({"x": ["1.5", "-", "-inf"], "y": ["swaps-5", "-", "2"]})
     assert tables.numeric(words) == [True, False]
+
+
+def test_comparison_has_a_row_for_each_method_and_a_column_for_each_pattern(cells):
+    compared = tables.comparison(cells)
+    patterns = cells.loc[cells["pattern"] != "dense", "pattern"].unique()
+    measures = [name for name in compared if ": " in name]
+    assert measures == [f"perplexity on held_out (seqlen 256): {pattern}" for pattern in patterns]
+    assert compared.iloc[0][["refinement", *measures]].tolist() == ["dense"] + ["8.02"] * len(patterns)
+    rows = compared.set_index(["warm start", "refinement"])[measures[0]]
+    at = cells[cells["pattern"] == patterns[0]].set_index(["warmstart", "refinement"])["perplexity/held_out"]
+    for method, value in at.groupby(level=[0, 1]).mean().items():
+        assert float(rows[method].split(" ")[0]) == pytest.approx(value, abs=0.006)
+    marks = tables.lowest(compared)
+    assert not marks.iloc[0].any()  # the dense model does not compete
+    for name in measures:
+        values = compared.loc[1:, name].dropna().str.split(" ").str[0].astype(float)
+        assert list(marks.index[marks[name]]) == list(values.index[values == values.min()])
