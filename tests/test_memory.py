@@ -8,7 +8,7 @@ import torch
 from sparseswaps import criteria, layerwise
 from sparseswaps.criteria import ria, wanda
 from sparseswaps.errors import InputError
-from sparseswaps.gram import row_loss
+from sparseswaps.gram import Inputs, row_loss
 from sparseswaps.masks import keep_best
 from sparseswaps.memory import halving, sliced
 from sparseswaps.pattern import parse_pattern
@@ -91,7 +91,9 @@ def test_rows_are_refined_in_parts_where_memory_is_short(monkeypatch, caplog):
 
     monkeypatch.setattr(engine, "backend_of", lambda *_: batched)
     monkeypatch.setattr(layerwise, "row_loss", short_of_memory(row_loss, 4))
-    mask, row = layerwise.refine_layer(weight, gram, held_out, start, pattern, None)
+    inputs = Inputs(gram, held_out, torch.zeros(len(gram)), 1, 1)
+    refined = layerwise.refine_layer(weight, inputs, start, pattern, layerwise.Method())
+    mask, row = refined.mask, refined.figures
     assert torch.equal(mask, whole.mask)
     assert row["held_out_before"] == pytest.approx(float(row_loss(weight, held_out, start).sum()))
     assert row["held_out_after"] == pytest.approx(float(row_loss(weight, held_out, mask).sum()))
