@@ -1,4 +1,5 @@
-"""Copy the figures of the last run of config.yaml into README.md and docs/."""
+"""Copy the figures of the last run of config.yaml into README.md and docs/, and the tables of configs/quality, where
+there are such, into docs/quality.md."""
 
 import platform
 import shutil
@@ -48,10 +49,17 @@ def main() -> None:
             REPORT / "figures" / "embedded" / "stdlib" / f"{name}.png", docs / f"{name.partition('-')[0]}.png"
         )
         lines += ["", f"![{text}](docs/{name.partition('-')[0]}.png)"]
-    readme = Path("README.md")
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    put(Path("README.md"), BEGIN, lines)
+    for table in sorted(REPORT.parent.glob("quality-*/tables/comparison.md")):
+        name = table.parent.parent.name.removeprefix("quality-")
+        put(Path("docs/quality.md"), f"<!-- begin: {name} -->", table.read_text(encoding="utf-8").splitlines())
+
+
+def put(path: Path, begin: str, lines: list[str]) -> None:
+    """Write lines between a marker and the end that follows it."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(END)
-    readme.write_text(before + "\n".join([BEGIN, "", *lines, "", END]) + after, encoding="utf-8")
+    path.write_text(before + "\n".join([begin, "", *lines, "", END]) + after, encoding="utf-8")
 
 
 main()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.gram import correlation
+from sparseswaps.refine.certificate import CertificateError
 from sparseswaps.refine.reference import norms, rounding
 
 _CACHED, _MOST = 1 << 17, 1 << 22  # costs formed at a time: what a core has cache for, what keeps a GPU busy
@@ -41,7 +42,7 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
         int64 [d_out], in how many swaps each row took part.
 
     Raises:
-        RuntimeError: the number of kept weights changed, or the search does not end: a defect.
+        CertificateError: the number of kept weights changed, or the search does not end: a defect.
     """
     swaps, kept = torch.zeros_like(budget), mask.sum()
     for _ in range(_PASSES):
@@ -50,9 +51,9 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
             break
         swaps += made
     else:
-        raise RuntimeError("the search between rows does not come to its end: a defect, report it")
+        raise CertificateError("the search between rows does not come to its end: a defect, report it")
     if mask.sum() != kept:
-        raise RuntimeError("the search between rows changed how many weights are kept: a defect, report it")
+        raise CertificateError("the search between rows changed how many weights are kept: a defect, report it")
     return swaps
 
 

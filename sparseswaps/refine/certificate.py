@@ -9,6 +9,10 @@ from sparseswaps.refine.reference import norms, rounding
 _PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
 
 
+class CertificateError(RuntimeError):
+    """What a search said of its result is not so: a defect of the engine or of the machine."""
+
+
 def improvable(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
     """Which rows have a swap that lowers their loss by more than twice what rounding can make of it.
 

@@ -15,7 +15,7 @@ from sparseswaps.gram import check_gram, correlation, loss_of
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
 from sparseswaps.refine.between import exchange
-from sparseswaps.refine.certificate import improvable
+from sparseswaps.refine.certificate import CertificateError, improvable
 from sparseswaps.refine.reference import norms
 
 BACKENDS = ("reference", "cpu", "cuda", "batched")
@@ -58,10 +58,6 @@ class Stop(IntEnum):
 
     OPTIMUM = 0  # no swap lowers its loss: certified
     BUDGET = 1  # max_swaps were made and an improving swap is left
-
-
-class CertificateError(RuntimeError):
-    """A row that the search called optimal is not: a defect of the engine or of the machine."""
 
 
 @dataclass(frozen=True)
