@@ -100,11 +100,11 @@ def test_the_report_has_it_all(finished):
     assert cells["perplexity/held_out"].gt(1).all()
     assert cells["embedded_choice/acc"].between(0, 1).all()
     assert cells.loc[cells["pattern"] == "60%", "sparsity"].iloc[0] == pytest.approx(0.6, abs=0.02)
-    for table in ("cells", "layers", "summary"):
+    for table in ("cells", "layers", "curves", "summary", "comparison"):
         for ending in (".csv", ".md", ".tex"):
             assert (report / "tables" / (table + ending)).stat().st_size > 100
     figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
-    named = ("error_reduction_by_layer", "error_reduction_by_type", "perplexity_by_pattern-held_out")
+    named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "perplexity_by_pattern-held_out")
     assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
     assert "60%" in (report / "report.html").read_text()
 
