@@ -12,8 +12,9 @@ from sparseswaps.criteria import WARMSTARTS
 from sparseswaps.errors import naming
 from sparseswaps.files import write_csv
 from sparseswaps.gram import check_gram
-from sparseswaps.layerwise import Method, Reconstruction, reconstruct_layer, refine_layer, summary, total
+from sparseswaps.layerwise import Method, refine_layer, summary, total
 from sparseswaps.masks import check_mask
+from sparseswaps.rebuild import Reconstruction, reconstruct_layer
 from sparseswaps.weights import OnDisk
 
 

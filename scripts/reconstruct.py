@@ -7,7 +7,8 @@ from job import block_of, device, run
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_weights
 from sparseswaps.errors import naming
 from sparseswaps.files import read_csv, write_csv
-from sparseswaps.layerwise import Reconstruction, reconstruct_layer, summary, total
+from sparseswaps.layerwise import summary, total
+from sparseswaps.rebuild import Reconstruction, reconstruct_layer
 
 
 def main(snakemake, settings):

@@ -1,4 +1,4 @@
-"""What the stages do to one layer: its refined mask, its new weights, and the figures that say what came of them."""
+"""What refinement does to one layer: its mask, and the figures that say what came of it."""
 
 import time
 from collections.abc import Iterator
@@ -9,19 +9,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sparseswaps.baselines.admm import admm_update
 from sparseswaps.baselines.dsnot import dsnot
-from sparseswaps.baselines.sparsegpt import sparsegpt_update
-from sparseswaps.criteria import wanda_scores
-from sparseswaps.gram import Inputs, output_error, row_loss
+from sparseswaps.gram import Inputs, row_loss
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
-from sparseswaps.reconstruct import least_squares
 from sparseswaps.refine import Refinement, walk
+from sparseswaps.refine.reference import norms
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """Some keys of a stage's configuration."""
+
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Self:
         """Those of a stage's settings that are for this."""
@@ -29,7 +28,7 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class Method(_Settings):
+class Method(Settings):
     """How masks are refined; configuration key `refinements`."""
 
     method: str = "swaps"
@@ -38,15 +37,6 @@ class Method(_Settings):
     freeze: float = 0.0
     shrinkage: float = 0.0
     between_rows: bool = False
-
-
-@dataclass(frozen=True)
-class Reconstruction(_Settings):
-    """How kept weights are fitted to a mask; configuration key `reconstructions`."""
-
-    method: str = "least_squares"
-    damping: float = 0.01
-    iterations: int = 50
 
 
 @dataclass(frozen=True)
@@ -103,33 +93,6 @@ def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern
     return Refined(best.mask, figures, curve)
 
 
-def reconstruct_layer(
-    weight: Tensor, inputs: Inputs, mask: Tensor, how: Reconstruction, figures: dict[str, Any]
-) -> tuple[Tensor, dict[str, Any]]:
-    """New values for a layer's kept weights.
-
-    Args:
-        weight: [d_out, d_in], floating; `inputs` and `mask` are on its device.
-        figures: those of the mask's refinement.
-
-    Returns:
-        The weights in the dtype they had, zero where pruned, and the figures with the error that they leave.
-    """
-    began = time.monotonic()
-    if how.method == "sparsegpt":
-        new = sparsegpt_update(weight, inputs.gram, mask, how.damping)
-    elif how.method == "admm":
-        new = admm_update(weight, inputs.gram, mask, how.damping, how.iterations)
-    else:
-        new = least_squares(weight, inputs.gram, mask, how.damping, how.iterations)
-    new = new.to(weight.dtype)  # before it is measured: rounding is part of what a checkpoint gets
-    after = {"loss_after": _total(output_error, weight, inputs.gram, new)}
-    if inputs.held_out is not None:
-        after["held_out_after"] = _total(output_error, weight, inputs.held_out, new)
-    seconds = figures["seconds"] + time.monotonic() - began
-    return new, figures | after | {"seconds": round(seconds, 3)}
-
-
 @dataclass(frozen=True)
 class _Step:
     """A layer on its way: masks and counts as in `Refinement`, error over all rows."""
@@ -179,8 +142,8 @@ def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how:
     mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, cycles)
     for found in (start, mask):
         swaps = (start & ~found).sum(1)
-        loss = _total(row_loss, weight, inputs.gram, found)
-        unseen = None if inputs.held_out is None else _total(row_loss, weight, inputs.held_out, found)
+        loss = total_error(row_loss, weight, inputs.gram, found)
+        unseen = None if inputs.held_out is None else total_error(row_loss, weight, inputs.held_out, found)
         yield _Step(found, swaps, torch.zeros_like(swaps, dtype=torch.bool), 0.0, loss, unseen)
 
 
@@ -194,14 +157,13 @@ def shrunk(gram: Tensor, shrinkage: float) -> Tensor:
 
 
 def frozen_weights(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
-    """The weights of highest Wanda score |W_ij| sqrt(G_jj), `fraction` of each row: boolean [d_out, d_in]."""
-    scores = wanda_scores(weight, gram)
+    """The weights of highest Wanda score |W_ij| ||X_j||, `fraction` of each row: boolean [d_out, d_in]."""
     count = round(fraction * weight.shape[1])
-    highest = scores.argsort(descending=True, stable=True)[:, :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, highest, True)
+    highest = norms(weight, gram).argsort(descending=True, stable=True)[:, :count]
+    return torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, highest, True)
 
 
-def _total(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:
+def total_error(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:
     """An error of all rows, of so many at a time as the GPU has memory for."""
     rows = len(weight)
     return sum(sliced(lambda part: float(error(weight[part], gram, of[part]).sum()), rows, rows, "rows"))

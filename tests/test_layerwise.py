@@ -10,15 +10,14 @@ from sparseswaps.criteria import wanda
 from sparseswaps.gram import Inputs, output_error, row_loss
 from sparseswaps.layerwise import (
     Method,
-    Reconstruction,
     frozen_weights,
     ladder,
-    reconstruct_layer,
     refine_layer,
     shrunk,
 )
 from sparseswaps.masks import keep_best
 from sparseswaps.pattern import parse_pattern
+from sparseswaps.rebuild import Reconstruction, reconstruct_layer
 
 PATTERN = parse_pattern("60%")
 

@@ -70,6 +70,7 @@ def test_plotting_is_no_part_of_refinement():
     names = {path.stem for path in reached}
     assert {"refine", "job", "engine", "reference", "batched", "cpu", "gram", "artifacts", "masks"} <= names
     assert not {"figures", "tables", "report", "perplexity", "harness", "blocks", "text", "study"} & names
+    assert not {"criteria", "sparsegpt", "admm", "reconstruct", "rebuild", "allocation"} & names
 
 
 def test_pins_are_the_same_for_pip_and_conda():
