@@ -236,7 +236,7 @@ def _dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str,
     across = -(-len(patterns) // down)
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
         columns = min(len(items) + 1, 6)
-        height = 0.15 + down * (0.75 + PITCH * below) + 0.16 * -(-(len(items) + 1) // columns)
+        height = 0.35 + down * (0.45 + PITCH * below) + 0.16 * -(-(len(items) + 1) // columns)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
         for axis in axes[len(patterns) :]:
@@ -246,11 +246,17 @@ def _dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str,
             found = {row: _over_seeds(group, "item", f"perplexity/{text}") for row, group in panel.groupby("row")}
             dense = _panel_of_dots(axis, found, heights, looks, cells, text)
             axis.set_title(_sparsity(pattern))
-            axis.set_xlabel(label.replace(" (", "\n("))
         axes[0].set_yticks(list(ticks.values()), list(ticks))
         axes[0].set_ylim(below - 1, -1)
         handles = [Line2D([], [], label=item, **look) for item, look in looks.items()]
-        figure.legend(handles=handles + dense, loc="outside lower center", ncols=columns)
+        # the label of all x axes: as the legend's title it has the width of the page
+        figure.legend(
+            handles=handles + dense,
+            title=label,
+            title_fontsize=STYLE["axes.labelsize"],
+            loc="outside lower center",
+            ncols=columns,
+        )
     return figure
 
 

@@ -91,7 +91,7 @@ def test_perplexity_by_pattern(one_seed):
     figure = figures.perplexity_by_pattern(one_seed[0], "held_out")
     sixty, two_of_four = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["60% sparsity", "2:4 sparsity"]
-    assert sixty.get_xlabel() == "perplexity on held_out\n(seqlen 256)"
+    assert figure.legends[0].get_title().get_text() == "perplexity on held_out (seqlen 256)"
     assert [label.get_text() for label in sixty.get_yticklabels()] == ["warm start", "swaps"]
     assert legend_texts(figure) == ["magnitude", "wanda", "dense (8.02)"]
     for axis, cost in ((sixty, 1.4), (two_of_four, 1.6)):
