@@ -131,7 +131,9 @@ def parts_of_a_call(weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern
     current, again = timed(device, correlation, weight, gram, found["mask"])
     second = search(backend, weight, gram, found["mask"], current, size)
     sample = torch.arange(len(weight), device=weight.device)[:: max(1, len(weight) // 4)]
-    wrong, certificate = timed(device, improvable, weight[sample], gram, found["mask"][sample], size)
+    wrong, certificate = timed(
+        device, improvable, weight[sample], gram, found["mask"][sample], torch.zeros_like(mask[sample]), size
+    )
     return {
         "check_s": check,
         "correlation_s": fresh,
