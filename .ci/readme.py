@@ -1,5 +1,5 @@
 """Copy the figures of the last run of config.yaml into README.md and docs/, and the tables of configs/quality, where
-there are such, into docs/quality.md."""
+there are such, and of an ablation into docs/quality.md."""
 
 import platform
 import shutil
@@ -9,6 +9,7 @@ import pandas
 
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
+COMPARED = ("quality-embedded", "quality-stories260k", "quality-babyllama105", "ablation-overfitting")
 PERPLEXITY = {"perplexity/held_out": "perplexity"}
 PICTURES = {
     "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
@@ -50,9 +51,10 @@ def main() -> None:
         )
         lines += ["", f"![{text}](docs/{name.partition('-')[0]}.png)"]
     put(Path("README.md"), BEGIN, lines)
-    for table in sorted(REPORT.parent.glob("quality-*/tables/comparison.md")):
-        name = table.parent.parent.name.removeprefix("quality-")
-        put(Path("docs/quality.md"), f"<!-- begin: {name} -->", table.read_text(encoding="utf-8").splitlines())
+    for study in COMPARED:
+        table = REPORT.parent / study / "tables" / "comparison.md"
+        if table.is_file():
+            put(Path("docs/quality.md"), f"<!-- begin: {study} -->", table.read_text(encoding="utf-8").splitlines())
 
 
 def put(path: Path, begin: str, lines: list[str]) -> None:
