@@ -64,7 +64,7 @@ def chained(model, method):
 def masks_of_blocks(wildcards):
     """An input function: a cell's masks of each decoder block. A reconstruction has those of its refinement, but where
     it has made the inputs of later blocks others, its own."""
-    refinement, _, reconstruction = wildcards.method.partition("+")
+    refinement = wildcards.method.partition("+")[0]
     own = config["calibrations"][wildcards.calibration]["propagate"] == "pruned"
     folder = f"<results>/<start>/{wildcards.method if own else refinement}/masks"
     return [f"{folder}/{block}.safetensors" for block in BLOCKS[wildcards.model]]

@@ -70,11 +70,11 @@ def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern
     steps = {"swaps": _swaps, "dsnot": _dsnot}[how.method]
     best, curve = None, []
     for step in steps(weight, inputs, start, pattern, how):
-        curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
         worse = best is not None and step.held_out is not None and step.held_out >= best.held_out
         if how.stop == "held_out" and worse:
             break
         best = step
+        curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
     figures = {
         "d_out": weight.shape[0],
         "d_in": weight.shape[1],
@@ -138,8 +138,8 @@ def _swaps(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how:
 
 def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Iterator[_Step]:
     """DSnoT: the mask as it is, and what it is made to."""
-    cycles = 50 if how.max_swaps is None else how.max_swaps
-    mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, cycles)
+    limit = {} if how.max_swaps is None else {"cycles": how.max_swaps}
+    mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, **limit)
     for found in (start, mask):
         swaps = (start & ~found).sum(1)
         loss = total_error(row_loss, weight, inputs.gram, found)

@@ -98,6 +98,12 @@ def tiny_model(tmp_path_factory) -> Path:
 def finished(tmp_path_factory, tiny_model) -> tuple[Workflow, dict]:
     """The whole workflow, run once on the tiny model; tests must not change what it left."""
     workflow = Workflow(tmp_path_factory.mktemp("workflow"))
-    config = tiny_study(tiny_model)
+    published = workflow.folder / "published.csv"
+    published.write_text(
+        "model,pattern,warmstart,refinement,measure,value,source\n"
+        "tiny,60%,wanda,swaps,perplexity/held_out,1000,a paper\n"
+        "tiny,70%,wanda,swaps,accuracy,50,a paper\n"
+    )
+    config = tiny_study(tiny_model, published=str(published))
     workflow.run(config, "--cores", "2")
     return workflow, config

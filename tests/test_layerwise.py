@@ -71,6 +71,7 @@ def test_stopping_by_held_out_text_takes_the_best_step_before_it_rose():
     assert early.figures["held_out_after"] == pytest.approx(unseen[rises - 1])
     assert early.figures["held_out_after"] < whole.figures["held_out_after"]
     assert 0 < early.figures["swaps"] < whole.figures["swaps"]
+    assert early.curve == whole.curve[:rises]  # without the step that was not taken
     assert early.figures["kept"] == start.sum()
     unknown = refine_layer(
         weight, Inputs(inputs.gram, None, inputs.sums, 24, 4), start, PATTERN, Method(stop="held_out")

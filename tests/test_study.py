@@ -7,6 +7,8 @@ from test_sizes import LLAMA
 
 from sparseswaps import study
 from sparseswaps.errors import InputError
+from sparseswaps.layerwise import Method
+from sparseswaps.rebuild import Reconstruction
 
 
 @pytest.fixture
@@ -95,6 +97,7 @@ def test_no_evaluation_is_a_choice(config):
         ),
         ("reconstructions", {"none": {}}, "config key reconstructions.none: is always there"),
         ("reconstructions", {"ls": {"damping": -1}}, "config key reconstructions.ls.damping: -1 is less than"),
+        ("reconstructions", {"x": {"method": "sparsegpt", "iterations": 2}}, "config key reconstructions.x.iterations: 1"),
         ("exclude", [{"reconstruction": "ls"}], "config key exclude.0.reconstruction: 'ls' is not one of none"),
         ("published", "no/such.csv", "config key published: 'no/such.csv' is no file"),
         ("patterns", [{"name": "x", "sparsity": "60%"}], "config key patterns.0: "),
@@ -174,6 +177,8 @@ def test_reconstructions_are_a_coordinate_that_folders_name_after_the_refinement
     config["exclude"] = [{"reconstruction": "none", "warmstart": "sparsegpt"}, {"reconstruction": "admm"}]
     checked = study.check(config)
     assert checked["reconstructions"]["ls"] == {"method": "least_squares", "damping": 0.01, "iterations": 50}
+    assert Reconstruction.of(checked["reconstructions"]["ls"]) == Reconstruction()
+    assert Method.of(checked["refinements"]["swaps"]) == Method()
     assert checked["reconstructions"]["admm"] == {"method": "admm", "damping": 0.1, "iterations": 20}
     cells = list(study.cells(checked))
     assert len(cells) == 2 * 2 * 2 + 2 * 2

@@ -103,6 +103,12 @@ def test_the_report_has_it_all(finished):
     for table in ("cells", "layers", "curves", "summary", "comparison"):
         for ending in (".csv", ".md", ".tex"):
             assert (report / "tables" / (table + ending)).stat().st_size > 100
+    published = pandas.read_csv(report / "tables" / "published.csv")
+    of_cell = cells[(cells["pattern"] == "60%") & (cells["refinement"] == "swaps")].iloc[0]
+    assert published["measured"].iloc[0] == of_cell["perplexity/held_out"]
+    assert published["difference"].iloc[0] == of_cell["perplexity/held_out"] - 1000
+    assert published["measured"].isna().tolist() == [False, True]  # no such cell
+    assert "a paper" in (report / "report.html").read_text()
     figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
     named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "perplexity_by_pattern-held_out")
     assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
