@@ -1,5 +1,5 @@
-"""Copy the figures of the last run of config.yaml into README.md and docs/, and the tables of configs/quality, where
-there are such, and of an ablation into docs/quality.md."""
+"""Copy the figures of the last run of config.yaml into README.md and docs/, and the tables of configs/quality and
+configs/ablations, where there are such, into docs/quality.md."""
 
 import platform
 import shutil
@@ -9,7 +9,8 @@ import pandas
 
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
-COMPARED = ("quality-embedded", "quality-stories260k", "quality-babyllama105", "ablation-overfitting")
+COMPARED = [f"quality-{model}" for model in ("embedded", "stories260k", "babyllama105")]
+COMPARED += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PERPLEXITY = {"perplexity/held_out": "perplexity"}
 PICTURES = {
     "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
