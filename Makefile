@@ -9,7 +9,7 @@ run: .venv/installed
 	@echo "The report is $(CURDIR)/results/reports/embedded/report.html"
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

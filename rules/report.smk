@@ -1,3 +1,8 @@
+from hashlib import sha256
+
+TEMPLATE = sha256(Path(workflow.basedir, "sparseswaps", "report.html.j2").read_bytes()).hexdigest()
+
+
 rule tables:
     """Gather every measurement of the study: by cell, by layer, by number of swaps, and a summary for people."""
     input:
@@ -72,7 +77,6 @@ rule report:
         layers="<report>/tables/layers.csv",
         published=PUBLISHED,
         figures="<report>/figures",
-        template=workflow.source_path("../sparseswaps/report.html.j2"),
     output:
         "<report>/report.html",
     log:
@@ -86,7 +90,7 @@ rule report:
     params:
         key=key(
             "report",
-            {"config": config, "folders": FOLDERS},
+            {"config": config, "folders": FOLDERS, "template": TEMPLATE},
             packages=("sparseswaps", "torch", "transformers", "datasets", "lm_eval", "snakemake"),
         ),
     script:

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from job import device, evaluated, run
+from evaluated import evaluated
+from job import device, run
 
 from sparseswaps.apply import load_pruned
 from sparseswaps.embedded.tasks import TASKS

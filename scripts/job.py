@@ -91,15 +91,3 @@ def patterns(snakemake: Any, settings: dict) -> Callable[[int, str], Pattern]:
 def block_of(snakemake: Any) -> int:
     """The number of the decoder block that a job is for."""
     return int(snakemake.wildcards.block.removeprefix("block"))
-
-
-def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None, bool]:
-    """What an evaluation job loads: a model directory, the mask file to put on it where it is not pruned itself, and
-    whether code in that directory may run."""
-    if settings["checkpoint"]:
-        folder = snakemake.input.model
-        return folder, None, read_json(Path(folder) / "sparseswaps.json")["base"]["trust_remote_code"]
-    from sparseswaps.artifacts import read_model
-
-    model = read_model(snakemake.input.model)
-    return model.folder, snakemake.input.get("masks"), model.trust_remote_code

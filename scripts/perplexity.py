@@ -4,7 +4,8 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from job import device, evaluated, run
+from evaluated import evaluated
+from job import device, run
 
 from sparseswaps.apply import load_pruned
 from sparseswaps.artifacts import digest

@@ -1,38 +1,58 @@
 """Writing artifacts: complete under their final name, or not there at all."""
 
 import csv
+import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sparseswaps.errors import InputError
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+}
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a folder; renamed to `path` on success, deleted on failure."""
+    """A temporary path beside `path`, for a file or a folder; renamed to `path` on success, deleted on failure.
+
+    What is left of attempts that were killed is deleted. An orphan that is still at one fails, and nothing else.
+    Raises InputError where the disk is full or may not be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
+            _remove(left)
         yield partial
         if path.is_dir():  # a folder cannot be renamed over one that holds something
             _remove(path)
         partial.replace(path)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        message = f"cannot be written: {error.strerror}; {_REMEDIES[error.errno]} and run snakemake again"
+        raise InputError(f"{path}: {message}") from None
     finally:
         _remove(partial)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_json(path: str | Path, content: Any) -> None:

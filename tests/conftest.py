@@ -1,14 +1,19 @@
 """Fixtures: a tiny random model with the embedded tokenizer, and the real workflow run on it."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -61,21 +66,32 @@ def tiny_study(model: Path, **changes) -> dict:
 
 @dataclass(frozen=True)
 class Workflow:
-    """The workflow in a directory of its own."""
+    """The workflow in a directory of its own, from this project or a copy of it."""
 
     folder: Path
+    project: Path = REPOSITORY
 
     def run(self, config: dict, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run snakemake on `config`; its output is in `.stdout`, standard error included."""
-        file = self.folder / "study.yaml"
-        file.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile"]
-        command += ["--directory", self.folder, "--configfile", file, *arguments]
-        done = subprocess.run(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        assert not check or done.returncode == 0, done.stdout
-        return done
+        process = self.start(config, *arguments)
+        output, _ = process.communicate()
+        assert not check or process.returncode == 0, output
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+    def start(self, config: dict, *arguments: str) -> subprocess.Popen:
+        """Start snakemake on `config`, in a process group of its own."""
+        with NamedTemporaryFile("w", prefix="study", suffix=".yaml", dir=self.folder.parent, delete=False) as file:
+            yaml.safe_dump(config, file)
+        command = [sys.executable, "-m", "snakemake", "--snakefile", self.project / "Snakefile"]
+        command += ["--directory", self.folder, "--configfile", file.name, *arguments]
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(list(map(str, command)), **streams, start_new_session=True)
+
+    def copy(self, folder: Path) -> "Workflow":
+        """A copy of all that counts, while others may be at their dry runs in the directory."""
+        momentary = shutil.ignore_patterns("auxiliary", "iocache", "locks", "log", "scripts")
+        shutil.copytree(self.folder, folder, ignore=momentary, dirs_exist_ok=True)
+        return Workflow(folder, self.project)
 
     def planned(self, config: dict, *targets: str) -> dict[str, int]:
         """The jobs that a dry run lists, by rule; empty when there is nothing to do."""
@@ -89,21 +105,62 @@ class Workflow:
         return {rule: int(count) for rule, count in jobs.items() if rule not in ("total", "all")}
 
 
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder of the whole session, which may have several processes, and whether it is still to be filled."""
+    place = factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+    filled = place.with_suffix(".filled")
+    with FileLock(place.with_suffix(".lock")):
+        place.mkdir(exist_ok=True)
+        yield place, not filled.exists()
+        filled.touch()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    with shared(tmp_path_factory, "model") as (folder, empty):
+        return write_tiny_model(folder / "tiny") if empty else folder / "tiny"
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny_model) -> tuple[Workflow, dict]:
     """The whole workflow, run once on the tiny model; tests must not change what it left."""
-    workflow = Workflow(tmp_path_factory.mktemp("workflow"))
-    published = workflow.folder / "published.csv"
-    published.write_text(
-        "model,pattern,warmstart,refinement,measure,value,source\n"
-        "tiny,60%,wanda,swaps,perplexity/held_out,1000,a paper\n"
-        "tiny,70%,wanda,swaps,accuracy,50,a paper\n"
-    )
-    config = tiny_study(tiny_model, published=str(published))
-    workflow.run(config, "--cores", "2")
-    return workflow, config
+    with shared(tmp_path_factory, "finished") as (folder, empty):
+        workflow, published = Workflow(folder), folder / "published.csv"
+        config = tiny_study(tiny_model, published=str(published))
+        if empty:
+            published.write_text(
+                "model,pattern,warmstart,refinement,measure,value,source\n"
+                "tiny,60%,wanda,swaps,perplexity/held_out,1000,a paper\n"
+                "tiny,70%,wanda,swaps,accuracy,50,a paper\n"
+            )
+            workflow.run(config, "--cores", "2")
+        return workflow, config
+
+
+@pytest.fixture(scope="session")
+def further(tmp_path_factory, finished) -> tuple[Workflow, dict, list[str]]:
+    """The stages and options that `finished` has not, run once; and the targets that were asked for."""
+    text = finished[1]["calibrations"]["stdlib"]
+    chained = text | {"text": "calibration.txt", "propagate": "pruned"}
+    owl = {"name": "60%-owl", "sparsity": "60%", "owl": {"threshold": 2, "spread": 0.1}}
+    table = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
+    every = {"stop": "held_out", "freeze": 0.1, "shrinkage": 0.05, "between_rows": True}
+    config = finished[1] | {
+        "calibrations": {"stdlib": text, "chained": chained},
+        "patterns": [owl, table],
+        "warmstarts": ["sparsegpt"],
+        "refinements": {"every": every, "dsnot": {"method": "dsnot"}},
+        "reconstructions": {"ls": {"iterations": 20}},
+        "exclude": [{"calibration": "chained", "pattern": "60%-owl"}, {"calibration": "stdlib", "pattern": "mine"}],
+    }
+    folders = [f"results/tiny/{start}/sparsegpt" for start in ("stdlib/seed0/60pct-owl", "chained/seed0/mine")]
+    targets = [f"{folder}/every+ls/checkpoint" for folder in folders] + [f"{folders[0]}/dsnot/masks.safetensors"]
+    with shared(tmp_path_factory, "further") as (folder, empty):
+        workflow = Workflow(folder)
+        if empty:
+            finished[0].copy(folder)
+            (folder / "calibration.txt").write_text("import this\n".join(map(str, range(3000))))
+            workflow.run(config, "--cores", "2", "--", *targets)
+        return workflow, config, targets

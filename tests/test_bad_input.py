@@ -146,8 +146,7 @@ def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_
 
 def copy_of(finished, folder):
     """A copy of the finished workflow, and its artifacts."""
-    workflow = Workflow(folder / "copy")
-    shutil.copytree(finished[0].folder, workflow.folder)
+    workflow = finished[0].copy(folder / "copy")
     kept = [path for path in (workflow.folder / "results").rglob("*.safetensors") if "tiny" in path.parts]
     return workflow, {path: path.read_bytes() for path in kept}
 

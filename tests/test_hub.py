@@ -239,8 +239,7 @@ def test_data_sets_that_do_not_load_are_one_line(hub, tmp_path):
 
 
 def test_a_data_set_out_of_reach_names_its_key(finished, tmp_path):
-    workflow = Workflow(tmp_path / "copy")
-    shutil.copytree(finished[0].folder, workflow.folder)
+    workflow = finished[0].copy(tmp_path / "copy")
     text = {"text": "org/none", "samples": 8, "held_out": 4, "seqlen": 32}
     config = finished[1] | {"calibrations": {"stdlib": text}}
     target = "results/tiny/stdlib/seed0/samples.safetensors"

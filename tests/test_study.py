@@ -97,7 +97,11 @@ def test_no_evaluation_is_a_choice(config):
         ),
         ("reconstructions", {"none": {}}, "config key reconstructions.none: is always there"),
         ("reconstructions", {"ls": {"damping": -1}}, "config key reconstructions.ls.damping: -1 is less than"),
-        ("reconstructions", {"x": {"method": "sparsegpt", "iterations": 2}}, "config key reconstructions.x.iterations: 1"),
+        (
+            "reconstructions",
+            {"x": {"method": "sparsegpt", "iterations": 2}},
+            "config key reconstructions.x.iterations: 1",
+        ),
         ("exclude", [{"reconstruction": "ls"}], "config key exclude.0.reconstruction: 'ls' is not one of none"),
         ("published", "no/such.csv", "config key published: 'no/such.csv' is no file"),
         ("patterns", [{"name": "x", "sparsity": "60%"}], "config key patterns.0: "),

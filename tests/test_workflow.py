@@ -162,8 +162,7 @@ def test_another_device_or_thread_count_computes_again(finished):
 def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
     """Also when the model stage alone ran since: its description must say what changed."""
     workflow, config = finished
-    copy = Workflow(tmp_path / "copy")
-    shutil.copytree(workflow.folder, copy.folder)
+    copy = workflow.copy(tmp_path / "copy")
     model = shutil.copytree(config["models"]["tiny"]["source"], tmp_path / "model")
     config = config | {"models": {"tiny": {"source": str(model)}}}
     text = (model / "config.json").read_text()
@@ -243,8 +242,7 @@ def test_an_infinite_activation_stops_capture_and_leaves_what_was_finished(tmp_p
 
 
 def test_a_short_text_is_said_and_costs_nothing_that_was_finished(finished, tmp_path):
-    workflow = Workflow(tmp_path / "copy")
-    shutil.copytree(finished[0].folder, workflow.folder)
+    workflow = finished[0].copy(tmp_path / "copy")
     (tmp_path / "short.txt").write_text("too few words\n")
     before = {path: path.read_bytes() for path in (workflow.folder / "results").rglob("*.safetensors")}
     short = {"text": str(tmp_path / "short.txt"), "samples": 8, "held_out": 4, "seqlen": 32}
@@ -273,8 +271,7 @@ def allowed():
 
 
 def test_a_model_that_overflows_leaves_the_gram_matrices_of_the_last_one(finished, tmp_path):
-    workflow = Workflow(tmp_path / "copy")
-    shutil.copytree(finished[0].folder, workflow.folder)
+    workflow = finished[0].copy(tmp_path / "copy")
     model = shutil.copytree(finished[1]["models"]["tiny"]["source"], tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"].fill_(3e38)
@@ -315,25 +312,10 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     assert "capture_tiny" not in workflow.planned(config | {"calibrations": changed})
 
 
-def test_every_further_stage_and_option(finished, tmp_path, tiny_model):
+def test_every_further_stage_and_option(further):
     """Unequal budgets, rows that differ, options of refinement, and new weights, with dense inputs and pruned ones."""
-    workflow = Workflow(tmp_path / "copy")
-    shutil.copytree(finished[0].folder, workflow.folder)
-    text = finished[1]["calibrations"]["stdlib"]
-    owl = {"name": "60%-owl", "sparsity": "60%", "owl": {"threshold": 2, "spread": 0.1}}
-    table = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
-    every = {"stop": "held_out", "freeze": 0.1, "shrinkage": 0.05, "between_rows": True}
-    config = finished[1] | {
-        "calibrations": {"stdlib": text, "chained": text | {"propagate": "pruned"}},
-        "patterns": [owl, table],
-        "warmstarts": ["sparsegpt"],
-        "refinements": {"every": every, "dsnot": {"method": "dsnot"}},
-        "reconstructions": {"ls": {"iterations": 20}},
-        "exclude": [{"calibration": "chained", "pattern": "60%-owl"}, {"calibration": "stdlib", "pattern": "mine"}],
-    }
-    folders = [f"results/tiny/{start}/sparsegpt" for start in ("stdlib/seed0/60pct-owl", "chained/seed0/mine")]
-    targets = [f"{folder}/every+ls/checkpoint" for folder in folders] + [f"{folders[0]}/dsnot/masks.safetensors"]
-    workflow.run(config, "--cores", "2", "--", *targets)
+    workflow, config, targets = further
+    folders = [target.partition("/every+ls")[0] for target in targets[:2]]
     described = read_model(workflow.folder / "results" / "tiny" / "model.json")
     allocation = json.loads((workflow.folder / folders[0]).parent.joinpath("allocation.json").read_text())
     sparsities = [float(of_block["mlp.up_proj"].rstrip("%")) / 100 for of_block in allocation]
@@ -354,8 +336,7 @@ def test_every_further_stage_and_option(finished, tmp_path, tiny_model):
         assert all((of_block["loss_after"] < of_block["loss_before"]).all() for of_block in losses)
         curves = pandas.read_csv(place / "every" / "curves" / "block00.csv") if "owl" in folder else None
         assert curves is None or set(curves["layer"]) == {layer.name for layer in described.blocks[0]}
-    done = workflow.run(config, "-n", "--", *targets)
-    assert "Nothing to be done" in done.stdout
+    assert workflow.planned(config, *targets) == {}
 
 
 def test_the_mask_file_prunes_a_fresh_copy_of_the_base(finished, tiny_model):
@@ -367,8 +348,7 @@ def test_the_mask_file_prunes_a_fresh_copy_of_the_base(finished, tiny_model):
 
 
 def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
-    workflow, config = Workflow(tmp_path / "copy"), finished[1]
-    shutil.copytree(finished[0].folder, workflow.folder)
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
     folder = cell(workflow, "2of4", "swaps")
     shutil.rmtree(folder / "checkpoint")
     results = [folder / "lm_eval.json", folder / "perplexity" / "held_out.json"]
@@ -386,8 +366,7 @@ def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
 
 
 def test_a_study_has_its_checkpoints_even_where_nothing_is_evaluated(finished, tmp_path):
-    workflow, config = Workflow(tmp_path / "copy"), finished[1] | {"evaluation": {}}
-    shutil.copytree(finished[0].folder, workflow.folder)
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1] | {"evaluation": {}}
     shutil.rmtree(cell(workflow, "2of4", "swaps"))
     again = {"refine": 2, "masks": 1, "tables": 1, "figures": 1, "report": 1}
     assert workflow.planned(config) == again | {"assemble": 1}

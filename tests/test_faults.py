@@ -1,0 +1,191 @@
+"""Kills, full disks and broken files in the real workflow: what the user sees, and that the same command then finishes
+with masks that are those of an undisturbed run, to the bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from conftest import Workflow
+
+# Imported by every Python at its start: kills a job once it has written half of an artifact, once for every script.
+KILLER = """
+import os, pathlib, re, signal, sys
+
+def replace(self, target, replace=pathlib.Path.replace):
+    script = re.sub(r"^tmp[^.]*\\.", "", pathlib.Path(sys.argv[0]).name)
+    mark = pathlib.Path(os.environ["KILLED"], script)
+    if self.suffix == ".partial" and not mark.exists():
+        mark.touch()
+        for file in [self] if self.is_file() else self.glob("*.safetensors"):
+            os.truncate(file, file.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+
+pathlib.Path.replace = replace
+"""
+
+
+@pytest.fixture
+def study(finished, tmp_path) -> tuple[Workflow, dict]:
+    """A directory of its own for one cell of the study `finished`, with nothing in it yet."""
+    (tmp_path / "study").mkdir()
+    return Workflow(tmp_path / "study"), finished[1] | {"patterns": ["2:4"], "refinements": {"swaps": {}}}
+
+
+def final(finished: tuple[Workflow, dict], workflow: Workflow) -> set[str]:
+    """The names of the tensor files that stand under their final names, each to the bit as in the undisturbed run."""
+    found = {path.relative_to(workflow.folder) for path in workflow.folder.glob("results/tiny/**/*.safetensors")}
+    found = {path for path in found if not any(part.endswith(".partial") for part in path.parts)}
+    assert not [f for f in found if (workflow.folder / f).read_bytes() != (finished[0].folder / f).read_bytes()]
+    return {path.name for path in found}
+
+
+COMPLETE = {
+    "samples.safetensors",
+    "block00.safetensors",
+    "block01.safetensors",
+    "masks.safetensors",
+    "model.safetensors",
+}
+
+
+def test_a_job_of_every_stage_killed_in_mid_write(study, finished, tmp_path, monkeypatch):
+    workflow, config = study
+    (tmp_path / "killer").mkdir()
+    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLER)
+    (tmp_path / "killed").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "killer"))
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    stages = {
+        "model",
+        "samples",
+        "capture",
+        "warmstart",
+        "refine",
+        "masks",
+        "assemble",
+        "perplexity",
+        "tasks",
+        "harness",
+    }
+    stages |= {"tables", "figures", "report"}
+    while (done := workflow.run(config, "--cores", "2", check=False)).returncode != 0:
+        assert "Error in rule" in done.stdout
+        final(finished, workflow)
+        killed = {path.stem for path in (tmp_path / "killed").iterdir()}
+        assert stages & killed, done.stdout  # one more at least
+        stages -= killed
+    assert not stages
+    assert final(finished, workflow) == COMPLETE
+    assert not list(workflow.folder.rglob("*.partial"))
+
+
+@contextmanager
+def running(workflow: Workflow, config: dict, until: str) -> Iterator[subprocess.Popen]:
+    """Snakemake in the background, in a process group of its own, once a file is there."""
+    process = workflow.start(config, "--cores", "2")
+    try:
+        while not (workflow.folder / until).exists():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # also the jobs that it left behind
+        process.communicate()
+
+
+SAMPLES = "results/tiny/stdlib/seed0/samples.safetensors"
+GRAM = "results/tiny/stdlib/seed0/gram"
+
+
+def test_snakemake_killed_and_a_second_one_in_its_directory(study, finished):
+    workflow, config = study
+    with running(workflow, config, SAMPLES) as process:
+        second = workflow.run(config, "--cores", "1", check=False)
+        assert second.returncode == 1
+        assert "Directory cannot be locked" in second.stdout
+        assert process.poll() is None
+        process.kill()  # its jobs go on
+        process.wait()
+        done = workflow.run(config, "--cores", "2")
+        assert "capture_tiny" in done.stdout
+    assert final(finished, workflow) == COMPLETE
+    assert workflow.planned(config) == {}
+
+
+def test_interrupted_from_the_keyboard(study, finished):
+    workflow, config = study
+    with running(workflow, config, SAMPLES) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+    assert not list(workflow.folder.glob(f"{GRAM}/*"))
+    workflow.run(config, "--cores", "2")
+    assert final(finished, workflow) == COMPLETE
+
+
+@contextmanager
+def small_disk(folder: Path, free: int, aside: Path) -> Iterator[Callable[[str], None]]:
+    """Puts a folder on a disk with `free` bytes left, by way of `aside`; what is given changes how it is mounted."""
+    folder.rename(aside)
+    folder.mkdir()
+    held = sum(-path.stat().st_size // 4096 * -4096 for path in aside.rglob("*") if path.is_file())
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={held + free}", "tmpfs", str(folder)]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode != 0:
+        folder.rmdir()
+        aside.rename(folder)
+        pytest.skip("needs to mount a file system, which takes the superuser")
+    try:
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+        shutil.rmtree(aside)
+        shutil.copytree(folder, aside)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+        aside.rename(folder)
+
+
+@pytest.mark.parametrize(
+    ("disk", "target"),
+    [
+        ("results/tiny", f"{GRAM}/block00.safetensors"),
+        ("results/tiny/stdlib", "results/tiny/stdlib/seed0/2of4/wanda/swaps/checkpoint"),
+    ],
+)
+def test_a_full_disk(finished, tmp_path, disk, target):
+    """In capture and in assemble."""
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
+    place = workflow.folder / target
+    shutil.rmtree(place if place.is_dir() else place.parent)
+    with small_disk(workflow.folder / disk, free=30_000, aside=tmp_path / "aside") as remount:
+        done = workflow.run(config, "--cores", "1", "--", target, check=False)
+        assert done.returncode != 0
+        assert "No space left on device" in done.stdout
+        assert "make room and run snakemake again" in done.stdout
+        assert "Traceback" not in done.stdout
+        assert not place.exists()
+        remount("size=1G")
+        workflow.run(config, "--cores", "1", "--", target)
+    assert final(finished, workflow) >= COMPLETE
+
+
+def test_a_results_directory_that_may_not_be_written(finished, tmp_path):
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
+    shutil.rmtree(workflow.folder / GRAM)
+    target = f"{GRAM}/block00.safetensors"
+    with small_disk(workflow.folder / "results", free=1_000_000, aside=tmp_path / "aside") as remount:
+        remount("ro")
+        done = workflow.run(config, "--cores", "1", "--", target, check=False)
+        assert done.returncode != 0
+        assert "Read-only file system" in done.stdout
+        assert "Traceback" not in done.stdout
+        remount("rw")
+        workflow.run(config, "--cores", "1", "--", target)
+    assert final(finished, workflow) == COMPLETE
