@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas
 from job import run
 
-from sparseswaps.files import read_json
+from sparseswaps.files import read_csv, read_json
 from sparseswaps.tables import (
     beside_published,
     best,
@@ -43,7 +43,7 @@ def main(snakemake, settings):
 def of_cells(paths, numbers):
     """The tables of each cell's blocks as one, by how many files there are for each cell."""
     paths = iter(paths)
-    parts = [[pandas.read_csv(next(paths)) for _ in range(number)] for number in numbers]
+    parts = [[pandas.DataFrame(read_csv(next(paths))) for _ in range(number)] for number in numbers]
     return [pandas.concat(tables, ignore_index=True) if tables else None for tables in parts]
 
 

@@ -2,10 +2,12 @@
 
 Tensors are safetensors files whose header says what they are (`kind`), which model they belong to (its fingerprint)
 and what made them (the key of the stage). A reader refuses a file that is broken, of another kind or of another model.
+A checksum of all that is in it tells whether it is as it was written.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,21 +23,30 @@ from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.gram import Grams
 from sparseswaps.masks import pack, unpack
 from sparseswaps.model import Layer, Model, by_tensor
-from sparseswaps.modeldir import weight_files
+from sparseswaps.modeldir import UNREADABLE, opened, weight_files
+
+_REMEDY = "delete it and run snakemake again"
 
 
 def write_model(path: str | Path, model: Model) -> None:
-    write_json(path, asdict(model) | {"fingerprint": model.fingerprint})
+    content = asdict(model) | {"fingerprint": model.fingerprint}
+    write_json(path, content | {"sha256": _sha256(content)})
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_model(path: str | Path) -> Model:
     """Raises InputError when the description is broken or the weights are not where it says."""
     content = read_json(path)
     try:
+        if content.pop("sha256") != _sha256(content):
+            raise InputError(f"{path}: its content is not what was written; {_REMEDY}")
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
         model = Model(**{field.name: content[field.name] for field in fields(Model)} | {"blocks": blocks})
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not a model description; delete it and run snakemake again") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: not a model description; {_REMEDY}") from None
     try:
         weight_files(Path(model.folder))
     except (InputError, OSError):  # moved, or thrown out of the hub's cache
@@ -76,7 +86,7 @@ def read_grams(path: str | Path, model: Model) -> Grams:
     split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}, "sums": {}}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or Inf; delete the file and run snakemake again")
+            raise InputError(f"{path}: {name} holds NaN or Inf; {_REMEDY}")
         layer, _, which = name.rpartition(".")
         split[which][layer] = tensor
     return Grams(matrix=split["calibration"], held_out=split["held_out"], sums=split["sums"], **more)
@@ -137,8 +147,18 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
 
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:
     header = {"kind": kind, "model": model.fingerprint, "key": key, "more": json.dumps(more, sort_keys=True)}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
+        save_file(tensors, partial, metadata=header | {"crc32": _checksum(tensors, header)})
+
+
+def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    """The CRC-32 of everything that a file holds: quick beside reading it, and no single bit goes unnoticed."""
+    shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
+    found = zlib.crc32(json.dumps([header, shapes], sort_keys=True).encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
 
 
 def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
@@ -162,17 +182,26 @@ def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
 
 
 def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete it and make it again with snakemake") from None
+    with opened(path, remedy=_REMEDY) as file:
+        header = file.metadata() or {}
+        written = header.pop("crc32", None)
+        if written is None:  # not by `_write`
+            return {}, {}
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            same = written == _checksum(tensors, header)
+        except UNREADABLE:
+            same = False
+    if not same:
+        raise InputError(f"{path}: its content is not what was written (a fault of a disk or a copy); {_REMEDY}")
+    return tensors, header
 
 
 def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor], dict]:
     tensors, header = _open(path)
     if header.get("kind") != kind:
-        raise InputError(f"{path}: holds {header.get('kind', 'nothing known')}, not {kind}; delete it and run again")
+        raise InputError(f"{path}: holds {header.get('kind', 'nothing known')}, not {kind}; {_REMEDY}")
     if header["model"] != model.fingerprint:
-        raise InputError(f"{path}: belongs to another model than {model.folder}; delete it and run snakemake again")
+        message = f"belongs to another model than {model.source}, which model.json describes"
+        raise InputError(f"{path}: {message}; delete the one that is wrong and run snakemake again")
     return tensors, json.loads(header["more"])

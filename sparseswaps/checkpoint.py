@@ -11,12 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sparseswaps.errors import InputError
+from sparseswaps.errors import InputError, one_line
 from sparseswaps.files import replacing
-from sparseswaps.modeldir import companion_files, weight_files
+from sparseswaps.modeldir import UNREADABLE, companion_files, opened, weight_files
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -32,7 +31,7 @@ class Checkpoint:
         """The file name that holds each tensor. Raises InputError when files are missing or broken."""
         found = {}
         for name in weight_files(self.folder):
-            with _opened(self.folder / name) as file:
+            with opened(self.folder / name) as file:
                 found.update(dict.fromkeys(file.keys(), name))
         return found
 
@@ -43,15 +42,19 @@ class Checkpoint:
         """
         if name not in self.files:
             raise InputError(f"{self.folder}: holds no tensor {name!r}")
-        with _opened(self.folder / self.files[name]) as file:
+        with opened(self.folder / self.files[name]) as file:
             part = file.get_slice(name)
-            return part[...] if expert is None else part[expert]
+            try:
+                return part[...] if expert is None else part[expert]
+            except UNREADABLE as error:
+                message = f"torch cannot read tensor {name} ({one_line(error)}); delete it from the file"
+                raise InputError(f"{self.folder / self.files[name]}: {message}") from None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, without reading it."""
         found = {}
         for name in dict.fromkeys(self.files.values()):
-            with _opened(self.folder / name) as file:
+            with opened(self.folder / name) as file:
                 found |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
         return found
 
@@ -67,13 +70,6 @@ class Checkpoint:
                 raise InputError(f"{self.folder / self.files[name]}: tensor {name} holds NaN or Inf")
             found[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
         return found
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def write_pruned(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -71,9 +72,19 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
-    """What `write_csv` wrote: numbers and truth values as such, None where a field is empty."""
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    """What `write_csv` wrote: numbers and truth values as such, None where a field is empty.
+
+    Raises InputError when it is not all there.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        rows = list(csv.DictReader(StringIO(text, newline="")))
+    except (UnicodeDecodeError, csv.Error):
+        text, rows = "", []
+    filled = all(None not in row and None not in row.values() for row in rows)
+    if not (text.endswith("\n") and filled and (rows or text == "\n")):
+        raise InputError(f"{path}: not a whole table; delete it and run snakemake again")
+    return [{name: _value(field) for name, field in row.items()} for row in rows]
 
 
 def _value(text: str) -> Any:
@@ -86,10 +97,11 @@ def _value(text: str) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises InputError that names the file when it is missing or not JSON."""
+    """Read a JSON file. Raises InputError that names the file when it is missing or not JSON, and says what to do."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # also no UTF-8, or a number of thousands of digits
+        remedy = "copy or download it again, or if a job wrote it, delete it and run snakemake again"
+        raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None

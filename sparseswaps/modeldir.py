@@ -1,19 +1,22 @@
 """What a model directory says of itself without reading a weight: quick enough for every start of the workflow."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from sparseswaps.embedded import MODEL
-from sparseswaps.errors import InputError
+from sparseswaps.errors import InputError, one_line
 from sparseswaps.files import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name, or organisation/name
+UNREADABLE = (SafetensorError, TypeError, RuntimeError)  # what comes of a tensor that torch has no type or shape for
 _PICKLES = {".bin", ".pt", ".pth"}
+_MOST_HEADER = 25_000_000  # bytes that become 0.9 GB at worst; of 10,000 tensors they are about a million
 _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
 
 
@@ -42,7 +45,8 @@ def locate(settings: dict[str, Any]) -> Path:
 def config_of(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model's language part.
 
-    Raises InputError when it is not there or not one, or says that the weights are quantised.
+    Raises InputError when it is not there or not one, says that the weights are quantised, or makes transformers load
+    something else than the folder's weights with its own code.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{str(folder)!r} is not a model directory: there is no config.json in it")
@@ -58,6 +62,13 @@ def config_of(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned here; "
             "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
         )
+    if "transformers_weights" in config:
+        raise InputError(f"{folder / 'config.json'}: transformers_weights names other weights; delete that key")
+    for key in ("attn_implementation", "experts_implementation"):
+        if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
+            raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model anew")
     return parts[-1]
 
 
@@ -116,7 +127,7 @@ def indexed_files(index: Path) -> list[str]:
         raise InputError(f"{index}: not an index of tensors (no weight_map)")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or not re.fullmatch(r"[^\\]{1,200}\.safetensors", name):
             raise InputError(f"{index}: names {name!r}, which is not a file of that folder")
     return names
 
@@ -124,35 +135,52 @@ def indexed_files(index: Path) -> list[str]:
 def weight_files(folder: Path) -> list[str]:
     """The names of a model's safetensors files: the single one, or those of the index, as transformers reads them.
 
-    Raises InputError when there are none, or one that the index names is missing or lies elsewhere.
+    Raises InputError when there are none, or one is missing or lies elsewhere.
     """
     entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
-    if entry == SINGLE:
-        return [SINGLE]
-    names = indexed_files(folder / entry)
+    names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder / entry}: names {name!r}, which is not a file of that folder")
+    return _inside(folder, names)
+
+
+def _inside(folder: Path, names: list[str]) -> list[str]:
+    """The names. Raises InputError when one is a link that leads out of the folder, but for those of the hub's cache:
+    what is in the folder goes into checkpoints, and so to others."""
+    for name in names:
+        real = (folder / name).resolve()
+        cached = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+        if not cached and folder.resolve() not in real.parents:
+            raise InputError(f"{folder / name}: is a link to {real}, outside of that folder; put the file itself there")
     return names
 
 
-def check_sizes(folder: Path) -> None:
-    """Compare the size of every weight file with what its header announces.
+def opened(path: str | Path, framework: str = "pt", remedy: str = "copy, download or make it again") -> safe_open:
+    """A safetensors file whose header has been checked: its tensors fill the file, without gaps or overlaps.
 
-    Raises InputError naming a file that is truncated, or none of safetensors.
+    Raises InputError when it is not such a file, with what is to be done.
     """
-    for name in weight_files(folder):
-        path = folder / name
-        size = path.stat().st_size
-        with path.open("rb") as file:
+    try:
+        with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(min(length, size)))
-                end = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(f"{path}: not a safetensors file, or a truncated one; copy it again") from None
-        if size != 8 + length + end:
-            raise InputError(f"{path}: has {size} bytes, its header says {8 + length + end}; copy it again")
+        if length <= _MOST_HEADER:
+            return safe_open(path, framework=framework)
+        error = f"its header is said to have {length} bytes"
+    except (SafetensorError, OSError) as raised:
+        error = one_line(raised)
+    raise InputError(f"{path}: not a readable safetensors file ({error}); {remedy}")
+
+
+def check_files(folder: Path) -> None:
+    """Check a model's files as far as that is quick: where they lie, and the headers of its weights.
+
+    Raises InputError naming a file that leads elsewhere, is truncated, or is none of safetensors.
+    """
+    companion_files(folder)
+    for name in weight_files(folder):
+        with opened(folder / name, "np"):
+            pass
 
 
 def is_companion(name: str) -> bool:
@@ -164,5 +192,5 @@ def is_companion(name: str) -> bool:
 
 
 def companion_files(folder: Path) -> list[str]:
-    """The names of the files that belong to a model beside its weights."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and is_companion(path.name))
+    """The names of the files that belong to a model beside its weights. Raises InputError when one lies elsewhere."""
+    return _inside(folder, sorted(path.name for path in folder.iterdir() if path.is_file() and is_companion(path.name)))

@@ -1,17 +1,21 @@
 """Loading models and tokenizers with transformers, from local directories only."""
 
+from pathlib import Path
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparseswaps.errors import InputError, reason
+from sparseswaps.modeldir import check_files
 
 
 def load_model(folder: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model in eval mode: in float32 on the CPU, in its checkpoint's dtype on a GPU.
 
-    Raises InputError when transformers cannot load it, or would fill parameters that the checkpoint lacks with random
-    numbers.
+    Raises InputError when one of its files is broken, transformers cannot load it, or would fill parameters that the
+    checkpoint lacks with random numbers.
     """
+    check_files(Path(folder))
     dtype = torch.float32 if device == "cpu" else "auto"
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -28,5 +32,5 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> PreTrainedTo
     """A model's tokenizer. Raises InputError when there is none."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a broken file sets off in transformers and tokenizers
         raise InputError(f"{folder}: transformers finds no tokenizer in it: {reason(error)}") from None

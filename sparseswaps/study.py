@@ -13,7 +13,7 @@ from jsonschema.exceptions import best_match
 from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming, one_line
-from sparseswaps.modeldir import HUB_ID, check_sizes, config_of, context, depth, is_hub_id, locate
+from sparseswaps.modeldir import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate
 from sparseswaps.pattern import Pattern, PerRow, parse_pattern, slug_of
 from sparseswaps.sizes import sizes_of
 
@@ -132,7 +132,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
             model = config_of(locate(settings))
             depth(model)
             if settings["revision"] is None:
-                check_sizes(locate(settings))
+                check_files(locate(settings))
             sizes = sizes_of(model)
         for key, entry in texts.items():
             if (most := context(model)) is not None and entry["seqlen"] > most:
