@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test lint format readme clean
+.PHONY: run test test-slurm lint format readme clean
 
 run: .venv/installed
 	$(BIN)/snakemake
@@ -10,6 +10,10 @@ run: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# What SLURM gives is compared with the local run. As root, with Debian's packages (tests/slurm_cluster.py).
+test-slurm: .venv/installed-slurm run
+	$(BIN)/python -m pytest -m slurm -rs
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -35,4 +39,8 @@ clean:
 
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv/installed-slurm: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[slurm]"
 	touch $@

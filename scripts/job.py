@@ -1,10 +1,13 @@
 """What every script does: log to its file, compute with its threads, and end bad input in one line."""
 
 import ctypes
+import fcntl
 import json
 import logging
+import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +37,8 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
         handlers=[logging.FileHandler(snakemake.log[0], mode="w", encoding="utf-8")],
         force=True,
     )
+    if snakemake.resources.get("gpu"):
+        _take_gpu()
     settings = json.loads(snakemake.params.key)["settings"]
     if "threads" in settings:
         import torch
@@ -57,6 +62,36 @@ def _free_at_once() -> None:
     that the next do not fit into."""
     with suppress(AttributeError, OSError):  # another libc
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 * 2**20)
+
+
+def _take_gpu() -> None:
+    """Of several GPUs, take one that no other job of this user has, or wait for one; it is free again when the process
+    ends, however that ends. Snakemake counts GPUs but does not say which is whose.
+
+    The choice is among those of CUDA_VISIBLE_DEVICES where that is set, as it is by SLURM; a single one needs none.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        import torch
+
+        named = ",".join(map(str, range(torch.cuda.device_count())))  # asks the driver; does not start CUDA
+    devices = [name.strip() for name in named.split(",")]
+    if len(devices) < 2:
+        return
+    # Within an allocation of SLURM, devices may be counted anew: their names are its own.
+    owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'local')}"
+    folder = Path(tempfile.gettempdir()) / f"sparseswaps-gpus-{owner}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        for device in devices:
+            lease = os.open(folder / device.replace("/", "-"), os.O_CREAT | os.O_RDWR, 0o600)  # closed by nobody
+            with suppress(BlockingIOError):
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.environ["CUDA_VISIBLE_DEVICES"] = device
+                logging.info("GPU %s of %s", device, named)
+                return
+            os.close(lease)
+        time.sleep(0.5)
 
 
 def _peak_memory() -> str:
