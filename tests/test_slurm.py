@@ -1,4 +1,4 @@
-"""The workflow on a SLURM of one node, through profiles/slurm: side by side, over kills of jobs and of snakemake itself,
+"""The workflow on a SLURM of one node, through profiles/slurm: blocks side by side, kills of jobs and of snakemake, and
 the results of a local run."""
 
 import os
@@ -160,7 +160,9 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
     assert 0 < done < BLOCKS
     kept = {path: path.stat().st_mtime_ns for path in (unrefined.folder / START / "swaps" / "masks").iterdir()}
 
-    cancel = next(line for line in (REPOSITORY / "docs" / "slurm.md").read_text().splitlines() if "scancel --name" in line)
+    cancel = next(
+        line for line in (REPOSITORY / "docs" / "slurm.md").read_text().splitlines() if "scancel --name" in line
+    )
     subprocess.run(cancel, shell=True, cwd=unrefined.folder, check=True)
     unrefined.run(config, "--unlock")
     snakemake = start(unrefined, *command)
@@ -173,18 +175,18 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
 
 
 def test_gpus_are_for_the_rules_that_compute(local, unrefined):
-    _, config = local
-    config = config | {"gpu": True}
-    whole = Workflow(unrefined.folder / "whole")
-    whole.folder.mkdir()
-    rules = whole.run(config | {"reconstructions": {"ls": {}}}, "-n", *THROUGH_SLURM).stdout.split("\nrule ")[1:]
-    asking = {rule.partition(":")[0] for rule in rules if re.search(r"resources: .*\bgpu=1\b", rule)}
-    assert asking == {"capture_tiny", "warmstart", "refine", "reconstruct"}
+    config = local[1] | {"gpu": True}
+    text = config["calibrations"]["stdlib"]
+    whole = tiny_study(config["models"]["tiny"]["source"], gpu=True, reconstructions={"ls": {}})
+    whole["calibrations"] = {"dense": text, "pruned": text | {"propagate": "pruned"}}
+    planned = unrefined.run(whole, "-n", *THROUGH_SLURM).stdout.split("\nrule ")[1:]
+    asking = {rule.partition(":")[0] for rule in planned if re.search(r"resources: .*\bgpu=1\b", rule)}
+    computing = {"capture_tiny", "warmstart", "refine", "reconstruct", "chain_tiny", "chain_rebuilt_tiny"}
+    assert asking == computing | {"perplexity", "harness"}
 
     before = len(jobs())
     warm = START / "masks" / "block00.safetensors"
     (unrefined.folder / warm).unlink()
-    (unrefined.folder / "results" / "tiny" / "model.json").touch()
     targets = (warm, "results/tasks/embedded_cloze.yaml")
     # There may be no GPU: then the job says so, and fails.
     unrefined.run(config, *THROUGH_SLURM, "--retries", "0", "--rerun-triggers", "mtime", "--", *targets, check=False)
