@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed, as under conda
 
-from sparseswaps.errors import InputError
+from sparseswaps.errors import BrokenFileError, InputError
 from sparseswaps.files import read_json
 from sparseswaps.pattern import Pattern, parse_pattern
 
@@ -48,13 +49,26 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     try:
         result = main(snakemake, settings)
     except InputError as error:
-        logging.error("error: %s", error)
-        print(f"{snakemake.rule}: error: {error}", file=sys.stderr)
+        line = _set_aside(snakemake, error) if isinstance(error, BrokenFileError) else str(error)
+        logging.error("error: %s", line)
+        print(f"{snakemake.rule}: error: {line}", file=sys.stderr)
         sys.exit(1)
     except Exception:
         logging.exception("this is a defect; please report it with this log")
         raise
     logging.info("%s; %.1f s, %s", result, time.monotonic() - began, _peak_memory())
+
+
+def _set_aside(snakemake: Any, error: BrokenFileError) -> str:
+    """Put what a job made and is broken now out of the way, so that the same command has it made anew; say so."""
+    for path in map(Path, snakemake.input):
+        if path.parts[0] == "results" and path in (error.path, *error.path.parents):
+            aside = path.with_name(f"{path.name}.broken")
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            path.replace(aside)
+            return f"{error.path}: {error.what}; set aside as {aside}: run snakemake again to have it made anew"
+    return str(error)
 
 
 def _free_at_once() -> None:

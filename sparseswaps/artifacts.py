@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparseswaps.errors import InputError
+from sparseswaps.errors import BrokenFileError, InputError
 from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.gram import Grams
 from sparseswaps.masks import pack, unpack
 from sparseswaps.model import Layer, Model, by_tensor
 from sparseswaps.modeldir import UNREADABLE, opened, weight_files
-
-_REMEDY = "delete it and run snakemake again"
 
 
 def write_model(path: str | Path, model: Model) -> None:
@@ -42,11 +41,11 @@ def read_model(path: str | Path) -> Model:
     content = read_json(path)
     try:
         if content.pop("sha256") != _sha256(content):
-            raise InputError(f"{path}: its content is not what was written; {_REMEDY}")
+            raise BrokenFileError(path, "its content is not what was written")
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
         model = Model(**{field.name: content[field.name] for field in fields(Model)} | {"blocks": blocks})
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: not a model description; {_REMEDY}") from None
+        raise BrokenFileError(path, "not a model description") from None
     try:
         weight_files(Path(model.folder))
     except (InputError, OSError):  # moved, or thrown out of the hub's cache
@@ -86,7 +85,7 @@ def read_grams(path: str | Path, model: Model) -> Grams:
     split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}, "sums": {}}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or Inf; {_REMEDY}")
+            raise BrokenFileError(path, f"{name} holds NaN or Inf")
         layer, _, which = name.rpartition(".")
         split[which][layer] = tensor
     return Grams(matrix=split["calibration"], held_out=split["held_out"], sums=split["sums"], **more)
@@ -148,8 +147,12 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:
     header = {"kind": kind, "model": model.fingerprint, "key": key, "more": json.dumps(more, sort_keys=True)}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    header |= {"crc32": _checksum(tensors, header)}
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata=header | {"crc32": _checksum(tensors, header)})
+        try:  # one entry, for safetensors writes several in any order, and equal content is to be equal bytes
+            save_file(tensors, partial, metadata={"sparseswaps": json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:
+            raise InputError(f"{path}: cannot be written ({error}); make room and run snakemake again") from None
 
 
 def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
@@ -182,10 +185,11 @@ def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
 
 
 def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with opened(path, remedy=_REMEDY) as file:
-        header = file.metadata() or {}
-        written = header.pop("crc32", None)
-        if written is None:  # not by `_write`
+    with opened(path, remedy=BrokenFileError.OF_A_JOB) as file:
+        try:
+            header = json.loads((file.metadata() or {})["sparseswaps"])
+            written = header.pop("crc32")
+        except (KeyError, TypeError, ValueError, AttributeError):  # not by `_write`
             return {}, {}
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -193,15 +197,14 @@ def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except UNREADABLE:
             same = False
     if not same:
-        raise InputError(f"{path}: its content is not what was written (a fault of a disk or a copy); {_REMEDY}")
+        raise BrokenFileError(path, "its content is not what was written (a fault of a disk or a copy)")
     return tensors, header
 
 
 def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor], dict]:
     tensors, header = _open(path)
     if header.get("kind") != kind:
-        raise InputError(f"{path}: holds {header.get('kind', 'nothing known')}, not {kind}; {_REMEDY}")
+        raise BrokenFileError(path, f"holds {header.get('kind', 'nothing known')}, not {kind}")
     if header["model"] != model.fingerprint:
-        message = f"belongs to another model than {model.source}, which model.json describes"
-        raise InputError(f"{path}: {message}; delete the one that is wrong and run snakemake again")
+        raise BrokenFileError(path, f"belongs to another model than {model.source}, which model.json describes")
     return tensors, json.loads(header["more"])

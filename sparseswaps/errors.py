@@ -2,10 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
     """Bad input from outside: one line that names the key, file or layer, and says what to do."""
+
+
+class BrokenFileError(InputError):
+    """A file that is not, or no longer, what was written: its path, what is wrong with it, and what to do."""
+
+    OF_A_JOB = "delete it and run snakemake again"
+
+    def __init__(self, path: str | Path, what: str, remedy: str = OF_A_JOB) -> None:
+        super().__init__(f"{path}: {what}; {remedy}")
+        self.path, self.what = Path(path), what
 
 
 def one_line(error: object) -> str:

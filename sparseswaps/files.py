@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sparseswaps.errors import InputError
+from sparseswaps.errors import BrokenFileError, InputError
 
 _REMEDIES = {
     errno.ENOSPC: "make room",
@@ -74,7 +74,7 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
     """What `write_csv` wrote: numbers and truth values as such, None where a field is empty.
 
-    Raises InputError when it is not all there.
+    Raises BrokenFileError when it is not all there.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8")
@@ -83,7 +83,7 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
         text, rows = "", []
     filled = all(None not in row and None not in row.values() for row in rows)
     if not (text.endswith("\n") and filled and (rows or text == "\n")):
-        raise InputError(f"{path}: not a whole table; delete it and run snakemake again")
+        raise BrokenFileError(path, "not a whole table")
     return [{name: _value(field) for name, field in row.items()} for row in rows]
 
 
@@ -104,4 +104,4 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:  # also no UTF-8, or a number of thousands of digits
         remedy = "copy or download it again, or if a job wrote it, delete it and run snakemake again"
-        raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None
+        raise BrokenFileError(path, f"not valid JSON ({error})", remedy) from None

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sparseswaps.embedded import MODEL
-from sparseswaps.errors import InputError, one_line
+from sparseswaps.errors import BrokenFileError, InputError, one_line
 from sparseswaps.files import read_json
 
 SINGLE = "model.safetensors"
@@ -159,7 +159,7 @@ def _inside(folder: Path, names: list[str]) -> list[str]:
 def opened(path: str | Path, framework: str = "pt", remedy: str = "copy, download or make it again") -> safe_open:
     """A safetensors file whose header has been checked: its tensors fill the file, without gaps or overlaps.
 
-    Raises InputError when it is not such a file, with what is to be done.
+    Raises BrokenFileError when it is not such a file.
     """
     try:
         with Path(path).open("rb") as file:
@@ -169,7 +169,7 @@ def opened(path: str | Path, framework: str = "pt", remedy: str = "copy, downloa
         error = f"its header is said to have {length} bytes"
     except (SafetensorError, OSError) as raised:
         error = one_line(raised)
-    raise InputError(f"{path}: not a readable safetensors file ({error}); {remedy}")
+    raise BrokenFileError(path, f"not a readable safetensors file ({error})", remedy)
 
 
 def check_files(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Kills, full disks and broken files in the real workflow: what the user sees, and that the same command then finishes
 with masks that are those of an undisturbed run, to the bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Workflow
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sparseswaps.artifacts import _checksum
 
 # Imported by every Python at its start: kills a job once it has written half of an artifact, once for every script.
 KILLER = """
@@ -188,4 +193,39 @@ def test_a_results_directory_that_may_not_be_written(finished, tmp_path):
         assert "Traceback" not in done.stdout
         remount("rw")
         workflow.run(config, "--cores", "1", "--", target)
+    assert final(finished, workflow) == COMPLETE
+
+
+def damaged(file: bytes, how: str) -> bytes:
+    """A file as a fault of a disk, a network or a person leaves it."""
+    middle = len(file) // 2
+    return {
+        "truncated": file[:middle],
+        "zero-length": b"",
+        "bit-flipped": file[:middle] + bytes([file[middle] ^ 1]) + file[middle + 1 :],
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["truncated", "zero-length", "bit-flipped", "of another model"])
+def test_a_broken_artifact_is_set_aside_and_made_anew(finished, tmp_path, how):
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
+    gram, target = f"{GRAM}/block00.safetensors", "results/tiny/stdlib/seed0/2of4/wanda/swaps/masks/block00.safetensors"
+    file = workflow.folder / gram
+    if how == "of another model":
+        header, tensors = json.loads(safe_open(file, "pt").metadata()["sparseswaps"]), load_file(file)
+        del header["crc32"]
+        header["model"] = "another"
+        header["crc32"] = _checksum(tensors, header)
+        save_file(tensors, file, metadata={"sparseswaps": json.dumps(header)})
+    else:
+        file.write_bytes(damaged(file.read_bytes(), how))
+    broken = file.read_bytes()
+    (workflow.folder / target).unlink()
+    done = workflow.run(config, "--cores", "2", "--", target, check=False)
+    assert done.returncode != 0
+    assert f"error: {gram}: " in done.stdout
+    assert f"set aside as {gram}.broken: run snakemake again" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert (workflow.folder / f"{gram}.broken").read_bytes() == broken
+    workflow.run(config, "--cores", "2", "--", target)
     assert final(finished, workflow) == COMPLETE

@@ -117,7 +117,7 @@ def test_the_report_has_it_all(finished):
 
 def test_artifacts_say_what_made_them(finished):
     with safe_open(cell(finished[0], "2of4", "swaps") / "masks.safetensors", framework="pt") as file:
-        header = file.metadata()
+        header = json.loads(file.metadata()["sparseswaps"])
     key, more = json.loads(header["key"]), json.loads(header["more"])
     assert key["settings"] == {"pattern": "2:4", "equal_rows": True}
     assert key["versions"]["torch"] == torch.__version__
