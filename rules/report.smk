@@ -78,7 +78,8 @@ rule report:
         published=PUBLISHED,
         figures="<report>/figures",
     output:
-        "<report>/report.html",
+        page="<report>/report.html",
+        provenance="<report>/provenance.json",
     log:
         "<logs>/<study>/report.log",
     benchmark:

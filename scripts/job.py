@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import platform
 import resource
 import shutil
 import sys
@@ -26,7 +27,7 @@ _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 
 def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     """Run `main(snakemake, settings)`, with the settings of the rule's key; log the line of result that it returns,
-    the time that it took and the most memory that it held.
+    the time that it took, the most memory that it held, and the device.
 
     On InputError the line goes to the log and to standard error, and the job fails without a traceback.
     """
@@ -56,7 +57,7 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     except Exception:
         logging.exception("this is a defect; please report it with this log")
         raise
-    logging.info("%s; %.1f s, %s", result, time.monotonic() - began, _peak_memory())
+    logging.info("%s; %.1f s, %s, on %s", result, time.monotonic() - began, _peak_memory(), _device_name())
 
 
 def _set_aside(snakemake: Any, error: BrokenFileError) -> str:
@@ -115,6 +116,16 @@ def _peak_memory() -> str:
     if torch is not None and torch.cuda.is_initialized():
         found += f", peak allocated on the GPU {torch.cuda.max_memory_allocated() // 2**20} MB"
     return found
+
+
+def _device_name() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    with suppress(OSError, StopIteration):  # platform.processor() is empty on Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(": ")[2]
+    return platform.machine()
 
 
 def device(settings: dict) -> str:

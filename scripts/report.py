@@ -4,12 +4,14 @@ import json
 import platform
 from pathlib import Path
 
+import job
 import pandas
 from job import run
 
 from sparseswaps.artifacts import digest, read_model, read_samples
 from sparseswaps.figures import CAPTIONS
-from sparseswaps.files import replacing
+from sparseswaps.files import replacing, write_json
+from sparseswaps.provenance import source_digest
 from sparseswaps.report import render
 from sparseswaps.tables import beside_published, read_published, read_table, summary
 
@@ -27,33 +29,43 @@ def main(snakemake, settings):
         about = ", ".join(filter(None, [*picture.relative_to(folder).parts[:-1], text]))
         drawn.append((f"{title} ({about})", caption, picture.read_bytes()))
     published = settings["config"]["published"]
+    ran, devices = stages(Path("logs"), settings["folders"])
+    about = provenance(snakemake, layers) | {"devices": ", ".join(devices)}
+    code = {stage: source_digest(Path(job.__file__).with_name(f"{stage}.py")) for stage in ran["stage"]}
+    of_stages = ran.astype(object).where(ran.notna(), None).to_dict("records")  # memory of a moment is not measured
+    record = {"config": settings["config"], "made with": about, "code": code, "stages": of_stages}
+    write_json(snakemake.output.provenance, record)
     page = render(
         config=settings["config"],
         summary=summary(cells),
         cells=cells,
         layers=layers,
         figures=drawn,
-        stages=stages(Path("logs"), settings["folders"]),
-        provenance=provenance(snakemake, layers),
+        stages=ran,
+        provenance=about,
         published=beside_published(cells, read_published(published)) if published else None,
     )
-    with replacing(snakemake.output[0]) as partial:
+    with replacing(snakemake.output.page) as partial:
         partial.write_text(page, encoding="utf-8")
-    return f"{Path(snakemake.output[0]).resolve()}: {len(cells)} cells, {len(drawn)} figures"
+    return f"{Path(snakemake.output.page).resolve()}: {len(cells)} cells, {len(drawn)} figures"
 
 
 def stages(logs, folders):
-    """Jobs, wall seconds and peak resident memory by stage, from Snakemake's benchmark files in the study's folders."""
-    found = []
+    """Jobs, wall seconds and peak resident memory by stage, from Snakemake's benchmark files in the study's folders;
+    and the names of the devices, from the last lines of the logs."""
+    found, devices = [], set()
     for folder in folders:
         for path in (logs / folder).glob("*.tsv"):
             measured = pandas.read_csv(path, sep="\t", na_values="-")
             found.append((path.name.split(".")[0], measured["s"].sum(), measured["max_rss"].max()))
+            log = path.with_suffix(".log")
+            last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.is_file() else ""
+            devices |= {last.rpartition(", on ")[2]} - {last}
     frame = pandas.DataFrame(found, columns=["stage", "seconds", "peak_memory_mb"])
     table = frame.groupby("stage").agg(
         jobs=("seconds", "size"), seconds=("seconds", "sum"), peak_memory_mb=("peak_memory_mb", "max")
     )
-    return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index()
+    return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index(), sorted(devices)
 
 
 def provenance(snakemake, layers):

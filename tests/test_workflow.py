@@ -1,6 +1,7 @@
 """The real workflow on a tiny model: what it writes, what it does again, and what it says of bad input."""
 
 import json
+import re
 import shutil
 import time
 
@@ -109,6 +110,16 @@ def test_the_report_has_it_all(finished):
     assert published["difference"].iloc[0] == of_cell["perplexity/held_out"] - 1000
     assert published["measured"].isna().tolist() == [False, True]  # no such cell
     assert "a paper" in (report / "report.html").read_text()
+    record = json.loads((report / "provenance.json").read_text())
+    assert record["config"]["seeds"] == [0]
+    assert record["made with"]["torch"] == torch.__version__
+    assert record["made with"]["devices"]
+    assert record["made with"]["model tiny"].startswith(finished[1]["models"]["tiny"]["source"])
+    assert re.fullmatch("[0-9a-f]{64}", record["made with"]["token ids of tiny/stdlib/seed0"])
+    ran = {stage["stage"]: stage for stage in record["stages"]}
+    assert ran.keys() == record["code"].keys() >= {"model", "capture", "warmstart", "refine", "assemble", "harness"}
+    assert ran["refine"]["jobs"] == 8
+    assert all(stage["seconds"] > 0 for stage in ran.values())
     figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
     named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "perplexity_by_pattern-held_out")
     assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
