@@ -42,6 +42,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=64000 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=other Nodes={host} MaxTime=INFINITE State=UP
 """
 
 
@@ -57,11 +58,15 @@ class Job(NamedTuple):
     gpus: str
     start: str
     end: str
+    partition: str
+    qos: str
+    nice: str
 
 
 def jobs() -> list[Job]:
     """All jobs that the cluster has seen, in the order of their submission."""
-    fields = "JobID:|,State:|,Comment:|,NumCPUs:|,MinMemory:|,TimeLimit:|,tres-per-job:|,StartTime:|,EndTime:"
+    fields = "JobID:|,State:|,Comment:|,NumCPUs:|,MinMemory:|,TimeLimit:|,tres-per-job:|,StartTime:|,EndTime:|,"
+    fields += "Partition:|,QOS:|,Nice:"
     rows = _output("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={fields.replace(':', ':255')}")
     found = [Job(*(value.strip() for value in row.split("|"))) for row in rows.splitlines()]
     return [job._replace(cpus=int(job.cpus)) for job in found]

@@ -25,13 +25,9 @@ pytestmark = pytest.mark.slurm
 
 CPUS = 4
 BLOCKS = 6
-# The profile as it is, but for the time between two looks at the queue.
-THROUGH_SLURM = (
-    "--workflow-profile",
-    REPOSITORY / "profiles" / "slurm",
-    "--slurm-init-seconds-before-status-checks",
-    3,
-)
+# The profile as it is, but for the seconds between two looks at the queue.
+LOOKS = ("--slurm-init-seconds-before-status-checks", 10)
+THROUGH_SLURM = ("--workflow-profile", REPOSITORY / "profiles" / "slurm", *LOOKS)
 # What runs through SLURM beside the tiny study; SPARSESWAPS_SLURM_STUDY=config.yaml is the embedded default in full.
 STUDY = os.environ.get("SPARSESWAPS_SLURM_STUDY", "configs/quick.yaml")
 START = Path("results/tiny/stdlib/seed0/60pct/wanda")
@@ -184,14 +180,20 @@ def test_gpus_are_for_the_rules_that_compute(local, unrefined):
     computing = {"capture_tiny", "warmstart", "refine", "reconstruct", "chain_tiny", "chain_rebuilt_tiny"}
     assert asking == computing | {"perplexity", "harness"}
 
+    # Through a profile as a user would edit it.
+    shutil.copytree(REPOSITORY / "profiles" / "slurm", unrefined.folder / "mine")
+    profile = unrefined.folder / "mine" / "config.yaml"
+    uncommented = re.sub(r"# (?=slurm_partition|qos|slurm_extra)", "", profile.read_text())
+    profile.write_text(uncommented.replace('"main"', '"other"'))
     before = len(jobs())
     warm = START / "masks" / "block00.safetensors"
     (unrefined.folder / warm).unlink()
     targets = (warm, "results/tasks/embedded_cloze.yaml")
-    # There may be no GPU: then the job says so, and fails.
-    unrefined.run(config, *THROUGH_SLURM, "--retries", "0", "--rerun-triggers", "mtime", "--", *targets, check=False)
-    asked = {job.what.split("_")[1]: job.gpus for job in jobs()[before:]}
-    assert asked == {"warmstart": "gres:gpu:1", "tasks": "N/A"}
+    once = ("--workflow-profile", profile.parent, *LOOKS, "--retries", "0", "--rerun-triggers", "mtime")
+    unrefined.run(config, *once, "--", *targets, check=False)  # there may be no GPU: the job says so, and fails
+    submitted = jobs()[before:]
+    assert {job.what.split("_")[1]: job.gpus for job in submitted} == {"warmstart": "gres:gpu:1", "tasks": "N/A"}
+    assert {(job.partition, job.qos, job.nice) for job in submitted} == {("other", "normal", "100")}
 
 
 def test_the_embedded_model_has_the_results_of_the_local_run(tmp_path):
