@@ -59,14 +59,13 @@ class Job(NamedTuple):
     start: str
     end: str
     partition: str
-    qos: str
     nice: str
 
 
 def jobs() -> list[Job]:
     """All jobs that the cluster has seen, in the order of their submission."""
     fields = "JobID:|,State:|,Comment:|,NumCPUs:|,MinMemory:|,TimeLimit:|,tres-per-job:|,StartTime:|,EndTime:|,"
-    fields += "Partition:|,QOS:|,Nice:"
+    fields += "Partition:|,Nice:"
     rows = _output("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={fields.replace(':', ':255')}")
     found = [Job(*(value.strip() for value in row.split("|"))) for row in rows.splitlines()]
     return [job._replace(cpus=int(job.cpus)) for job in found]
