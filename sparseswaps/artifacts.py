@@ -189,7 +189,7 @@ def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])
             written = header.pop("crc32")
-        except (KeyError, TypeError, ValueError, AttributeError):  # not by `_write`
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # not by `_write`
             return {}, {}
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

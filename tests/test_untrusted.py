@@ -84,7 +84,9 @@ def broken_headers(file: bytes, seed: int):
             spans = [[end, begin], [begin, end], [begin + 8, end + 8], [begin, end + 8], [begin, end - 8], [begin]]
             spans += [[-8, end], [begin, len(data) + 8], [begin, draw.choice(numbers)], [draw.choice(numbers), end]]
             shape = [draw.choice([0, 1, 2, 16, 2**32, *numbers]) for _ in range(draw.randint(0, 4))]
-            metadata = [{"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"crc32": "0"}, {}]
+            metadata = [{"a": 1}, {"a": None}, {"a": {"b": "c"}}, {}]
+            ours = ['{"crc32": "0"}', '{"crc32": 0}', '["crc32"]', "crc32", "5", "null", "[" * 100_000, "1" * 5000]
+            metadata += [{"sparseswaps": text} for text in ours]
             entry = content.get(name)
             if draw.random() < 0.7 and isinstance(entry, dict):
                 values = {"data_offsets": [*spans, *numbers], "shape": [shape, shape, *numbers]}
@@ -192,6 +194,16 @@ def test_a_longer_header_than_any_model_has_is_not_looked_at(tmp_path):
     os.truncate(path, 30_000_000)
     with pytest.raises(InputError, match="its header is said to have 25000001 bytes"):
         check_files(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "shape", "size"), [("F6_E2M3", [8], 6), ("F32", [0, 2**63], 0)])
+def test_a_tensor_that_is_sound_but_for_torch_is_named(dtype, shape, size, tmp_path):
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    header = json.dumps({"x": entry, "__metadata__": {"sparseswaps": '{"crc32": "00000000"}'}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * size)
+    assert "torch cannot read tensor x" in refusal(lambda _: Checkpoint(tmp_path).hashes(), path)
+    assert "its content is not what was written" in refusal(lambda _: read_samples(path, MODEL), path)
 
 
 # --- Artifacts ----------------------------------------------------------------------------------------------------
