@@ -145,7 +145,7 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
     reference, config = local
     before = len(jobs())
     command = (config, *THROUGH_SLURM, "--", START / "swaps" / "masks.safetensors")
-    snakemake = start(unrefined, *command)
+    snakemake = start(unrefined, config, "--jobs", "3", *command[1:])  # so that not all have ended at the first look
     output = unrefined.folder / "output"
     until(lambda: re.search(r"Finished jobid: \d+ \(Rule: refine\)", output.read_text()), snakemake)
     snakemake.kill()
@@ -160,7 +160,6 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
         line for line in (REPOSITORY / "docs" / "slurm.md").read_text().splitlines() if "scancel --name" in line
     )
     subprocess.run(cancel, shell=True, cwd=unrefined.folder, check=True)
-    unrefined.run(config, "--unlock")
     snakemake = start(unrefined, *command)
     assert snakemake.wait(300) == 0, output.read_text()
 
