@@ -165,6 +165,17 @@ def test_captured_on_a_gpu_as_on_the_cpu(config, tmp_path):
             torch.testing.assert_close(other.matrix[name].cpu(), gram, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+@families
+def test_captured_on_a_gpu_twice_the_same(config, tmp_path):
+    """And so the same masks from run to run, since refinement takes no sums in any other order either."""
+    tiny(config).save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    passes = [capture(OnDisk(described, "cuda"), tokens(9, 1), tokens(3, 2), 2) for _ in range(2)]
+    for one, other in zip(*passes, strict=True):
+        assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
+
+
 def test_a_checkpoint_that_lacks_a_parameter_is_named(tmp_path):
     tiny(MODELS[0]).save_pretrained(tmp_path)
     described = describe(tmp_path)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from conftest import Workflow
@@ -43,11 +44,11 @@ def study(finished, tmp_path) -> tuple[Workflow, dict]:
     return Workflow(tmp_path / "study"), finished[1] | {"patterns": ["2:4"], "refinements": {"swaps": {}}}
 
 
-def final(finished: tuple[Workflow, dict], workflow: Workflow) -> set[str]:
+def final(undisturbed: Workflow, workflow: Workflow) -> set[str]:
     """The names of the tensor files that stand under their final names, each to the bit as in the undisturbed run."""
     found = {path.relative_to(workflow.folder) for path in workflow.folder.glob("results/tiny/**/*.safetensors")}
     found = {path for path in found if not any(part.endswith(".partial") for part in path.parts)}
-    assert not [f for f in found if (workflow.folder / f).read_bytes() != (finished[0].folder / f).read_bytes()]
+    assert not [f for f in found if (workflow.folder / f).read_bytes() != (undisturbed.folder / f).read_bytes()]
     return {path.name for path in found}
 
 
@@ -60,35 +61,39 @@ COMPLETE = {
 }
 
 
-def test_a_job_of_every_stage_killed_in_mid_write(study, finished, tmp_path, monkeypatch):
-    workflow, config = study
-    (tmp_path / "killer").mkdir()
-    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLER)
-    (tmp_path / "killed").mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "killer"))
-    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
-    stages = {
-        "model",
-        "samples",
-        "capture",
-        "warmstart",
-        "refine",
-        "masks",
-        "assemble",
-        "perplexity",
-        "tasks",
-        "harness",
-    }
-    stages |= {"tables", "figures", "report"}
-    while (done := workflow.run(config, "--cores", "2", check=False)).returncode != 0:
-        assert "Error in rule" in done.stdout
-        final(finished, workflow)
-        killed = {path.stem for path in (tmp_path / "killed").iterdir()}
-        assert stages & killed, done.stdout  # one more at least
-        stages -= killed
-    assert not stages
-    assert final(finished, workflow) == COMPLETE
+def run_with_kills(undisturbed: Workflow, workflow: Workflow, config: dict, stages: set[str], *targets) -> None:
+    """Run the same command until it ends well, while a job of each stage is killed once."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder, "sitecustomize.py").write_text(KILLER)
+        killed = Path(folder, "killed")
+        killed.mkdir()
+        patch.setenv("PYTHONPATH", folder)
+        patch.setenv("KILLED", str(killed))
+        before = 0
+        while (done := workflow.run(config, "--cores", "2", "--", *targets, check=False)).returncode != 0:
+            assert "Error in rule" in done.stdout
+            final(undisturbed, workflow)
+            assert len(list(killed.iterdir())) > before, done.stdout
+            before = len(list(killed.iterdir()))
+        assert {path.stem for path in killed.iterdir()} == stages
     assert not list(workflow.folder.rglob("*.partial"))
+
+
+def test_a_job_of_every_stage_killed_in_mid_write(study, finished):
+    workflow, config = study
+    stages = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
+    run_with_kills(finished[0], workflow, config, stages | {"tasks", "harness", "tables", "figures", "report"})
+    assert final(finished[0], workflow) == COMPLETE
+
+
+def test_a_job_of_every_further_stage_killed_in_mid_write(further, tmp_path):
+    undisturbed, config, targets = further
+    workflow = undisturbed.copy(tmp_path / "copy")
+    for made in [*workflow.folder.rglob("allocation.json"), *workflow.folder.rglob("every+ls")]:
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    stages = {"allocation", "warmstart", "refine", "masks", "reconstruct", "chain", "assemble"}
+    run_with_kills(undisturbed, workflow, config, stages, *targets)
+    assert len(list(workflow.folder.rglob("every+ls/**/*.safetensors"))) == 2 * 2 + 2 + 2 + 2
 
 
 @contextmanager
@@ -121,7 +126,7 @@ def test_snakemake_killed_and_a_second_one_in_its_directory(study, finished):
         process.wait()
         done = workflow.run(config, "--cores", "2")
         assert "capture_tiny" in done.stdout
-    assert final(finished, workflow) == COMPLETE
+    assert final(finished[0], workflow) == COMPLETE
     assert workflow.planned(config) == {}
 
 
@@ -132,7 +137,7 @@ def test_interrupted_from_the_keyboard(study, finished):
         assert process.wait(timeout=30) != 0
     assert not list(workflow.folder.glob(f"{GRAM}/*"))
     workflow.run(config, "--cores", "2")
-    assert final(finished, workflow) == COMPLETE
+    assert final(finished[0], workflow) == COMPLETE
 
 
 @contextmanager
@@ -178,7 +183,7 @@ def test_a_full_disk(finished, tmp_path, disk, target):
         assert not place.exists()
         remount("size=1G")
         workflow.run(config, "--cores", "1", "--", target)
-    assert final(finished, workflow) >= COMPLETE
+    assert final(finished[0], workflow) >= COMPLETE
 
 
 def test_a_results_directory_that_may_not_be_written(finished, tmp_path):
@@ -193,7 +198,7 @@ def test_a_results_directory_that_may_not_be_written(finished, tmp_path):
         assert "Traceback" not in done.stdout
         remount("rw")
         workflow.run(config, "--cores", "1", "--", target)
-    assert final(finished, workflow) == COMPLETE
+    assert final(finished[0], workflow) == COMPLETE
 
 
 def damaged(file: bytes, how: str) -> bytes:
@@ -228,4 +233,4 @@ def test_a_broken_artifact_is_set_aside_and_made_anew(finished, tmp_path, how):
     assert "Traceback" not in done.stdout
     assert (workflow.folder / f"{gram}.broken").read_bytes() == broken
     workflow.run(config, "--cores", "2", "--", target)
-    assert final(finished, workflow) == COMPLETE
+    assert final(finished[0], workflow) == COMPLETE

@@ -451,6 +451,9 @@ def test_cuda_gives_the_masks_of_the_cpu(pattern, d_in):
     assert there.mask.is_cuda
     assert torch.equal(there.mask.cpu(), here.mask)
     assert torch.equal(there.swaps.cpu(), here.swaps)
+    again = refine(weight.cuda(), gram.cuda(), start.cuda(), pattern)
+    assert torch.equal(again.mask, there.mask)
+    assert torch.equal(again.loss_after, there.loss_after)  # from run to run to the bit
     masks = [eliminate(weight.to(place), gram.to(place), pattern).cpu() for place in ("cuda", "cpu")]
     torch.testing.assert_close(*(row_loss(weight, gram, mask) for mask in masks))  # near-ties may be rounded apart
     oracle = refine(weight[:1].cuda(), gram.cuda(), start[:1].cuda(), pattern, 1, "reference")
