@@ -8,7 +8,7 @@ rule allocation:
             else []
         ),
     output:
-        update("<results>/<draw>/{pattern}/allocation.json"),
+        "<results>/<draw>/{pattern}/allocation.json",
     log:
         "<logs>/<draw>/{pattern}/allocation.log",
     benchmark:

@@ -10,12 +10,10 @@ for MODEL_NAME in config["models"]:
             model=f"<results>/{MODEL_NAME}/model.json",
             samples=f"<results>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
         output:
-            update(
-                expand(
-                    "<results>/{model}/{{calibration}}/seed{{seed}}/gram/{block}.safetensors",
-                    model=MODEL_NAME,
-                    block=BLOCKS[MODEL_NAME],
-                )
+            expand(
+                "<results>/{model}/{{calibration}}/seed{{seed}}/gram/{block}.safetensors",
+                model=MODEL_NAME,
+                block=BLOCKS[MODEL_NAME],
             ),
         log:
             f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/capture.log",

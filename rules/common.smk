@@ -1,8 +1,8 @@
 """Names, paths and input functions that the stages share.
 
 A path says what an artifact depends on, and nothing else. Everything else that decides it is in its rule's one
-parameter, the key (see sparseswaps/provenance.py). Outputs are `update(...)` where a job may fail on what it is given:
-Snakemake then brings back what was there before.
+parameter, the key (see sparseswaps/provenance.py). No output is `update(...)`: Snakemake 9.27 brings back what was there
+before a job that failed, and from then on takes it for what that job made.
 """
 
 import platform
@@ -55,10 +55,7 @@ def chained(model, method):
     if "+" in method:
         endings["weights"] = "safetensors"
     folder = f"<results>/{model}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{method}"
-    return {
-        kind: update([f"{folder}/{kind}/{block}.{ending}" for block in BLOCKS[model]])
-        for kind, ending in endings.items()
-    }
+    return {kind: [f"{folder}/{kind}/{block}.{ending}" for block in BLOCKS[model]] for kind, ending in endings.items()}
 
 
 def masks_of_blocks(wildcards):

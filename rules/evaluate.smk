@@ -7,7 +7,7 @@ rule perplexity:
         unpack(evaluated),
         text=lambda wildcards: text_file(config["evaluation"]["perplexity"][wildcards.text]),
     output:
-        update("<results>/{model}/{variant}/perplexity/{text}.json"),
+        "<results>/{model}/{variant}/perplexity/{text}.json",
     log:
         "<logs>/{model}/{variant}/perplexity.{text}.log",
     benchmark:
@@ -58,7 +58,7 @@ rule harness:
         tasks=rules.tasks.output,
         include=task_files(config["evaluation"]["lm_eval"]["include"]),
     output:
-        update("<results>/{model}/{variant}/lm_eval.json"),
+        "<results>/{model}/{variant}/lm_eval.json",
     log:
         "<logs>/{model}/{variant}/harness.log",
     benchmark:

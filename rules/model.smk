@@ -3,7 +3,7 @@ rule model:
     input:
         lambda wildcards: model_files(wildcards.model),
     output:
-        update("<results>/{model}/model.json"),
+        "<results>/{model}/model.json",
     log:
         "<logs>/{model}/model.log",
     benchmark:

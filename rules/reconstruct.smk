@@ -6,8 +6,8 @@ rule reconstruct:
         masks="<results>/<refined>/masks/{block}.safetensors",
         losses="<results>/<refined>/losses/{block}.csv",
     output:
-        weights=update("<results>/<rebuilt>/weights/{block}.safetensors"),
-        losses=update("<results>/<rebuilt>/losses/{block}.csv"),
+        weights="<results>/<rebuilt>/weights/{block}.safetensors",
+        losses="<results>/<rebuilt>/losses/{block}.csv",
     log:
         "<logs>/<rebuilt>/reconstruct.{block}.log",
     benchmark:

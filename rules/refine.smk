@@ -6,9 +6,9 @@ rule refine:
         gram="<results>/<draw>/gram/{block}.safetensors",
         masks="<results>/<start>/masks/{block}.safetensors",
     output:
-        masks=update("<results>/<refined>/masks/{block}.safetensors"),
-        losses=update("<results>/<refined>/losses/{block}.csv"),
-        curves=update("<results>/<refined>/curves/{block}.csv"),
+        masks="<results>/<refined>/masks/{block}.safetensors",
+        losses="<results>/<refined>/losses/{block}.csv",
+        curves="<results>/<refined>/curves/{block}.csv",
     log:
         "<logs>/<refined>/refine.{block}.log",
     benchmark:

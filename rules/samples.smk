@@ -4,7 +4,7 @@ rule samples:
         text=lambda wildcards: text_file(config["calibrations"][wildcards.calibration]),
         model="<results>/{model}/model.json",
     output:
-        update("<results>/<draw>/samples.safetensors"),
+        "<results>/<draw>/samples.safetensors",
     log:
         "<logs>/<draw>/samples.log",
     benchmark:

@@ -5,7 +5,7 @@ rule warmstart:
         model="<results>/{model}/model.json",
         gram="<results>/<draw>/gram/{block}.safetensors",
     output:
-        update("<results>/<start>/masks/{block}.safetensors"),
+        "<results>/<start>/masks/{block}.safetensors",
     log:
         "<logs>/<start>/warmstart.{block}.log",
     benchmark:

@@ -145,7 +145,7 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
 
 
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:
-    header = {"kind": kind, "model": model.fingerprint, "key": key, "more": json.dumps(more, sort_keys=True)}
+    header = {"kind": kind, "model": model.fingerprint, "key": key, "more": more}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     header |= {"crc32": _checksum(tensors, header)}
     with replacing(path) as partial:
@@ -176,7 +176,7 @@ def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
     """
     tensors, header = _open(path)
     try:
-        more = json.loads(header["more"])
+        more = header["more"]
         base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}
         return Masks(tensors, {name: int(more["d_in"][name]) for name in tensors}), base
     except (KeyError, TypeError, ValueError):
@@ -207,4 +207,4 @@ def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor],
         raise BrokenFileError(path, f"holds {header.get('kind', 'nothing known')}, not {kind}")
     if header["model"] != model.fingerprint:
         raise BrokenFileError(path, f"belongs to another model than {model.source}, which model.json describes")
-    return tensors, json.loads(header["more"])
+    return tensors, header["more"]

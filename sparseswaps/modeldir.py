@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name, or organisation/name
 UNREADABLE = (SafetensorError, TypeError, RuntimeError)  # what comes of a tensor that torch has no type or shape for
 _PICKLES = {".bin", ".pt", ".pth"}
-_MOST_HEADER = 25_000_000  # bytes that become 0.9 GB at worst; of 10,000 tensors they are about a million
+_MOST_HEADER = 20_000_000  # bytes that become 0.8 GB at worst; of 10,000 tensors they are about a million
 _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
 
 

@@ -68,7 +68,7 @@ def test_a_model_by_its_tag_from_the_hub_to_the_checkpoint_and_again_offline(hub
     described = json.loads((workflow.folder / "results/tiny/model.json").read_text())
     assert (described["source"], described["revision"]) == ("org/tiny", commit)
     with safe_open(folder / "masks.safetensors", framework="pt") as file:
-        base = json.loads(json.loads(file.metadata()["sparseswaps"])["more"])["base"]
+        base = json.loads(file.metadata()["sparseswaps"])["more"]["base"]
     assert (base["source"], base["revision"]) == ("org/tiny", commit)
     assert json.loads((folder / "checkpoint" / "sparseswaps.json").read_text())["base"] == base
     assert (folder / "checkpoint" / "LICENSE").read_text() == "as you like\n"

@@ -113,7 +113,7 @@ def broken_headers(file: bytes, seed: int):
 
 def slow_headers():
     """Headers that are as long as they may be, and costly to read: many small things."""
-    size = 24_900_000
+    size = 19_900_000
     shape = b'{"a": {"dtype": "I64", "shape": [' + b"1," * (size // 2) + b'1], "data_offsets": [0, 8]}}'
     for header in (
         shape,
@@ -167,7 +167,7 @@ def fuzz(folder: Path, count: int) -> None:
     for file in slow_headers():
         path.write_bytes(file)
         seconds = []
-        for _ in range(2):  # on a busy machine, one may be slow by chance
+        for _ in range(3):  # on a busy machine, one may be slow by chance
             began = time.process_time()
             with pytest.raises(InputError, match="not a readable safetensors file"):
                 Checkpoint(folder).shapes()
@@ -190,9 +190,9 @@ def test_a_thousand_broken_headers_are_refused_in_a_second_and_a_gigabyte(tmp_pa
 
 def test_a_longer_header_than_any_model_has_is_not_looked_at(tmp_path):
     path = tmp_path / "model.safetensors"
-    path.write_bytes((25_000_001).to_bytes(8, "little") + b"{")
+    path.write_bytes((20_000_001).to_bytes(8, "little") + b"{")
     os.truncate(path, 30_000_000)
-    with pytest.raises(InputError, match="its header is said to have 25000001 bytes"):
+    with pytest.raises(InputError, match="its header is said to have 20000001 bytes"):
         check_files(tmp_path)
 
 
