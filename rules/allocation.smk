@@ -1,3 +1,15 @@
+def allocation_key(at):
+    budget = PATTERNS[at["pattern"]]
+    settings = {"pattern": budget.pattern.label, "layers": budget.layers, "owl": budget.owl}
+    before = capture_key(at) if budget.owl else model_key(at)
+    return key("allocation", settings, packages=("torch",), after=[before])
+
+
+def allocation_keys(at):
+    """The keys that stand before those of whatever follows an allocation, if there is one."""
+    return [] if PATTERNS[at["pattern"]].uniform else [allocation_key(at)]
+
+
 rule allocation:
     """Say how sparse each layer becomes, where a pattern is not the same for all of them."""
     input:
@@ -18,14 +30,6 @@ rule allocation:
     resources:
         **resources("allocation"),
     params:
-        key=lambda wildcards: key(
-            "allocation",
-            {
-                "pattern": PATTERNS[wildcards.pattern].pattern.label,
-                "layers": PATTERNS[wildcards.pattern].layers,
-                "owl": PATTERNS[wildcards.pattern].owl,
-            },
-            packages=("torch",),
-        ),
+        key=keyed(allocation_key),
     script:
         "../scripts/allocation.py"

@@ -1,3 +1,20 @@
+def chain_key(at):
+    return key(
+        "chain",
+        {
+            **counts(at),
+            "criterion": at["warmstart"],
+            "batch_size": config["batch_size"],
+            "refinement": config["refinements"][at["refinement"]],
+            "reconstruction": config["reconstructions"].get(at.get("reconstruction")),
+            **ACTIVATIONS,
+            **COMPUTE,
+        },
+        packages=("torch", "transformers", "numba"),
+        after=[samples_key(at), *allocation_keys(at)],
+    )
+
+
 # With `propagate: pruned`, block k's inputs come from the pruned blocks before it: a chain, and so one job for a cell.
 # Like capture, one rule a model; and another where weights are reconstructed as well.
 for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinement}+{reconstruction}")):
@@ -25,18 +42,6 @@ for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinemen
             **resources("chain", model=MODEL_NAME),
             gpu=GPU,
         params:
-            key=lambda wildcards: key(
-                "chain",
-                {
-                    **counts(wildcards),
-                    "criterion": wildcards.warmstart,
-                    "batch_size": config["batch_size"],
-                    "refinement": config["refinements"][wildcards.refinement],
-                    "reconstruction": config["reconstructions"].get(wildcards.get("reconstruction")),
-                    **ACTIVATIONS,
-                    **COMPUTE,
-                },
-                packages=("torch", "transformers", "numba"),
-            ),
+            key=keyed(chain_key, model=MODEL_NAME),
         script:
             "../scripts/chain.py"

@@ -7,6 +7,7 @@ before a job that failed, and from then on takes it for what that job made.
 
 import platform
 from functools import cache, partial
+from hashlib import sha256
 from itertools import product
 from math import ceil
 from pathlib import Path
@@ -44,9 +45,31 @@ PROPAGATES = {
 }
 
 
-def key(script, settings, packages=("torch", "transformers")):
-    """The one parameter of a rule: what its stage was told, the code that it runs, and the versions that matter."""
+def key(script, settings, packages=("torch", "transformers"), after=()):
+    """The one parameter of a rule: what its stage was told, the code that it runs, the versions that matter, and what
+    the keys of the stages before it were: when one of those fails, what follows it must not pass for current."""
+    if after:
+        settings = settings | {"after": sha256("\n".join(after).encode()).hexdigest()[:16]}
     return stage_key(Path(workflow.basedir) / "scripts" / f"{script}.py", settings, packages)
+
+
+def keyed(function, **known):
+    """A `params` function: the key that `function` makes of a job's wildcards, as a dictionary, and what is known."""
+    return lambda wildcards: function({**dict(wildcards.items()), **known})
+
+
+@cache
+def identity(path):
+    """What tells a file from its other versions, for a key: its content, or its size and age where it is larger than
+    what Snakemake compares by content."""
+    file = Path(path)
+    status = file.stat()
+    return sha256(file.read_bytes()).hexdigest() if status.st_size <= 1e6 else [status.st_size, status.st_mtime_ns]
+
+
+def identities(paths):
+    """Those of files, with their names."""
+    return {Path(path).name: identity(path) for path in paths}
 
 
 def chained(model, method):
@@ -79,12 +102,12 @@ def allocated(wildcards, model="{model}"):
     return {} if PATTERNS[wildcards.pattern].uniform else {"allocation": f"{folder}/allocation.json"}
 
 
-def counts(wildcards):
+def counts(at):
     """What masks have to keep, for a key."""
-    method = wildcards.get("method", wildcards.get("refinement"))
+    method = at.get("method", at.get("refinement"))
     refinement = method and method.partition("+")[0]
-    equal = study.equal_rows(config, wildcards.warmstart, refinement)
-    return {"pattern": PATTERNS[wildcards.pattern].pattern.label, "equal_rows": equal}
+    equal = study.equal_rows(config, at["warmstart"], refinement)
+    return {"pattern": PATTERNS[at["pattern"]].pattern.label, "equal_rows": equal}
 
 
 def text_file(settings):

@@ -1,6 +1,44 @@
 from sparseswaps.embedded.tasks import TASKS
 
 
+def evaluated_key(at):
+    """The key of the stage that made what is evaluated."""
+    if at["variant"] == "dense":
+        return model_key(at)
+    names = ("calibration", "seed", "pattern", "warmstart", "method")
+    cell = dict(zip(names, at["variant"].split("/"), strict=True)) | {"model": at["model"]}
+    cell["seed"] = cell["seed"].removeprefix("seed")
+    return assemble_key(cell) if has_checkpoint(at["variant"]) else masks_key(cell)
+
+
+def perplexity_key(at):
+    text = config["evaluation"]["perplexity"][at["text"]]
+    settings = {
+        **of_text(text),
+        "files": identities(text_file(text)),
+        "batch_size": config["batch_size"],
+        "checkpoint": has_checkpoint(at["variant"]),
+        **COMPUTE,
+    }
+    packages = ("torch", "transformers", "tokenizers", "datasets")
+    return key("perplexity", settings, packages, after=[evaluated_key(at)])
+
+
+def tasks_key(_at):
+    return key("tasks", {"python": platform.python_version()}, packages=())
+
+
+def harness_key(at):
+    settings = {
+        **config["evaluation"]["lm_eval"],
+        "files": identities(task_files(config["evaluation"]["lm_eval"]["include"])),
+        "checkpoint": has_checkpoint(at["variant"]),
+        **COMPUTE,
+    }
+    packages = ("torch", "transformers", "lm_eval", "datasets", "accelerate")
+    return key("harness", settings, packages, after=[evaluated_key(at), tasks_key(at)])
+
+
 rule perplexity:
     """Perplexity of a model on one text."""
     input:
@@ -19,16 +57,7 @@ rule perplexity:
         **resources("perplexity"),
         gpu=GPU,
     params:
-        key=lambda wildcards: key(
-            "perplexity",
-            {
-                **of_text(config["evaluation"]["perplexity"][wildcards.text]),
-                "batch_size": config["batch_size"],
-                "checkpoint": has_checkpoint(wildcards.variant),
-                **COMPUTE,
-            },
-            packages=("torch", "transformers", "tokenizers", "datasets"),
-        ),
+        key=keyed(perplexity_key),
     script:
         "../scripts/perplexity.py"
 
@@ -46,7 +75,7 @@ rule tasks:
     resources:
         **resources("tasks"),
     params:
-        key=key("tasks", {"python": platform.python_version()}, packages=()),
+        key=keyed(tasks_key),
     script:
         "../scripts/tasks.py"
 
@@ -70,10 +99,6 @@ rule harness:
         **resources("harness"),
         gpu=GPU,
     params:
-        key=lambda wildcards: key(
-            "harness",
-            {**config["evaluation"]["lm_eval"], "checkpoint": has_checkpoint(wildcards.variant), **COMPUTE},
-            packages=("torch", "transformers", "lm_eval", "datasets", "accelerate"),
-        ),
+        key=keyed(harness_key),
     script:
         "../scripts/harness.py"

@@ -1,3 +1,7 @@
+def model_key(at):
+    return key("model", config["models"][at["model"]] | {"files": identities(model_files(at["model"]))})
+
+
 rule model:
     """Check a model's files and describe them: tensors and their hashes, decoder blocks, linear layers."""
     input:
@@ -13,6 +17,6 @@ rule model:
     resources:
         **resources("model"),
     params:
-        key=lambda wildcards: key("model", config["models"][wildcards.model]),
+        key=keyed(model_key),
     script:
         "../scripts/model.py"

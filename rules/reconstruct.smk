@@ -1,3 +1,8 @@
+def reconstruct_key(at):
+    settings = {**config["reconstructions"][at["reconstruction"]], **COMPUTE}
+    return key("reconstruct", settings, packages=("torch",), after=[refine_key(at)])
+
+
 rule reconstruct:
     """Fit the kept weights of one block to its refined masks, and measure every layer's error again."""
     input:
@@ -21,8 +26,6 @@ rule reconstruct:
         **resources("reconstruct"),
         gpu=GPU,
     params:
-        key=lambda wildcards: key(
-            "reconstruct", {**config["reconstructions"][wildcards.reconstruction], **COMPUTE}, packages=("torch",)
-        ),
+        key=keyed(reconstruct_key),
     script:
         "../scripts/reconstruct.py"

@@ -1,3 +1,12 @@
+def refine_key(at):
+    return key(
+        "refine",
+        {**counts(at), **config["refinements"][at["refinement"]], **COMPUTE},
+        packages=("torch", "numba"),
+        after=[warmstart_key(at)],
+    )
+
+
 rule refine:
     """Refine the masks of one block by exact 1-swaps, and measure every layer's error on the way."""
     input:
@@ -22,10 +31,6 @@ rule refine:
         **resources("refine"),
         gpu=GPU,
     params:
-        key=lambda wildcards: key(
-            "refine",
-            {**counts(wildcards), **config["refinements"][wildcards.refinement], **COMPUTE},
-            packages=("torch", "numba"),
-        ),
+        key=keyed(refine_key),
     script:
         "../scripts/refine.py"

@@ -1,6 +1,46 @@
-from hashlib import sha256
-
 TEMPLATE = sha256(Path(workflow.basedir, "sparseswaps", "report.html.j2").read_bytes()).hexdigest()
+
+
+def measured_keys(variant):
+    """The keys of the stages that measured a variant: its layers' errors, and what it is as a model."""
+    at = {"model": variant.model, "variant": variant.folder.partition("/")[2]}
+    keys = [perplexity_key(at | {"text": text}) for text in TEXTS] + [harness_key(at)] * HARNESS
+    if not isinstance(variant, study.Dense):
+        cell = {**variant.coordinates(), "method": variant.method}
+        keys += [masked_key(cell), *weighted_keys(cell)]
+    return keys
+
+
+@cache
+def tables_key_of_study():
+    return key(
+        "tables",
+        {
+            "cells": [described(variant) for variant in VARIANTS],
+            "blocks": [len(losses(variant)) for variant in VARIANTS],
+            "curves": [len(curves(variant)) for variant in VARIANTS],
+            "texts": TEXTS,
+            "harness": HARNESS,
+            "published": config["published"],
+            "files": identities(PUBLISHED),
+        },
+        packages=("pandas",),
+        after=[before for variant in VARIANTS for before in measured_keys(variant)],
+    )
+
+
+def tables_key(_at):
+    return tables_key_of_study()
+
+
+def figures_key(at):
+    return key("figures", {"texts": TEXTS}, packages=("matplotlib",), after=[tables_key(at)])
+
+
+def report_key(at):
+    packages = ("sparseswaps", "torch", "transformers", "datasets", "lm_eval", "snakemake")
+    settings = {"config": config, "folders": FOLDERS, "template": TEMPLATE}
+    return key("report", settings, packages, after=[figures_key(at)])
 
 
 rule tables:
@@ -27,18 +67,7 @@ rule tables:
     resources:
         **resources("tables"),
     params:
-        key=key(
-            "tables",
-            {
-                "cells": [described(variant) for variant in VARIANTS],
-                "blocks": [len(losses(variant)) for variant in VARIANTS],
-                "curves": [len(curves(variant)) for variant in VARIANTS],
-                "texts": TEXTS,
-                "harness": HARNESS,
-                "published": config["published"],
-            },
-            packages=("pandas",),
-        ),
+        key=keyed(tables_key),
     script:
         "../scripts/tables.py"
 
@@ -60,7 +89,7 @@ rule figures:
     resources:
         **resources("figures"),
     params:
-        key=key("figures", {"texts": TEXTS}, packages=("matplotlib",)),
+        key=keyed(figures_key),
     script:
         "../scripts/figures.py"
 
@@ -89,10 +118,6 @@ rule report:
     resources:
         **resources("report"),
     params:
-        key=key(
-            "report",
-            {"config": config, "folders": FOLDERS, "template": TEMPLATE},
-            packages=("sparseswaps", "torch", "transformers", "datasets", "lm_eval", "snakemake"),
-        ),
+        key=keyed(report_key),
     script:
         "../scripts/report.py"

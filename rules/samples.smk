@@ -1,3 +1,13 @@
+def samples_key(at):
+    text = config["calibrations"][at["calibration"]]
+    return key(
+        "samples",
+        {**of_text(text), "seed": int(at["seed"]), "files": identities(text_file(text))},
+        packages=("torch", "transformers", "tokenizers", "datasets"),
+        after=[model_key(at)],
+    )
+
+
 rule samples:
     """Draw and tokenise the calibration sequences and the held-out ones."""
     input:
@@ -14,10 +24,6 @@ rule samples:
     resources:
         **resources("samples"),
     params:
-        key=lambda wildcards: key(
-            "samples",
-            {**of_text(config["calibrations"][wildcards.calibration]), "seed": int(wildcards.seed)},
-            packages=("torch", "transformers", "tokenizers", "datasets"),
-        ),
+        key=keyed(samples_key),
     script:
         "../scripts/samples.py"

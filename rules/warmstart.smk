@@ -1,3 +1,12 @@
+def warmstart_key(at):
+    return key(
+        "warmstart",
+        {**counts({name: at[name] for name in ("pattern", "warmstart")}), "criterion": at["warmstart"], **COMPUTE},
+        packages=("torch", "numba"),
+        after=[capture_key(at), *allocation_keys(at)],
+    )
+
+
 rule warmstart:
     """Make the first masks of one block by a criterion."""
     input:
@@ -19,10 +28,6 @@ rule warmstart:
         **resources("warmstart"),
         gpu=GPU,
     params:
-        key=lambda wildcards: key(
-            "warmstart",
-            {**counts(wildcards), "criterion": wildcards.warmstart, **COMPUTE},
-            packages=("torch", "numba"),
-        ),
+        key=keyed(warmstart_key),
     script:
         "../scripts/warmstart.py"

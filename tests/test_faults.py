@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 
 from sparseswaps.artifacts import _checksum
 
-# Imported by every Python at its start: kills a job once it has written half of an artifact, once for every script.
+# Imported by every Python at its start: kills a job once it has written half of an artifact, if its stage is to die.
 KILLER = """
 import os, pathlib, re, signal, sys
 
 def replace(self, target, replace=pathlib.Path.replace):
-    script = re.sub(r"^tmp[^.]*\\.", "", pathlib.Path(sys.argv[0]).name)
-    mark = pathlib.Path(os.environ["KILLED"], script)
-    if self.suffix == ".partial" and not mark.exists():
-        mark.touch()
+    stage = pathlib.Path(re.sub(r"^tmp[^.]*\\.", "", pathlib.Path(sys.argv[0]).name)).stem
+    mark = pathlib.Path(os.environ["TO_DIE"], stage)
+    if self.suffix == ".partial" and mark.exists():
+        mark.unlink()
         for file in [self] if self.is_file() else self.glob("*.safetensors"):
             os.truncate(file, file.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -35,6 +35,20 @@ def replace(self, target, replace=pathlib.Path.replace):
 
 pathlib.Path.replace = replace
 """
+
+
+@contextmanager
+def killing(stages: set[str]) -> Iterator[Path]:
+    """Has one job of each stage killed in mid-write; a folder with a file for each that was not yet."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder, "sitecustomize.py").write_text(KILLER)
+        marks = Path(folder, "marks")
+        marks.mkdir()
+        for stage in stages:
+            (marks / stage).touch()
+        patch.setenv("PYTHONPATH", folder)
+        patch.setenv("TO_DIE", str(marks))
+        yield marks
 
 
 @pytest.fixture
@@ -63,20 +77,14 @@ COMPLETE = {
 
 def run_with_kills(undisturbed: Workflow, workflow: Workflow, config: dict, stages: set[str], *targets) -> None:
     """Run the same command until it ends well, while a job of each stage is killed once."""
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        Path(folder, "sitecustomize.py").write_text(KILLER)
-        killed = Path(folder, "killed")
-        killed.mkdir()
-        patch.setenv("PYTHONPATH", folder)
-        patch.setenv("KILLED", str(killed))
-        before = 0
+    with killing(stages) as marks:
+        left = len(stages)
         while (done := workflow.run(config, "--cores", "2", "--", *targets, check=False)).returncode != 0:
             assert "Error in rule" in done.stdout
             final(undisturbed, workflow)
-            assert len(list(killed.iterdir())) > before, done.stdout
-            before = len(list(killed.iterdir()))
-        assert {path.stem for path in killed.iterdir()} == stages
-    assert not list(workflow.folder.rglob("*.partial"))
+            assert len(list(marks.iterdir())) < left, done.stdout
+            left = len(list(marks.iterdir()))
+        assert left == 0, list(marks.iterdir())
 
 
 def test_a_job_of_every_stage_killed_in_mid_write(study, finished):
@@ -84,6 +92,7 @@ def test_a_job_of_every_stage_killed_in_mid_write(study, finished):
     stages = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
     run_with_kills(finished[0], workflow, config, stages | {"tasks", "harness", "tables", "figures", "report"})
     assert final(finished[0], workflow) == COMPLETE
+    assert not list(workflow.folder.rglob("*.partial"))
 
 
 def test_a_job_of_every_further_stage_killed_in_mid_write(further, tmp_path):
@@ -94,6 +103,18 @@ def test_a_job_of_every_further_stage_killed_in_mid_write(further, tmp_path):
     stages = {"allocation", "warmstart", "refine", "masks", "reconstruct", "chain", "assemble"}
     run_with_kills(undisturbed, workflow, config, stages, *targets)
     assert len(list(workflow.folder.rglob("every+ls/**/*.safetensors"))) == 2 * 2 + 2 + 2 + 2
+
+
+def test_what_follows_a_killed_job_does_not_pass_for_current(finished, tmp_path):
+    """Snakemake records the changed parameters of a job that failed, and takes its missing output for no longer needed
+    where what was made of the last one is there."""
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1] | {"batch_size": 2}
+    planned = workflow.planned(config, MASKS)
+    assert planned == {"capture_tiny": 1, "warmstart": 2, "refine": 2, "masks": 1}
+    with killing({"capture"}) as marks:
+        assert workflow.run(config, "--cores", "2", "--", MASKS, check=False).returncode != 0
+        assert not list(marks.iterdir())
+    assert workflow.planned(config, MASKS) == planned
 
 
 @contextmanager
