@@ -37,6 +37,7 @@ resource_scopes:
 
 
 include: "rules/common.smk"
+include: "rules/keys.smk"
 include: "rules/workdir.smk"
 include: "rules/model.smk"
 include: "rules/samples.smk"

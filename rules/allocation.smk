@@ -1,15 +1,3 @@
-def allocation_key(at):
-    budget = PATTERNS[at["pattern"]]
-    settings = {"pattern": budget.pattern.label, "layers": budget.layers, "owl": budget.owl}
-    before = capture_key(at) if budget.owl else model_key(at)
-    return key("allocation", settings, packages=("torch",), after=[before])
-
-
-def allocation_keys(at):
-    """The keys that stand before those of whatever follows an allocation, if there is one."""
-    return [] if PATTERNS[at["pattern"]].uniform else [allocation_key(at)]
-
-
 rule allocation:
     """Say how sparse each layer becomes, where a pattern is not the same for all of them."""
     input:

@@ -1,7 +1,3 @@
-def capture_key(at):
-    return key("capture", {"batch_size": config["batch_size"], **ACTIVATIONS, **COMPUTE}, after=[samples_key(at)])
-
-
 # A model's blocks are captured in one pass and so by one job, whose outputs are as many as the model has blocks. One
 # rule a model, since a rule's outputs cannot be a function of its wildcards.
 for MODEL_NAME in config["models"]:

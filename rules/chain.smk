@@ -1,20 +1,3 @@
-def chain_key(at):
-    return key(
-        "chain",
-        {
-            **counts(at),
-            "criterion": at["warmstart"],
-            "batch_size": config["batch_size"],
-            "refinement": config["refinements"][at["refinement"]],
-            "reconstruction": config["reconstructions"].get(at.get("reconstruction")),
-            **ACTIVATIONS,
-            **COMPUTE,
-        },
-        packages=("torch", "transformers", "numba"),
-        after=[samples_key(at), *allocation_keys(at)],
-    )
-
-
 # With `propagate: pruned`, block k's inputs come from the pruned blocks before it: a chain, and so one job for a cell.
 # Like capture, one rule a model; and another where weights are reconstructed as well.
 for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinement}+{reconstruction}")):

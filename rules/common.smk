@@ -45,33 +45,6 @@ PROPAGATES = {
 }
 
 
-def key(script, settings, packages=("torch", "transformers"), after=()):
-    """The one parameter of a rule: what its stage was told, the code that it runs, the versions that matter, and what
-    the keys of the stages before it were: when one of those fails, what follows it must not pass for current."""
-    if after:
-        settings = settings | {"after": sha256("\n".join(after).encode()).hexdigest()[:16]}
-    return stage_key(Path(workflow.basedir) / "scripts" / f"{script}.py", settings, packages)
-
-
-def keyed(function, **known):
-    """A `params` function: the key that `function` makes of a job's wildcards, as a dictionary, and what is known."""
-    return lambda wildcards: function({**dict(wildcards.items()), **known})
-
-
-@cache
-def identity(path):
-    """What tells a file from its other versions, for a key: its content, or its size and age where it is larger than
-    what Snakemake compares by content."""
-    file = Path(path)
-    status = file.stat()
-    return sha256(file.read_bytes()).hexdigest() if status.st_size <= 1e6 else [status.st_size, status.st_mtime_ns]
-
-
-def identities(paths):
-    """Those of files, with their names."""
-    return {Path(path).name: identity(path) for path in paths}
-
-
 def chained(model, method):
     """The outputs of a chain: artifacts for each decoder block of a model, in a cell's folder."""
     endings = {"masks": "safetensors", "losses": "csv", "curves": "csv"}
@@ -100,14 +73,6 @@ def allocated(wildcards, model="{model}"):
     """An input function: where the pattern is not the same for all layers, what it is for each."""
     folder = f"<results>/{model}/{{calibration}}/seed{{seed}}/{{pattern}}"
     return {} if PATTERNS[wildcards.pattern].uniform else {"allocation": f"{folder}/allocation.json"}
-
-
-def counts(at):
-    """What masks have to keep, for a key."""
-    method = at.get("method", at.get("refinement"))
-    refinement = method and method.partition("+")[0]
-    equal = study.equal_rows(config, at["warmstart"], refinement)
-    return {"pattern": PATTERNS[at["pattern"]].pattern.label, "equal_rows": equal}
 
 
 def text_file(settings):

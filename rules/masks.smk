@@ -1,14 +1,3 @@
-def masked_key(at):
-    """The key of the stage that made a cell's masks, by its method."""
-    refinement, _, reconstruction = at["method"].partition("+")
-    at = {**at, "refinement": refinement} | ({"reconstruction": reconstruction} if reconstruction else {})
-    return chain_key(at) if config["calibrations"][at["calibration"]]["propagate"] == "pruned" else refine_key(at)
-
-
-def masks_key(at):
-    return key("masks", counts(at), packages=("torch", "safetensors"), after=[masked_key(at)])
-
-
 rule masks:
     """Put the masks of all blocks into one file, each of its tensor's shape, and check what they keep."""
     input:

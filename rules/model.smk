@@ -1,7 +1,3 @@
-def model_key(at):
-    return key("model", config["models"][at["model"]] | {"files": identities(model_files(at["model"]))})
-
-
 rule model:
     """Check a model's files and describe them: tensors and their hashes, decoder blocks, linear layers."""
     input:

@@ -1,8 +1,3 @@
-def reconstruct_key(at):
-    settings = {**config["reconstructions"][at["reconstruction"]], **COMPUTE}
-    return key("reconstruct", settings, packages=("torch",), after=[refine_key(at)])
-
-
 rule reconstruct:
     """Fit the kept weights of one block to its refined masks, and measure every layer's error again."""
     input:

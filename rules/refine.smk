@@ -1,12 +1,3 @@
-def refine_key(at):
-    return key(
-        "refine",
-        {**counts(at), **config["refinements"][at["refinement"]], **COMPUTE},
-        packages=("torch", "numba"),
-        after=[warmstart_key(at)],
-    )
-
-
 rule refine:
     """Refine the masks of one block by exact 1-swaps, and measure every layer's error on the way."""
     input:

@@ -1,13 +1,3 @@
-def samples_key(at):
-    text = config["calibrations"][at["calibration"]]
-    return key(
-        "samples",
-        {**of_text(text), "seed": int(at["seed"]), "files": identities(text_file(text))},
-        packages=("torch", "transformers", "tokenizers", "datasets"),
-        after=[model_key(at)],
-    )
-
-
 rule samples:
     """Draw and tokenise the calibration sequences and the held-out ones."""
     input:

@@ -1,12 +1,3 @@
-def warmstart_key(at):
-    return key(
-        "warmstart",
-        {**counts({name: at[name] for name in ("pattern", "warmstart")}), "criterion": at["warmstart"], **COMPUTE},
-        packages=("torch", "numba"),
-        after=[capture_key(at), *allocation_keys(at)],
-    )
-
-
 rule warmstart:
     """Make the first masks of one block by a criterion."""
     input:
