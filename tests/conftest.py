@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -84,8 +86,14 @@ class Workflow:
             yaml.safe_dump(config, file)
         command = [sys.executable, "-m", "snakemake", "--snakefile", self.project / "Snakefile"]
         command += ["--directory", self.folder, "--configfile", file.name, *arguments]
-        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return subprocess.Popen(list(map(str, command)), **streams, start_new_session=True)
+        return subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+        )
 
     def copy(self, folder: Path) -> "Workflow":
         """A copy of all that counts, while others may be at their dry runs in the directory."""
