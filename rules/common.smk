@@ -1,7 +1,7 @@
 """Names, paths and input functions that the stages share.
 
 A path says what an artifact depends on, and nothing else. Everything else that decides it is in its rule's one
-parameter, the key (see sparseswaps/provenance.py). No output is `update(...)`: Snakemake 9.27 brings back what was there
+parameter, the key (see rules/keys.smk). No output is `update(...)`: Snakemake 9.27 brings back what was there
 before a job that failed, and from then on takes it for what that job made.
 """
 
@@ -83,12 +83,6 @@ def text_file(settings):
 def task_files(include):
     """An input list: all files of a folder of lm-eval tasks."""
     return sorted(str(path) for path in Path(include).rglob("*") if path.is_file()) if include else []
-
-
-def of_text(settings):
-    """The settings of a text, for a key: the embedded one is the running Python's own sources."""
-    drawn = {name: value for name, value in settings.items() if name != "propagate"}  # that is what captures do with it
-    return drawn | ({"python": platform.python_version()} if settings["text"] == "embedded" else {})
 
 
 def has_checkpoint(variant):

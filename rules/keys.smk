@@ -28,8 +28,14 @@ def identities(paths):
     return {Path(path).name: identity(path) for path in paths}
 
 
+def of_text(settings):
+    """The settings of a text: the embedded one is the running Python's own sources."""
+    drawn = {name: value for name, value in settings.items() if name != "propagate"}  # that is what captures do with it
+    return drawn | ({"python": platform.python_version()} if settings["text"] == "embedded" else {})
+
+
 def counts(at):
-    """What masks have to keep, for a key."""
+    """What masks have to keep."""
     method = at.get("method", at.get("refinement"))
     refinement = method and method.partition("+")[0]
     equal = study.equal_rows(config, at["warmstart"], refinement)

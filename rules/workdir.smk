@@ -8,7 +8,8 @@ import shutil
 RECORDS = Path(".snakemake")
 NO_RECORDS = (
     "results/ is here, but not Snakemake's records of what made it (.snakemake/metadata), without which changed settings "
-    "go unseen. Bring .snakemake back; or, when all of results/ is current, say so with `snakemake --touch --forceall`; or delete it"
+    "go unseen. Bring .snakemake back; or, when all of results/ is current, say so with `snakemake --touch --forceall`; "
+    "or delete it"
 )
 
 

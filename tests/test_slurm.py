@@ -104,6 +104,7 @@ def measurements(results: Path) -> dict[Path, object]:
 
 def assert_same(found: dict[Path, object], expected: dict[Path, object]) -> None:
     """Bit by bit, every file of `found`."""
+    assert found
     for path, value in found.items():
         if isinstance(value, dict) and path.suffix == ".safetensors":
             assert value.keys() == expected[path].keys(), path
