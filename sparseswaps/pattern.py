@@ -82,6 +82,11 @@ def parse_pattern(value: str | float) -> Pattern:
     return PerRow(sparsity)
 
 
+def equal_rows_after(warmstart: str, between_rows: bool) -> bool:
+    """Whether all rows of a layer keep the same number of weights, where the pattern is one of whole rows."""
+    return warmstart != "sparsegpt" and not between_rows
+
+
 def slug_of(label: str) -> str:
     """A pattern's label as folders have it: "60%" is 60pct, "2:4" is 2of4."""
     return label.replace("%", "pct").replace(":", "of")
