@@ -5,7 +5,7 @@ One model of transformers, pruned in place:
 ```python
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-result = sparseswaps.prune(model, tokenizer, pattern="2:4", calibration="text.jsonl", seqlen=1024)
+result = sparseswaps.prune(model, tokenizer, pattern="2:4", calibration="text.jsonl")
 model.save_pretrained("pruned")
 sparseswaps.keep_zeros(model, result.masks)  # while any optimizer trains it
 ```

@@ -91,7 +91,7 @@ def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "
     Args:
         weight: [d_out, d_in], any floating dtype.
         gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
-        pattern: how many weights are kept, and of which.
+        pattern: how many weights are kept, and of which (`parse_pattern`).
         criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
             `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows differ in
             sparsity; or `admm` (arXiv 2401.02938).
@@ -101,7 +101,7 @@ def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "
 
     Raises:
         InputError: there is no such criterion, shapes or devices do not fit, a weight is not finite, the Gram matrix is
-            none, or the pattern does not divide d_in.
+            not symmetric or not positive semidefinite, or the pattern does not divide d_in.
     """
     if criterion not in WARMSTARTS:
         raise InputError(f"criterion: {criterion!r} is not one of {', '.join(WARMSTARTS)}")

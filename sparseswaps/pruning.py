@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,6 @@ from sparseswaps.rebuild import Reconstruction
 from sparseswaps.recipe import Recipe, prune_block
 from sparseswaps.text import check_vocabulary, draw
 from sparseswaps.weights import InMemory
-
-_CHOICES = {"warmstart": tuple(WARMSTARTS), "propagate": ("dense", "pruned"), "stop": ("optimum", "held_out")}
-_LEAST = {"samples": 1, "held_out": 0, "seqlen": 2, "seed": 0, "batch_size": 1}
 
 
 @dataclass(frozen=True)
@@ -110,10 +107,11 @@ def prune(
             or is too short, token ids are not the model's; an activation or a weight is not finite; or the GPU has no
             memory for a single sequence or row.
     """
+    arguments = locals()
+    for name, (fits, allowed) in _ALLOWED.items():
+        if not fits(arguments[name]):
+            raise InputError(f"{name}: {arguments[name]!r} is not {allowed}")
     _check_model(model)
-    given = {"warmstart": warmstart, "propagate": propagate, "stop": stop, "freeze": freeze, "shrinkage": shrinkage}
-    given |= {"samples": samples, "held_out": held_out, "seqlen": seqlen, "seed": seed, "batch_size": batch_size}
-    _check_settings(given)
     parsed, weights = parse_pattern(pattern), InMemory(model)
     if not any(weights.layers):
         raise InputError("model: its decoder blocks hold neither linear layers nor experts, so nothing can be pruned")
@@ -177,20 +175,34 @@ def _check_model(model: Any) -> None:
             )
 
 
-def _check_settings(given: dict[str, Any]) -> None:
-    """Raise InputError naming the first that the configuration could not say either."""
-    for name, choices in _CHOICES.items():
-        if given[name] not in choices:
-            raise InputError(f"{name}: {given[name]!r} is not one of {', '.join(choices)}")
-    for name, least in _LEAST.items():
-        if type(given[name]) is not int or given[name] < least:
-            raise InputError(f"{name}: {given[name]!r} is not a whole number of at least {least}")
-    for name, fits, allowed in (
-        ("freeze", 0 <= given["freeze"] < 1, "[0, 1)"),
-        ("shrinkage", 0 <= given["shrinkage"] <= 1, "[0, 1]"),
-    ):
-        if not fits:
-            raise InputError(f"{name}: {given[name]!r} is not in {allowed}")
+_Allowed = tuple[Callable[[Any], bool], str]  # whether a value is, and what it should be
+
+
+def _one_of(*choices: str) -> _Allowed:
+    return choices.__contains__, f"one of {', '.join(choices)}"
+
+
+def _whole(least: int) -> _Allowed:
+    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
+
+
+_ALLOWED = {  # what schemas/config.schema.yaml allows, which is not installed with the package
+    "warmstart": _one_of(*WARMSTARTS),
+    "propagate": _one_of("dense", "pruned"),
+    "stop": _one_of("optimum", "held_out"),
+    "samples": _whole(1),
+    "held_out": _whole(0),
+    "seqlen": _whole(2),
+    "seed": _whole(0),
+    "batch_size": _whole(1),
+    "max_swaps": (lambda value: value is None or (type(value) is int and value >= 0), "a number of swaps, or None"),
+    "freeze": (lambda value: isinstance(value, int | float) and 0 <= value < 1, "in [0, 1)"),
+    "shrinkage": (lambda value: isinstance(value, int | float) and 0 <= value <= 1, "in [0, 1]"),
+    "reconstruction": (
+        lambda value: value is None or isinstance(value, Reconstruction),
+        "a sparseswaps.Reconstruction",
+    ),
+}
 
 
 def _token_ids(

@@ -2,16 +2,21 @@
 
 import inspect
 import pkgutil
+import re
+import runpy
+from dataclasses import asdict
 
 import pandas
 import pytest
 import torch
 import yaml
+from conftest import REPOSITORY
+from jsonschema import Draft202012Validator
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparseswaps
+from sparseswaps import pruning
 from sparseswaps.capture import capture
-from sparseswaps.criteria import WARMSTARTS
 from sparseswaps.documents import load
 from sparseswaps.errors import InputError
 from sparseswaps.pretrained import load_model, load_tokenizer
@@ -46,21 +51,20 @@ def test_masks_and_losses_are_the_workflows(finished, loaded, tiny_model, patter
             assert list(mine[column]) == list(table[column]), column
 
 
-def test_arguments_are_keys_of_the_configuration_with_its_defaults():
+def test_arguments_are_keys_of_the_configuration_with_its_defaults_and_limits():
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]
-    calibration = schema["calibrations"]["additionalProperties"]["properties"]
-    refinement = schema["refinements"]["additionalProperties"]["properties"]
-    known = (
-        calibration
-        | refinement
-        | {"batch_size": schema["batch_size"], "seed": {"default": schema["seeds"]["default"][0]}}
-    )
+    known = {"batch_size": schema["batch_size"], "warmstart": schema["warmstarts"]["items"]}
+    known["seed"] = schema["seeds"]["items"] | {"default": schema["seeds"]["default"][0]}
+    for stage in ("calibrations", "refinements"):
+        known |= schema[stage]["additionalProperties"]["properties"]
     arguments = inspect.signature(sparseswaps.prune).parameters
-    others = {"model", "tokenizer", "pattern", "warmstart", "calibration", "reconstruction"}
-    assert arguments.keys() - others <= known.keys()
-    for name in arguments.keys() - others:
-        assert arguments[name].default == known[name]["default"], name
-    assert list(WARMSTARTS) == schema["warmstarts"]["items"]["enum"]
+    for name in arguments.keys() - {"model", "tokenizer", "pattern", "calibration", "reconstruction"}:
+        assert arguments[name].default == known[name].get("default", "wanda"), name
+        fits, _ = pruning._ALLOWED.get(name, (None, None))
+        for value in [-1, 0, 0.5, 1, 2, None, "1", *known[name].get("enum", [])]:
+            assert fits is None or fits(value) == Draft202012Validator(known[name]).is_valid(value), (name, value)
+    options = schema["reconstructions"]["additionalProperties"]["properties"]
+    assert asdict(sparseswaps.Reconstruction()) == {name: option["default"] for name, option in options.items()}
 
 
 def test_a_text_its_documents_and_its_token_ids_give_the_same_masks(loaded, tiny_model):
@@ -126,7 +130,8 @@ def test_a_model_in_training_goes_on_with_its_zeros(loaded):
         ({"samples": 0}, "samples: 0 is not a whole number of at least 1"),
         ({"freeze": 1}, r"freeze: 1 is not in \[0, 1\)"),
         ({"shrinkage": -0.5}, r"shrinkage: -0.5 is not in \[0, 1\]"),
-        ({"max_swaps": -1}, "block 0, self_attn.q_proj: max_swaps is -1"),
+        ({"max_swaps": "5"}, "max_swaps: '5' is not a number of swaps, or None"),
+        ({"reconstruction": True}, "reconstruction: True is not a sparseswaps.Reconstruction"),
         ({"pattern": "2:4", "between_rows": True}, "block 0, self_attn.q_proj: pattern 2:4 says what each block keeps"),
         ({"seqlen": 65}, r"calibration: samples of 65 tokens \(seqlen\), but the model takes 64"),
         ({"calibration": ["too short"]}, "calibration: the calibration text is too short"),
@@ -192,7 +197,9 @@ def test_inputs_that_have_no_gram_matrix(inputs, message):
         sparseswaps.gram_matrix(inputs)
 
 
-def test_a_criterion_that_there_is_not():
+def test_criteria_and_methods_that_there_are_not():
+    with pytest.raises(InputError, match="method: 'ls' is not one of least_squares, sparsegpt, admm"):
+        sparseswaps.Reconstruction("ls")
     weight, gram = torch.ones(2, 4), torch.eye(4)
     with pytest.raises(InputError, match="criterion: 'wnada' is not one of magnitude"):
         sparseswaps.warmstart(weight, gram, sparseswaps.parse_pattern("50%"), "wnada")
@@ -211,3 +218,18 @@ def test_public_names_are_there_and_none_is_a_modules():
     assert sparseswaps.refine_mask is refine
     for name in sparseswaps.__all__:
         assert inspect.getdoc(getattr(sparseswaps, name)), name
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+    of = runpy.run_path(str(REPOSITORY / ".ci" / "api.py"))
+    assert of["PAGE"].read_text(encoding="utf-8") == of["page"](), "docs/api is stale: run `make docs`, commit it"
+    for name in sparseswaps.__all__:
+        assert f'id="{name}"' in of["page"]()
+
+
+def test_the_example_runs(capsys):
+    """As it is: it asserts for itself that the zeros are kept."""
+    runpy.run_path(str(REPOSITORY / "examples" / "prune.py"))
+    table = dict(re.findall(r"^(\S.*\S) +(\d+\.\d\d)$", capsys.readouterr().out, re.MULTILINE))
+    dense, start, refined, trained = map(float, table.values())
+    assert dense < trained < refined < start
