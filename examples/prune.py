@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Prune a model, look at it, save it, train it on
 #
-# The embedded model and text, so it runs offline; it takes about half a minute of one CPU core: `python examples/prune.py`.
+# The embedded model and text, so it runs offline: `python examples/prune.py`, about half a minute of one CPU core.
 
 # %%
 from pathlib import Path

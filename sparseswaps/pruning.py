@@ -67,8 +67,8 @@ def prune(
     """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
 
     The method is that of SparseSwaps (arXiv 2512.10922). The arguments are keys of the workflow's configuration, with
-    its defaults, and the masks are the workflow's, bit by bit, where the model computes as it does there: in float32 on
-    the CPU (with `torch.set_num_threads(1)`, its default), in the dtype of its files on a GPU.
+    its defaults, and of a model that is loaded in float32 on the CPU, where the workflow computes so, the masks are the
+    workflow's, bit by bit, with as many threads (`torch.set_num_threads(1)` by default).
 
     Pruned are the linear layers of the decoder blocks, and the experts that transformers holds in one parameter for
     all. What the calibration text does not reach stays dense, by name in the log (`logging`), as are the figures of
@@ -95,7 +95,8 @@ def prune(
         freeze: part of each row's weights, those of highest Wanda score, that no swap prunes; in [0, 1).
         shrinkage: swaps are chosen by (1 - s) G + s diag(G) instead of G; in [0, 1].
         between_rows: whether rows exchange weights, too; then a matrix keeps what a sparsity says, its rows need not.
-        reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are.
+        reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. New values
+            are rounded to the model's dtype, in the workflow to that of its files.
         batch_size: sequences per forward pass; less once a GPU is out of memory.
 
     Returns:
