@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test test-slurm lint format readme clean
+.PHONY: run test test-slurm lint format readme docs clean
 
 run: .venv/installed
 	$(BIN)/snakemake
@@ -28,6 +28,10 @@ format: .venv/installed-test
 
 readme: run
 	$(BIN)/python .ci/readme.py
+
+# The page of the public names, docs/api/sparseswaps.html, from their docstrings; a test says when it is stale.
+docs: .venv/installed-test
+	$(BIN)/python .ci/api.py
 
 clean:
 	rm -rf results logs .snakemake

@@ -1,13 +1,51 @@
-"""Pruning masks of large language models, refined by exact 1-swaps (arXiv 2512.10922)."""
+"""Pruning masks of large language models, refined by exact 1-swaps ([arXiv 2512.10922](https://arxiv.org/abs/2512.10922)).
 
-from importlib import import_module
+One model of transformers, pruned in place:
+
+```python
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+result = sparseswaps.prune(model, tokenizer, pattern="2:4", calibration="text.jsonl")
+model.save_pretrained("pruned")
+sparseswaps.keep_zeros(model, result.masks)  # while any optimizer trains it
+```
+
+One layer, from its weight [d_out, d_in] and its inputs [tokens, d_in]:
+
+```python
+gram = sparseswaps.gram_matrix(inputs)
+pattern = sparseswaps.parse_pattern("60%")
+start = sparseswaps.warmstart(weight, gram, pattern, "wanda")
+result = sparseswaps.refine_mask(weight, gram, start, pattern)
+pruned = weight * result.mask
+```
+"""
+
+from pkgutil import resolve_name
 from typing import Any
 
-_PUBLIC = {"apply_masks": "sparseswaps.apply", "keep_zeros": "sparseswaps.apply"}
+_PUBLIC = {
+    "prune": "sparseswaps.pruning:prune",
+    "Pruned": "sparseswaps.pruning:Pruned",
+    "Reconstruction": "sparseswaps.rebuild:Reconstruction",
+    "keep_zeros": "sparseswaps.apply:keep_zeros",
+    "apply_masks": "sparseswaps.apply:apply_masks",
+    "gram_matrix": "sparseswaps.gram:gram_matrix",
+    "parse_pattern": "sparseswaps.pattern:parse_pattern",
+    "warmstart": "sparseswaps.criteria:warmstart",
+    "refine_mask": "sparseswaps.refine:refine",  # `sparseswaps.refine` is the package that it comes from
+    "Refinement": "sparseswaps.refine:Refinement",
+    "InputError": "sparseswaps.errors:InputError",
+}
+__all__ = [*_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
     """What users call, imported when it is: the workflow's quick stages need no torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    return resolve_name(_PUBLIC[name])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -81,7 +81,7 @@ def keep_zeros(model: nn.Module, masks: dict[str, Tensor]) -> RemovableHandle:
 
     Args:
         model: a pruned model.
-        masks: what `apply_masks` returned for it.
+        masks: those of `prune`, or what `apply_masks` returned: boolean, True where kept, by parameter name.
 
     Returns:
         A handle whose `remove()` ends it.

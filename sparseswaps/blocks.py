@@ -80,11 +80,12 @@ def layers_of(model: PreTrainedModel, shapes: Shapes | None = None) -> list[list
     Args:
         model: on any device, the meta device too.
         shapes: the shape of each tensor of the model's files, by name; layers that lie otherwise in them than can be
-            understood are left out. None: the model has no files, and its parameters are taken for their tensors.
+            understood are left out. None: as `save_pretrained` would write them.
     """
     prefix, blocks = find_blocks(model)
     if shapes is None:
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        state = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.named_parameters()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
     return [_layers_of_block(model, f"{prefix}.{index}", block, shapes) for index, block in enumerate(blocks)]
 
 

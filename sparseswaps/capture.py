@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from sparseswaps.activations import Keep, in_memory
 from sparseswaps.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_weights
 from sparseswaps.errors import InputError
-from sparseswaps.gram import Grams, accumulate
+from sparseswaps.gram import Grams, accumulate, summed
 from sparseswaps.memory import halving
 from sparseswaps.model import Layer
 from sparseswaps.weights import Weights
@@ -130,9 +130,8 @@ def _of_block(
             sweep(partial(step, add=partial(add, few), unrouted=few, advance=advanced))
         _leave_dense(grams, layers, f"{prefix}.{index}", sequences * seqlen)
         for totals in (grams.matrix, grams.held_out):
-            for name in list(totals):  # the rounding of a device's matrix product need not be symmetric
-                total = totals.pop(name).float()
-                totals[name] = (total + total.T).div_(2)
+            for name in list(totals):
+                totals[name] = summed(totals.pop(name))
         if prune is not None:
             put_weights(block, layers, prune(index, grams))
         if not advanced:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from sparseswaps.baselines.admm import admm_mask
 from sparseswaps.baselines.sparsegpt import sparsegpt_mask
+from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
 from sparseswaps.refine import eliminate
+from sparseswaps.refine.engine import checked
 
 WarmStart = Callable[[Tensor, Tensor, Pattern], Tensor]
 
@@ -80,3 +82,27 @@ WARMSTARTS: dict[str, WarmStart] = {
     "sparsegpt": sparsegpt_mask,
     "admm": admm_mask,
 }
+
+
+@torch.no_grad()
+def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "wanda") -> Tensor:
+    """A layer's first mask, by a criterion.
+
+    Args:
+        weight: [d_out, d_in], any floating dtype.
+        gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
+        pattern: how many weights are kept, and of which (`parse_pattern`).
+        criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
+            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows differ in
+            sparsity; or `admm` (arXiv 2401.02938).
+
+    Returns:
+        boolean [d_out, d_in], True where kept.
+
+    Raises:
+        InputError: there is no such criterion, shapes or devices do not fit, a weight is not finite, the Gram matrix is
+            not symmetric or not positive semidefinite, or the pattern does not divide d_in.
+    """
+    if criterion not in WARMSTARTS:
+        raise InputError(f"criterion: {criterion!r} is not one of {', '.join(WARMSTARTS)}")
+    return WARMSTARTS[criterion](*checked(weight, gram), pattern)

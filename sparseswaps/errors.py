@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """Bad input from outside: one line that names the key, file or layer, and says what to do."""
+    """Bad input from outside: one line that names the key, argument, file or layer, and says what to do."""
 
 
 class BrokenFileError(InputError):

@@ -1,5 +1,6 @@
 """Gram matrices G = X X^T of a layer's inputs, and the pruning error that they measure (arXiv 2512.10922)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,43 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
         total[part] += torch.mm(rows, tokens, out_dtype=torch.float32) if halves else rows @ tokens
 
     sliced(add, len(total), _ROWS, "rows of a Gram matrix", "batch_size")
+
+
+def summed(total: Tensor) -> Tensor:
+    """The Gram matrix of all batches, float32 [d_in, d_in], from their float64 `total`: exactly symmetric, which the
+    rounding of a device's matrix product need not be."""
+    total = total.float()
+    return (total + total.T).div_(2)
+
+
+@torch.no_grad()
+def gram_matrix(inputs: Tensor | Iterable[Tensor]) -> Tensor:
+    """The Gram matrix G = X X^T of a layer's inputs, all that its pruning error has to know of them (arXiv 2512.10922).
+
+    Args:
+        inputs: [..., d_in], any floating dtype; the leading dimensions are tokens. Or batches of such, one after the
+            other, that need not be in memory together. Their products are formed in float32 and summed in float64.
+
+    Returns:
+        float32 [d_in, d_in], on the device of the inputs.
+
+    Raises:
+        InputError: there are no inputs, they are no floating-point tensors of one width, or they hold NaN or Inf.
+    """
+    total = None
+    for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
+        if not isinstance(batch, Tensor) or not batch.is_floating_point() or not batch.ndim:
+            raise InputError("inputs: expected floating-point tensors [..., d_in], tokens first")
+        if total is None:
+            total = torch.zeros(batch.shape[-1], batch.shape[-1], dtype=torch.float64, device=batch.device)
+        if batch.shape[-1] != len(total):
+            raise InputError(f"inputs: a batch has {batch.shape[-1]} features, those before it {len(total)}")
+        accumulate(total, batch)
+    if total is None:
+        raise InputError("inputs: there are none")
+    if not total.isfinite().all():
+        raise InputError("inputs: hold NaN or Inf, or their squares overflow")
+    return summed(total)
 
 
 def check_gram(gram: Tensor) -> None:

@@ -65,8 +65,14 @@ Pattern = PerRow | NM
 def parse_pattern(value: str | float) -> Pattern:
     """Read a pattern as people write it: "60%", 0.6 or "0.6" for a sparsity per row, "2:4" for N:M (N kept of M).
 
-    Decimal fractions are taken at their word: 0.7 is 7/10, so that counts are exact.
-    Raises InputError for anything else, a sparsity outside [0, 1), or an N:M without 0 < N < M.
+    Decimal fractions are taken at their word: 0.7 is 7/10, so that counts are exact. Of d_in weights a row prunes
+    floor(d_in * sparsity), or each M consecutive ones keep N.
+
+    Returns:
+        `PerRow` or `NM`; either says by `blocks(d_in)` how a row is divided, and how much of it is kept.
+
+    Raises:
+        InputError: it is none, the sparsity is outside [0, 1), or not 0 < N < M.
     """
     text = str(value).strip()
     if match := re.fullmatch(r"(\d+):(\d+)", text):
@@ -80,6 +86,11 @@ def parse_pattern(value: str | float) -> Pattern:
     if not 0 <= sparsity < 1:
         raise InputError(f"pattern {text!r}: the sparsity {float(sparsity):g} is outside [0, 1)")
     return PerRow(sparsity)
+
+
+def equal_rows_after(warmstart: str, between_rows: bool) -> bool:
+    """Whether all rows of a layer keep the same number of weights, where the pattern is one of whole rows."""
+    return warmstart != "sparsegpt" and not between_rows
 
 
 def slug_of(label: str) -> str:

@@ -8,18 +8,36 @@ from torch import Tensor
 
 from sparseswaps.baselines.admm import admm_update
 from sparseswaps.baselines.sparsegpt import sparsegpt_update
+from sparseswaps.errors import InputError
 from sparseswaps.gram import Inputs, output_error
 from sparseswaps.layerwise import Settings, total_error
 from sparseswaps.reconstruct import least_squares
 
+_METHODS = ("least_squares", "sparsegpt", "admm")
+
 
 @dataclass(frozen=True)
 class Reconstruction(Settings):
-    """How kept weights are fitted to a mask; configuration key `reconstructions`."""
+    """How kept weights are fitted to a mask; configuration key `reconstructions`.
+
+    Attributes:
+        method: `least_squares`, masked, by preconditioned conjugate gradients (the default); or to compare with, the
+            update of `sparsegpt` (arXiv 2301.00774) or `admm` (arXiv 2401.02938).
+        damping: what is added to the Gram matrix's diagonal, of its mean (0.01); `admm` scales it to one
+            first.
+        iterations: of conjugate gradients, or of ADMM (50); `sparsegpt` is one sweep.
+
+    Raises:
+        InputError: there is no such method.
+    """
 
     method: str = "least_squares"
     damping: float = 0.01
     iterations: int = 50
+
+    def __post_init__(self) -> None:
+        if self.method not in _METHODS:
+            raise InputError(f"method: {self.method!r} is not one of {', '.join(_METHODS)}")
 
 
 def reconstruct_layer(

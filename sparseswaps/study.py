@@ -14,7 +14,7 @@ from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming, one_line
 from sparseswaps.modeldir import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate
-from sparseswaps.pattern import Pattern, PerRow, parse_pattern, slug_of
+from sparseswaps.pattern import Pattern, PerRow, equal_rows_after, parse_pattern, slug_of
 from sparseswaps.sizes import sizes_of
 
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
@@ -201,8 +201,8 @@ def _check_cells(config: dict[str, Any]) -> None:
 
 
 def equal_rows(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> bool:
-    """Whether all rows of a layer keep the same number of weights, where the pattern is one of whole rows."""
-    return warmstart != "sparsegpt" and not (refinement and config["refinements"][refinement]["between_rows"])
+    """Whether all rows of a layer keep the same number of weights in a warm start, or after a refinement of it."""
+    return equal_rows_after(warmstart, bool(refinement) and config["refinements"][refinement]["between_rows"])
 
 
 def _check_tasks(settings: dict[str, Any]) -> None:

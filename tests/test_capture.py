@@ -123,6 +123,14 @@ def watched(model, place, layers, ids):
 
 
 @families
+def test_layers_in_memory_are_those_of_the_files(config, tmp_path):
+    tiny(config).save_pretrained(tmp_path)
+    expected = describe(tmp_path).blocks
+    assert layers_of(tiny(config)) == expected
+    assert layers_of(AutoModelForCausalLM.from_pretrained(tmp_path)) == expected
+
+
+@families
 def test_grams_are_those_of_the_models_own_forward_pass(config, held):
     """Blocks replayed one by one, against everything that is multiplied in plain forward passes of the whole model."""
     model = tiny(config)

@@ -155,11 +155,13 @@ CODE = {
     "sparseswaps/figures.py": PAGES,
     "sparseswaps/report.py": {"report": 1},
     "sparseswaps/report.html.j2": {"report": 1},
+    "sparseswaps/pruning.py": {},  # for those who run no workflow
 }
 FURTHER_CODE = {
     "scripts/allocation.py": {"allocation": 2} | FURTHER_MASKED | CHAINED | {"masks": 3, "assemble": 2},
     "scripts/reconstruct.py": RECONSTRUCTED,
     "scripts/chain.py": CHAINED,
+    "sparseswaps/recipe.py": CHAINED,
     "sparseswaps/rebuild.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
 }
 

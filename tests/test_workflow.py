@@ -17,6 +17,7 @@ import sparseswaps
 from sparseswaps.artifacts import read_masks, read_model
 from sparseswaps.embedded import MODEL
 from sparseswaps.pattern import parse_pattern
+from sparseswaps.pretrained import load_model, load_tokenizer
 
 CELLS = [(pattern, refinement) for pattern in ("60pct", "2of4") for refinement in ("none", "swaps")]
 
@@ -64,7 +65,7 @@ def test_families_with_layers_of_their_own_kind(tmp_path):
     workflow.run(study, "--cores", "2")
     for name in configs:
         folder = tmp_path / "results" / name / "stdlib" / "seed0" / "2of4" / "wanda" / "swaps"
-        losses = pandas.concat([pandas.read_csv(path) for path in (folder / "losses").glob("*.csv")])
+        losses = pandas.concat([pandas.read_csv(path) for path in sorted((folder / "losses").glob("*.csv"))])
         assert losses["loss_after"].sum() < losses["loss_before"].sum()
         assert (losses["rows_certified"] == losses["rows"]).all()
         assert (losses["tokens"] <= 8 * 32).all()
@@ -74,6 +75,12 @@ def test_families_with_layers_of_their_own_kind(tmp_path):
         pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
         assert all(torch.equal(tensor, pruned[key]) for key, tensor in base.state_dict().items())
         assert all(mask.float().mean() == 0.5 for mask in masks.values())
+        source = study["models"][name]["source"]
+        model, tokenizer = load_model(source, "cpu"), load_tokenizer(source)
+        same = sparseswaps.prune(model, tokenizer, "2:4", samples=8, held_out=4, seqlen=32)
+        assert same.masks.keys() == masks.keys()
+        assert all(torch.equal(mask, masks[key]) for key, mask in same.masks.items())
+        assert [row["loss_after"] for row in same.losses] == list(losses["loss_after"])
         dense, written = (
             load_file(place / "model.safetensors") for place in (tmp_path / "models" / name, folder / "checkpoint")
         )
@@ -314,6 +321,11 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     chained = read_masks(tmp_path / folder / "masks.safetensors", described)
     dense = read_masks(cell(finished[0], "2of4", "swaps") / "masks.safetensors", described)
     equal = {name: torch.equal(mask, dense[name]) for name, mask in chained.items()}
+    model, tokenizer = load_model(str(tiny_model), "cpu"), load_tokenizer(str(tiny_model))
+    sizes = {"samples": 8, "held_out": 4, "seqlen": 32}
+    same = sparseswaps.prune(model, tokenizer, "2:4", propagate="pruned", **sizes).masks
+    assert same.keys() == chained.keys()
+    assert all(torch.equal(mask, chained[name]) for name, mask in same.items())
     assert all(equal[name] for name in equal if ".layers.0." in name)  # nothing is pruned before the first block
     assert not all(equal.values())
     losses = [pandas.read_csv(tmp_path / folder / "losses" / f"block0{index}.csv") for index in range(2)]

@@ -62,14 +62,15 @@ class Stop(IntEnum):
 
 @dataclass(frozen=True)
 class Refinement:
-    """The result of `refine`; one entry a row but for the mask.
+    """A refined mask, and what each row's refinement came to.
 
     Attributes:
         mask: boolean [d_out, d_in], True where kept.
         swaps: int64 [d_out], swaps made.
-        loss_before, loss_after: float64 [d_out], the pruning error of each row.
+        loss_before, loss_after: float64 [d_out], the pruning error ||w X - (m * w) X||^2 of each row, summed over the
+            tokens that the Gram matrix was summed over.
         certified: boolean [d_out], True where no 1-swap lowers the row's loss beyond rounding.
-        stop: int8 [d_out], a `Stop` for each row.
+        stop: int8 [d_out], a `Stop` for each row: 0 at its optimum, 1 where `max_swaps` ended it.
         drift: float64 [d_out], how far the correlation vector that the search kept was from the one computed anew
             from its mask, relative to its largest entry.
     """
@@ -96,8 +97,8 @@ def refine(
 ) -> Refinement:
     """Swap kept against pruned weights, always the pair that lowers a row's error most, until none does.
 
-    Every step takes the best of all feasible pairs of a row (paper, Algorithm 1; ties: lowest kept index, then
-    lowest pruned index). Pairs are feasible within a block of the pattern, so the number of kept weights of every
+    Every step takes the best of all feasible pairs of a row (arXiv 2512.10922, Algorithm 1; ties: lowest kept index,
+    then lowest pruned index). Pairs are feasible within a block of the pattern, so the number of kept weights of every
     block stays what it is in `mask`; it may differ from row to row. Costs are float64; an improvement must exceed
     what rounding could make of it (`reference.rounding`). All rows are refined side by side, and part after part once
     the GPU is out of memory.
@@ -108,8 +109,8 @@ def refine(
         mask: boolean [d_out, d_in], True where kept; not modified.
         pattern: which weights may change places.
         max_swaps: swaps per row at most; None: to the local optimum.
-        backend: one of `BACKENDS`; None: `cpu` and `cuda` on these devices, `batched` on any other and where there is
-            no Triton.
+        backend: `reference`, `cpu`, `cuda` or `batched`; None: `cpu` and `cuda` on these devices, `batched` on any
+            other and where there is no Triton.
         frozen: boolean [d_out, d_in], the kept weights that no swap may prune.
         between_rows: rows may also exchange a kept weight of one against a pruned one of another (`between.exchange`),
             in turn with their own swaps until neither improves. The matrix then keeps as many weights as before,
@@ -119,10 +120,10 @@ def refine(
         A `Refinement` on the weight's device.
 
     Raises:
-        InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is none (see `check_gram`),
-            their products overflow, `max_swaps` is no number of swaps, the backend is unknown or of another device,
-            the pattern does not divide d_in or does not let rows exchange weights, or the GPU has no memory for a
-            single row.
+        InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is not symmetric or not
+            positive semidefinite, their products overflow, `max_swaps` is no number of swaps, the backend is unknown or
+            of another device, the pattern does not divide d_in or does not let rows exchange weights, or the GPU has no
+            memory for a single row.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
     *_, last = walk(weight, gram, mask, pattern, [max_swaps], backend, frozen, between_rows)

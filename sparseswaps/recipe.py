@@ -1,0 +1,86 @@
+"""What is done to a block's layers where it is all done at once: a warm start, its refinement, and new weights."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sparseswaps.criteria import WARMSTARTS
+from sparseswaps.errors import naming
+from sparseswaps.gram import Grams, check_gram
+from sparseswaps.layerwise import Method, refine_layer, summary
+from sparseswaps.masks import check_mask
+from sparseswaps.model import Layer
+from sparseswaps.pattern import Pattern
+from sparseswaps.rebuild import Reconstruction, reconstruct_layer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every layer.
+
+    Attributes:
+        criterion: the name of the warm start.
+        pattern_of: the pattern of a layer, by the number of its block and its name.
+        refinement: how masks are refined.
+        reconstruction: how kept weights are fitted to their mask; None: they stay what they are.
+        equal_rows: whether all rows keep the same number of weights (`check_mask`).
+    """
+
+    criterion: str
+    pattern_of: Callable[[int, str], Pattern]
+    refinement: Method
+    reconstruction: Reconstruction | None
+    equal_rows: bool
+
+
+@dataclass(frozen=True)
+class PrunedBlock:
+    """What became of a block's layers.
+
+    Attributes:
+        masks: boolean [d_out, d_in] by layer name.
+        weights: [d_out, d_in] by layer name, in the dtype that they had, zero where pruned.
+        losses: figures, a row a layer.
+        curves: error by the number of swaps, in rows that name their layer.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+
+
+def prune_block(
+    block: int, layers: list[Layer], grams: Grams, weight_of: Callable[[Layer], Tensor], recipe: Recipe
+) -> PrunedBlock:
+    """Prune the calibrated layers of a block; the others stay dense.
+
+    Args:
+        block: its number.
+        weight_of: a layer's weight, [d_out, d_in], on the device to compute on.
+
+    Raises:
+        InputError, CertificateError: as `refine_layer` and `reconstruct_layer` do; the line names block and layer.
+    """
+    found = PrunedBlock()
+    for layer in grams.readers(layers):
+        name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
+        with naming(name):
+            weight, pattern = weight_of(layer), recipe.pattern_of(block, layer.name)
+            inputs = grams.of(layer.name, weight.device)
+            if inputs.held_out is not None:
+                check_gram(inputs.held_out)
+            start = WARMSTARTS[recipe.criterion](weight, inputs.gram, pattern)
+            refined = refine_layer(weight, inputs, start, pattern, recipe.refinement)
+            check_mask(refined.mask, pattern, recipe.equal_rows)
+            figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
+            if recipe.reconstruction:
+                new, figures = reconstruct_layer(weight, inputs, refined.mask, recipe.reconstruction, figures)
+        found.masks[layer.name], found.weights[layer.name] = refined.mask, new
+        found.losses.append(here | grams.about(layer.name) | figures)
+        found.curves.extend(here | point for point in refined.curve)
+        logging.info("%s: %s", name, summary(figures))
+    return found
