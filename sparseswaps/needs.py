@@ -48,7 +48,7 @@ _CORE = Rates(single=5e10, double=4e10, cholesky=2e10, search=1, sort=1e7)
 # A data-centre GPU, estimated and not measured: a third of the tensor cores' rate in bfloat16, its float64, and for the
 # search what its memory moves compared with what one core's cache does.
 _CARD = Rates(single=1e14, double=1e13, cholesky=5e12, search=100, sort=1e9)
-_FULL = 2e13  # and of products in float32, which have no tensor cores: a third of the rate
+_FULL = 2e13  # and of products in float32, which have no tensor cores: a third of what one has besides (H100)
 
 
 @dataclass(frozen=True)
