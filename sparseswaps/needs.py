@@ -34,7 +34,7 @@ _MEASURED = 12  # and those of a refinement that is measured on its way
 class Rates(NamedTuple):
     """Operations a second, and how much faster than one CPU core rows are searched."""
 
-    single: float  # of matrix products in the dtype that the model runs in
+    single: float  # of matrix products in float32, on a GPU in bfloat16
     double: float  # and in float64
     cholesky: float
     search: float
@@ -48,6 +48,7 @@ _CORE = Rates(single=5e10, double=4e10, cholesky=2e10, search=1, sort=1e7)
 # A data-centre GPU, estimated and not measured: a third of the tensor cores' rate in bfloat16, its float64, and for the
 # search what its memory moves compared with what one core's cache does.
 _CARD = Rates(single=1e14, double=1e13, cholesky=5e12, search=100, sort=1e9)
+_FULL = 2e13  # and of products in float32, which have no tensor cores: a third of what one has besides (H100)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Machine:
     def value(self, sizes: Sizes) -> int:
         """Bytes of a parameter or an activation where it computes."""
         return sizes.bytes if self.gpu else 4
+
+    def products(self, sizes: Sizes) -> float:
+        """Operations a second of matrix products in the dtype that the model runs in."""
+        return _FULL if self.gpu and sizes.bytes > 2 else self.rates.single
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,16 @@ def _states(sizes: Sizes) -> int:
     return 4 * sizes.hidden + 3 * sizes.attention + 4 * sizes.mlp
 
 
+def _scores(sizes: Sizes, seqlen: int) -> int:
+    """Bytes of a token's attention scores where they are formed: twice in float32, as they are scaled and capped."""
+    return 8 * sizes.unfused * seqlen
+
+
+def _forward(sizes: Sizes, seqlen: int) -> float:
+    """Operations of a token in a block: its weights, and its attention to all of its sequence."""
+    return 2 * sizes.used + 4 * seqlen * sizes.attention
+
+
 def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> dict[str, int]:
     """Bytes that capture holds at once, by term, beside its libraries.
 
@@ -148,26 +163,27 @@ def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -
     - gram: a block's Gram matrices in float64, twice with held-out text, and beside them the greater of a float32 copy
       of them all, as they are written, and of what a check of the largest takes (see `_working`).
     - batch: what one batch holds within a block: its inputs, which are kept for their Gram matrices, in float32 once
-      more, and the results between them. Attention's scores are not among it, as fused attention makes none.
+      more, the results between them, and attention's scores for the few families that lack fused attention.
     - hidden: the hidden states of all sequences; on the host, or on its disk.
     """
     value, tokens = machine.value(sizes), min(batch_size, draw.sequences) * draw.seqlen
+    scores = _scores(sizes, draw.seqlen)
     return {
         "blocks": 3 * sizes.block * value,
         "embeddings": sizes.embedding * value,
         "gram": draw.splits * 8 * sizes.gram + max(draw.splits * 4 * sizes.gram, _CHECK * sizes.widest**2),
-        "batch": tokens * (_states(sizes) * value + 4 * max(sizes.hidden, sizes.attention, sizes.mlp)),
+        "batch": tokens * (_states(sizes) * value + 4 * max(sizes.hidden, sizes.attention, sizes.mlp) + scores),
         "hidden": draw.tokens * sizes.hidden * value,
     }
 
 
 def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) -> float:
     """Reading the model, so many passes through its blocks, a Gram matrix for every input, and the check of each."""
-    rates = machine.rates
-    forward = 2 * draw.tokens * sizes.used * passes
+    forward = draw.tokens * _forward(sizes, draw.seqlen) * passes
     gram = 2 * draw.tokens * sum(m.used * m.count * m.d_in**2 for m in sizes.inputs)
     checks = draw.splits * sum(m.count * m.d_in**3 / 3 for m in sizes.inputs)
-    return sizes.checkpoint / _DISK + sizes.blocks * ((forward + gram) / rates.single + checks / rates.cholesky)
+    computing = (forward + gram) / machine.products(sizes) + checks / machine.rates.cholesky
+    return sizes.checkpoint / _DISK + sizes.blocks * computing
 
 
 @cache
@@ -317,15 +333,18 @@ def assemble(sizes: Sizes) -> Needs:
     return Needs(host, 0, sizes.checkpoint, _START["torch"] + 2 * sizes.checkpoint / _DISK)
 
 
-def _evaluated(sizes: Sizes, masked: bool, tokens: int, batch: int, scored: int, machine: Machine, start: str) -> Needs:
-    """The whole model, the masks that are put on it, if any, what a batch of so many tokens holds within a block, and
-    its logits; those of the tokens that are scored at a time in float32 and as log-probabilities besides. A GPU's host
-    reads the model."""
-    value = machine.value(sizes)
-    computing = sizes.parameters * value + batch * (_states(sizes) + sizes.vocabulary) * value
-    computing += 8 * scored * sizes.vocabulary + (16 * _all_masks(sizes) if masked else 0)
-    weights = sizes.used * sizes.blocks + sizes.embedding
-    seconds = _START[start] + sizes.checkpoint / _DISK + 2 * tokens * weights / machine.rates.single
+def _evaluated(
+    sizes: Sizes, masked: bool, tokens: int, batch: int, seqlen: int, scored: int, machine: Machine, start: str
+) -> Needs:
+    """The whole model, the masks that are put on it, if any, what a batch of so many sequences holds within a block,
+    and its logits; besides the greater of their copy, where a family scales them, and those of the sequences that are
+    scored at a time in float32 and as log-probabilities. A GPU's host reads the model."""
+    value, logits = machine.value(sizes), batch * seqlen * sizes.vocabulary
+    computing = sizes.parameters * value + batch * seqlen * (_states(sizes) * value + _scores(sizes, seqlen))
+    computing += logits * value + max(logits * value, 8 * scored * seqlen * sizes.vocabulary)
+    computing += 16 * _all_masks(sizes) if masked else 0
+    operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
+    seconds = _START[start] + sizes.checkpoint / _DISK + operations / machine.products(sizes)
     return _placed(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
 
 
@@ -335,7 +354,8 @@ def perplexity(
 ) -> Needs:
     """See `_evaluated`; windows are scored one by one, and a text that is not limited counts as long as WikiText-2."""
     count = max(1, TEXT // seqlen) if windows is None else windows
-    needs = _evaluated(sizes, masked, count * seqlen, min(batch_size, count) * seqlen, seqlen, machine, "transformers")
+    batch = min(batch_size, count)
+    needs = _evaluated(sizes, masked, count * seqlen, batch, seqlen, 1, machine, "transformers")
     return Needs(needs.host, needs.gpu, 0, needs.seconds + _TOKENISING)
 
 
@@ -343,5 +363,5 @@ def perplexity(
 def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
     """See `_evaluated`; items are assumed to be short and to have four answers."""
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
-    batch = batch_size * 2 * _ITEM  # the longest items come first
-    return _evaluated(sizes, masked, tokens, batch, batch, machine, "lm_eval")
+    longest = 2 * _ITEM  # which comes first
+    return _evaluated(sizes, masked, tokens, batch_size, longest, batch_size, machine, "lm_eval")

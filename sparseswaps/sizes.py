@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from sparseswaps.errors import InputError
 from sparseswaps.modeldir import depth, number
 
+# Families that transformers has no fused attention for.
+_UNFUSED = {"bloom", "codegen", "deepseek_v4", "flint", "gemma2", "gpt_neo", "gpt_neox_japanese", "gpt_oss", "gptj"}
+_UNFUSED |= {"granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash", "mpt", "openai-gpt", "vaultgemma", "xglm"}
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -33,6 +36,7 @@ class Sizes:
         hidden: width of the hidden states.
         attention: heads x width of a head, which the attention's last layer reads.
         key_value: key and value heads x width of a head.
+        unfused: heads whose attention scores are all held; 0 where attention is fused.
         intermediate: width of the MLP, where there are no experts.
         experts, expert: how many experts a block has (0: none), and the width of each.
         active: how many of them a token goes through.
@@ -46,6 +50,7 @@ class Sizes:
     hidden: int
     attention: int
     key_value: int
+    unfused: int
     intermediate: int
     experts: int
     expert: int
@@ -164,13 +169,15 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
         hidden=hidden,
         attention=heads * head,
         key_value=key_value_heads * head,
+        unfused=heads if config.get("model_type") in _UNFUSED else 0,
         intermediate=intermediate,
         experts=experts,
         expert=expert,
         active=min(experts, number(config, "num_experts_per_tok") or experts),
         shared=shared,
         vocabulary=_needed(config, "vocab_size"),
-        tied=config.get("tie_word_embeddings") is True,
+        # Before release 5 transformers left out that it is, where its family's are, and never that it is not.
+        tied=config.get("tie_word_embeddings", "transformers_version" in config) is True,
         bytes=_BYTES.get(str(dtype).removeprefix("torch."), 4),
     )
 

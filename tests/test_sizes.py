@@ -42,6 +42,7 @@ def test_sizes_are_never_below_those_of_the_model_and_seldom_far_above(config, t
     embedding = model.get_input_embeddings().weight
     assert sizes.embedding == embedding.numel()
     assert sizes.tied == (model.get_output_embeddings().weight is embedding)
+    assert (sizes.unfused == 0) == model._supports_sdpa
 
 
 def test_a_real_size():
@@ -63,6 +64,13 @@ def test_the_dtype_beside_a_language_part_is_its_dtype(tmp_path):
     text = {key: value for key, value in LLAMA.items() if key != "torch_dtype"}
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", "text_config": text}))
     assert sizes_of(config_of(tmp_path)).bytes == 2
+
+
+def test_what_transformers_left_out_of_a_file_is_that_the_head_is_tied():
+    silent = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
+    assert not sizes_of(LLAMA | {"transformers_version": "4.43.0"}).tied
+    assert sizes_of(silent | {"transformers_version": "4.42.0"}).tied
+    assert not sizes_of(silent).tied  # who knows who wrote it
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "num_hidden_layers"])

@@ -1,9 +1,6 @@
-import json
-
 import pytest
 import yaml
-from conftest import REPOSITORY, tiny_study
-from test_sizes import LLAMA
+from conftest import tiny_study
 
 from sparseswaps import study
 from sparseswaps.errors import InputError
@@ -221,22 +218,6 @@ def test_rows_differ_where_the_method_lets_them(config):
 
 def test_blocks_are_named_by_their_number(config):
     assert study.blocks(study.check(config)) == {"tiny": ["block00", "block01"]}
-
-
-FILES = [path.relative_to(REPOSITORY) for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))]
-
-
-@pytest.mark.parametrize("file", ["config.yaml", *FILES], ids=str)
-def test_configurations_that_come_with_the_project_are_valid(file, tmp_path, monkeypatch):
-    config = yaml.safe_load((REPOSITORY / file).read_text())
-    if any(model["source"] != "embedded" for model in config["models"].values()):  # as if all that were here
-        monkeypatch.setattr(study, "check_files", lambda _: None)
-        (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"max_position_embeddings": 8192}))
-        monkeypatch.setattr(study.hub, "resolve", lambda *_: "0" * 40)
-        monkeypatch.setattr(study, "locate", lambda _: tmp_path)
-        monkeypatch.setattr(study, "_check_text", lambda *_: None)
-    monkeypatch.chdir(REPOSITORY)
-    assert list(study.cells(study.check(config)))
 
 
 def test_snakemakes_own_containers_are_taken(config):
