@@ -8,7 +8,7 @@ shapes of Llama-3.1-8B is pruned, with eight blocks (`cpu`: one, in float32). Ev
 of its blocks is measured, on inputs of several numbers of tokens: with dense weights, with half of those 0 wherever
 they are, with 2:4 zeros in the dense format, and with these in the layout of each backend that torch has for it. On a
 GPU then also the whole model's forward pass. Rounds go through all of these in turn, medians are taken, and a ratio is
-the median of the rounds'. Each product of a round has a copy of the weight of its own, so that none is read from a cache.
+the median of the rounds'. Each product of a round has its own copy of the weight, so that none is read from a cache.
 
 On a GPU two times are taken: of the kernels, launched ahead of the device, and of the calls as a program makes them,
 which at few tokens wait for Python. Needs torch, transformers, accelerate and safetensors.
@@ -21,6 +21,7 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
@@ -37,14 +38,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 
 from sparseswaps.blocks import find_blocks, linear_layers
 from sparseswaps.errors import InputError, one_line
+from sparseswaps.files import read_json
 from sparseswaps.masks import keep_best
 from sparseswaps.modeldir import context
 from sparseswaps.pattern import NM
 from sparseswaps.pretrained import load_model
-from sparseswaps.semi_structured import backend, layers_2_4, refusal, semi_structured
+from sparseswaps.semi_structured import layers_2_4, refusal, semi_structured
 
 BACKENDS = {"cuSPARSELt": SparseSemiStructuredTensorCUSPARSELT, "CUTLASS": SparseSemiStructuredTensorCUTLASS}
-TOKENS = {"cpu": (1, 32, 512), "gpu": (1, 32, 512, 4096)}  # one is a step of decoding
+TOKENS = {"cpu": (1, 32, 128), "gpu": (1, 32, 512, 4096)}  # one is a step of decoding
 SIZES = {"cpu": dict(blocks=1, vocabulary=256), "gpu": dict(blocks=8, vocabulary=32000)}
 QUICK = dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
 LLAMA = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8)
@@ -71,12 +73,16 @@ def seconds(calls: list[Callable[[], object]], device: str, ahead: bool) -> floa
     for call in calls:
         call()
     end.record()
+    if ahead and begin.query():
+        warnings.warn(
+            "the host launches more slowly than it was given time for: kernels' times hold waiting", stacklevel=1
+        )
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / len(calls)
 
 
 def in_turn(
-    works: Mapping[str, list[Callable[[], object]]], device: str, repeats: int, ahead: bool = True
+    works: Mapping[str, list[Callable[[], object]]], device: str, repeats: int, ahead: bool
 ) -> dict[str, list[float]]:
     """Seconds of each work's calls, round by round, all works in every round."""
     for calls in works.values():
@@ -107,14 +113,13 @@ def weights_of(pruned: Tensor) -> dict[str, Tensor]:
 
 
 def differs(found: Tensor, expected: Tensor, most: float) -> bool:
-    """Whether a result is another than is expected, by more than rounding to its dtype makes of it, `most` times."""
-    difference = (found.double() - expected.double()).norm()
-    return not bool(difference <= most * torch.finfo(found.dtype).eps * expected.double().norm())
+    """Whether a result is off by more than `most` times its dtype's epsilon, which rounding it makes a third of."""
+    difference = (found.float() - expected.float()).norm()
+    return not bool(difference <= most * torch.finfo(found.dtype).eps * expected.float().norm())
 
 
 def compressed(pruned: Tensor, backends: Mapping[str, type]) -> tuple[dict[str, nn.Parameter], dict[str, str]]:
-    """A pruned weight in the layout of each backend whose kernels take it and give the dense product, and what the others
-    say."""
+    """A pruned weight in the layout of each backend that takes it and gives the dense product; what the others say."""
     x = torch.randn(8, pruned.shape[1], device=pruned.device).to(pruned.dtype)
     found, refused = {}, {}
     for name, of in backends.items():
@@ -122,7 +127,7 @@ def compressed(pruned: Tensor, backends: Mapping[str, type]) -> tuple[dict[str, 
             weight = semi_structured(pruned, of)
             result = linear(x, weight)
         except (RuntimeError, NotImplementedError) as error:
-            refused[name] = one_line(error).partition(" Exception raised from")[0]
+            refused[name] = one_line(error)
             continue
         if differs(result, linear(x.float(), pruned.float()), most=1):
             sys.exit(f"{name}: a product with a {tuple(pruned.shape)} weight is not the dense one")
@@ -140,26 +145,27 @@ def bytes_of(weight: Tensor) -> int:
 def measure_shape(
     pruned: Tensor, tokens: tuple[int, ...], backends: Mapping[str, type], device: str, repeats: int
 ) -> dict:
-    """The figures of a shape: bytes by kind of weight, what was refused, and times by the number of tokens."""
+    """The figures of a shape: bytes by kind of weight, what was refused, and times by the number of tokens: on a GPU of
+    the kernels, and of the calls."""
     kinds = weights_of(pruned)
     taken, refused = compressed(pruned, backends)
     kinds |= taken
     copies = max(1, min(LAUNCHES, round(CACHE / pruned.nbytes)))
     weights = {name: [weight, *(weight.clone() for _ in range(copies - 1))] for name, weight in kinds.items()}
-    result = {"bytes": {name: bytes_of(weight) for name, weight in kinds.items()}, "refused": refused, "tokens": []}
+    ways = {"calls": False} if device == "cpu" else {"kernels": True, "calls": False}  # launched ahead or not
+    result = {"bytes": {name: bytes_of(weight) for name, weight in kinds.items()}, "refused": refused}
+    result |= {way: [] for way in ways}
     for number in tokens:
         x = torch.randn(number, pruned.shape[1], device=device).to(pruned.dtype)
         works = {name: [partial(linear, x, weight) for weight in of] for name, of in weights.items()}
-        found = {"tokens": number} | figures(in_turn(works, device, repeats), taken)
-        if device != "cpu":
-            found["called"] = figures(in_turn(works, device, repeats, ahead=False), taken)
-        result["tokens"].append(found)
+        for way, ahead in ways.items():
+            result[way].append({"tokens": number} | figures(in_turn(works, device, repeats, ahead), taken))
     return result
 
 
 def figures(times: dict[str, list[float]], compressed_kinds: Mapping) -> dict:
-    """Medians, and what zeros are worth: times faster than dense for those in a dense format, and for what is compressed
-    than with the same zeros in it."""
+    """Medians, and what zeros are worth: times faster than dense weights where they are in a dense format, and than the
+    same in a dense format where they are compressed."""
     return {
         "seconds": {name: statistics.median(found) for name, found in times.items()},
         "faster": {
@@ -193,8 +199,8 @@ def random_model(part: str, quick: bool, device: str) -> PreTrainedModel:
 
 
 def shapes_of(model: PreTrainedModel) -> list[dict]:
-    """The distinct shapes of the linear layers of a model's blocks: how many have it, and the weight of the first that is
-    2:4; or why none of them is compressed."""
+    """The distinct shapes of the linear layers of a model's blocks: how many have it, and the weight of the first that
+    is 2:4; or why none of them is compressed."""
     found: dict[tuple[int, int], dict] = {}
     for block in find_blocks(model)[1]:
         for layer in linear_layers(block).values():
@@ -208,50 +214,46 @@ def shapes_of(model: PreTrainedModel) -> list[dict]:
 
 
 @torch.inference_mode()
-def measure_forward(model: PreTrainedModel, tokens: tuple[int, ...], of: type, device: str, repeats: int) -> dict:
+def measure_forward(
+    model: PreTrainedModel, tokens: tuple[int, ...], name: str, of: type, device: str, repeats: int
+) -> dict:
     """The whole model's forward pass with all 2:4 layers compressed against the same with dense weights."""
     layers = layers_2_4(model)
-    dense = {name: layer.weight for name, layer in layers.items()}
-    sparse = {name: semi_structured(weight, of) for name, weight in dense.items()}
-    most = context(model.config.get_text_config().to_dict()) or max(tokens)
-    tokens = [number for number in tokens if number <= most]
-    ids = torch.randint(model.config.get_text_config().vocab_size, (1, max(tokens)), device=device)
+    dense = {layer: layer.weight for layer in layers.values()}
+    sparse = {layer: semi_structured(weight, of) for layer, weight in dense.items()}
+    config = model.config.get_text_config()
+    tokens = [number for number in tokens if number <= (context(config.to_dict()) or max(tokens))]
+    ids = torch.randint(config.vocab_size, (1, max(tokens)), device=device)
 
-    def forward(number: int, weights: dict[str, Tensor]) -> Tensor:
-        for name, layer in layers.items():
-            layer.weight = weights[name]
+    def forward(number: int, weights: dict[nn.Linear, nn.Parameter]) -> Tensor:
+        for layer, weight in weights.items():
+            layer.weight = weight
         return model(input_ids=ids[:, :number], use_cache=False).logits
 
-    found = []
+    calls = []
     for number in tokens:
         # Errors of the layers' roundings add up as independent ones do.
         if differs(forward(number, sparse), forward(number, dense), most=len(layers) ** 0.5):
             sys.exit(f"the whole model on {number} tokens: logits are not those of dense weights")
-        times = {"2:4 zeros": [], "compressed": []}
+        times = {"2:4 zeros": [], name: []}
         for _ in range(repeats):
-            for name, weights in zip(times, (dense, sparse), strict=True):
-                forward(number, weights)  # puts them in place, and what is timed next finds them there
+            for kind, weights in zip(times, (dense, sparse), strict=True):
+                forward(number, weights)  # puts them in place, where what is timed finds them
                 call = partial(model, input_ids=ids[:, :number], use_cache=False)
-                times[name].append(seconds([call], device, ahead=False))
-        medians = {name: statistics.median(of_name) for name, of_name in times.items()}
-        faster = ratio(times["compressed"], times["2:4 zeros"])
-        found.append({"tokens": number, "seconds": medians, "faster": faster})
+                times[kind].append(seconds([call], device, ahead=False))
+        medians = {kind: statistics.median(found) for kind, found in times.items()}
+        faster = {name: ratio(times[name], times["2:4 zeros"])}
+        calls.append({"tokens": number, "seconds": medians, "faster": faster})
+    forward(1, dense)
     every = sum(parameter.nbytes for parameter in model.parameters())
-    for name, layer in layers.items():
-        layer.weight = dense[name]
-    saved = sum(dense[name].nbytes - bytes_of(sparse[name]) for name in layers)
-    return {"layers": len(layers), "bytes": {"2:4 zeros": every, "compressed": every - saved}, "tokens": found}
+    saved = sum(weight.nbytes - bytes_of(sparse[layer]) for layer, weight in dense.items())
+    return {"backend": name, "layers": len(layers), "bytes": {"2:4 zeros": every, name: every - saved}, "calls": calls}
 
 
 def measure(
-    model: PreTrainedModel,
-    tokens: tuple[int, ...],
-    backends: Mapping[str, type],
-    chosen: type | None,
-    device: str,
-    repeats: int,
+    model: PreTrainedModel, tokens: tuple[int, ...], backends: Mapping[str, type], device: str, repeats: int
 ) -> dict:
-    """All figures of a model; `chosen` is the backend of the whole model's pass, if that is measured."""
+    """All figures of a model; the whole of it runs with the first of the backends that refuses none of its shapes."""
     shapes = shapes_of(model)
     if all(shape["left dense"] for shape in shapes):
         raise InputError(f"none of its linear layers can be measured: {shapes[0]['left dense']}")
@@ -260,12 +262,12 @@ def measure(
         if shape["left dense"] is None:
             shape |= measure_shape(weight, tokens, backends, device, repeats)
     result = {"dtype": str(model.dtype).removeprefix("torch."), "shapes": shapes, "forward": None}
-    if chosen is not None:
-        name = next(name for name, of in backends.items() if of is chosen)
+    runs = [name for name in backends if not any(name in shape.get("refused", {}) for shape in shapes)]
+    if runs:
         try:
-            result["forward"] = {"backend": name} | measure_forward(model, tokens, chosen, device, repeats)
-        except torch.cuda.OutOfMemoryError:
-            result["forward"] = None  # it does not fit twice
+            result["forward"] = measure_forward(model, tokens, runs[0], backends[runs[0]], device, repeats)
+        except torch.OutOfMemoryError:
+            print("the whole model is not measured: it does not fit twice")
     return result
 
 
@@ -283,19 +285,21 @@ def report(result: dict) -> None:
             print(f"  {name}: refused: {why}")
         dense = shape["bytes"]["dense"]
         print("  bytes of dense: " + ", ".join(f"{name} {size / dense:.4f}" for name, size in shape["bytes"].items()))
-        for entry in shape["tokens"]:
-            for way, found in (("", entry), (" as called", entry.get("called"))):
-                if found:
-                    line(f"{entry['tokens']} tokens{way}", found["seconds"]["dense"], found["faster"])
+        for way in ("kernels", "calls"):
+            for entry in shape.get(way, []):
+                line(f"{way}, {entry['tokens']} tokens", entry, "dense")
     if forward := result["forward"]:
         print(f"whole model, {forward['layers']} layers in the layout of {forward['backend']}")
-        for entry in forward["tokens"]:
-            line(f"{entry['tokens']} tokens", entry["seconds"]["2:4 zeros"], {"compressed": entry["faster"]})
+        for entry in forward["calls"]:
+            line(f"{entry['tokens']} tokens", entry, "2:4 zeros")
 
 
-def line(what: str, dense: float, faster: dict[str, dict[str, float]]) -> None:
-    ratios = (f"{name} {found['median']:.2f} [{found['low']:.2f}-{found['high']:.2f}]" for name, found in faster.items())
-    print(f"  {what:24} dense {dense * 1e6:10.1f} us   {'   '.join(ratios)}")
+def line(what: str, entry: dict, dense: str) -> None:
+    ratios = (
+        f"{name} {found['median']:.2f} [{found['low']:.2f}-{found['high']:.2f}]"
+        for name, found in entry["faster"].items()
+    )
+    print(f"  {what:22} {dense} {entry['seconds'][dense] * 1e6:10.1f} us   {'   '.join(ratios)}")
 
 
 def about(device: str) -> dict:
@@ -313,9 +317,9 @@ def about(device: str) -> dict:
 
 def name_of(checkpoint: Path | None, model: PreTrainedModel) -> str:
     if checkpoint is None:
-        return f"random weights, {len(find_blocks(model)[1])} blocks with the shapes of Llama-3.1-8B"
+        return f"random Llama, {len(find_blocks(model)[1])} blocks of width {model.config.hidden_size}"
     made = checkpoint / "sparseswaps.json"
-    return json.loads(made.read_text())["base"]["source"] if made.is_file() else checkpoint.resolve().name
+    return Path(read_json(made)["base"]["source"]).name if made.is_file() else checkpoint.resolve().name
 
 
 def main() -> None:
@@ -335,9 +339,8 @@ def main() -> None:
         else:
             model = random_model(arguments.part, arguments.quick, device)
         model.requires_grad_(False)
-        gpu = device == "cuda"
-        backends, chosen = (BACKENDS, backend()) if gpu else ({}, None)
-        found = measure(model, TOKENS[arguments.part], backends, chosen, device, arguments.repeats)
+        backends = BACKENDS if device == "cuda" else {}
+        found = measure(model, TOKENS[arguments.part], backends, device, arguments.repeats)
     except InputError as error:
         sys.exit(f"error: {error}")
     result = about(device) | {"part": arguments.part, "model": name_of(arguments.checkpoint, model)} | found

@@ -113,7 +113,7 @@ def project(tmp_path_factory) -> Path:
     """A copy of the project, whose code a test may change."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy2(REPOSITORY / "Snakefile", folder)
-    for name in ("rules", "scripts", "sparseswaps", "schemas", "envs", "profiles"):
+    for name in ("rules", "scripts", "sparseswaps", "schemas", "envs", "profiles", "benchmarks"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
