@@ -140,7 +140,7 @@ def in_kernels(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for name in [name for name in shape["bytes"] if name not in ("dense", "half zeros", "2:4 zeros")]:
                 share = shape["bytes"][name] / shape["bytes"]["2:4 zeros"]
                 about = {"product": size, "layers": shape["layers"], "kernels": name, "bytes of dense": share}
-                rows += [about | _faster(shape[way], name, way) for way in ("kernels", "calls")]
+                rows += [about | _faster(shape[way], name, way) for way in ("kernels", "calls") if way in shape]
         if forward := result["forward"]:
             share = forward["bytes"][forward["backend"]] / forward["bytes"]["2:4 zeros"]
             about = {"product": "whole model", "layers": forward["layers"], "kernels": forward["backend"]}
