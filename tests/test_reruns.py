@@ -170,6 +170,14 @@ def test_a_changed_line_of_code(finished, project, name):
         assert Workflow(finished[0].folder, project).planned(finished[1]) == CODE[name]
 
 
+def test_a_new_measurement_of_what_zeros_are_worth_is_reported(finished, project):
+    file = project / "benchmarks" / "results" / "inference-gpu.json"
+    before = file.read_bytes() if file.is_file() else None
+    file.write_text("{}")
+    assert Workflow(finished[0].folder, project).planned(finished[1]) == {"report": 1}
+    file.unlink() if before is None else file.write_bytes(before)
+
+
 @pytest.mark.parametrize("name", FURTHER_CODE)
 def test_a_changed_line_of_code_of_further_stages(further, project, name):
     workflow, config, targets = further
