@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sparseswaps import study
 from sparseswaps.documents import is_file
+from sparseswaps.files import read_json
 from sparseswaps.modeldir import companion_files, locate, weight_files
 from sparseswaps.plan import Planner
 from sparseswaps.provenance import stage_key
@@ -31,6 +32,7 @@ VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(c
 DRAWS = list(dict.fromkeys(f"{v.model}/{v.calibration}/seed{v.seed}" for v in VARIANTS if isinstance(v, study.Cell)))
 TEXTS = list(config["evaluation"]["perplexity"])
 PUBLISHED = [config["published"]] if config["published"] else []
+MEASURED = sorted(Path(workflow.basedir, "benchmarks", "results").glob("inference-*.json"))
 HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 
 

@@ -54,7 +54,7 @@ rule report:
     input:
         models=expand("<results>/{model}/model.json", model=config["models"]),
         samples=[f"<results>/{draw}/samples.safetensors" for draw in DRAWS],
-        # Not read, but a study has them even where nothing is evaluated, and the page says what they took.
+        # Their sizes are read; a study has them even where nothing is evaluated, and the page says what they took.
         masks=pruned("masks.safetensors"),
         checkpoints=checkpoints(),
         cells="<report>/tables/cells.csv",

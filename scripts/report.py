@@ -11,8 +11,9 @@ from job import run
 from sparseswaps.artifacts import digest, read_model, read_samples
 from sparseswaps.figures import CAPTIONS
 from sparseswaps.files import replacing, write_json
+from sparseswaps.modeldir import weight_files
 from sparseswaps.provenance import source_digest
-from sparseswaps.report import render
+from sparseswaps.report import SIZES, render
 from sparseswaps.tables import beside_published, read_published, read_table, summary
 
 STAGES = ("model", "samples", "capture", "allocation", "warmstart", "refine", "reconstruct", "chain")
@@ -43,6 +44,8 @@ def main(snakemake, settings):
         figures=drawn,
         stages=ran,
         provenance=about,
+        sizes=sizes(snakemake),
+        measured=settings["measured"],
         published=beside_published(cells, read_published(published)) if published else None,
     )
     with replacing(snakemake.output.page) as partial:
@@ -66,6 +69,26 @@ def stages(logs, folders):
         jobs=("seconds", "size"), seconds=("seconds", "sum"), peak_memory_mb=("peak_memory_mb", "max")
     )
     return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index(), sorted(devices)
+
+
+def sizes(snakemake):
+    """The bytes of each model's weights, of a pruned checkpoint's if there are any, and of a mask file."""
+    found = {}
+    for path in snakemake.input.models:
+        folder = Path(read_model(path).folder)
+        found[Path(path).parent] = {"dense": bytes_of(folder, weight_files(folder))}
+    for path in snakemake.input.masks:
+        model = next(model for model in found if model in Path(path).parents)
+        found[model].setdefault("masks", Path(path).stat().st_size)
+    for path in snakemake.input.checkpoints:
+        model = next(model for model in found if model in Path(path).parents)
+        found[model].setdefault("checkpoint", bytes_of(Path(path), weight_files(Path(path))))
+    table = pandas.DataFrame([{"model": model.name} | of_model for model, of_model in found.items()])
+    return table[["model", *(name for name in SIZES if name in table)]]
+
+
+def bytes_of(folder, names):
+    return sum((folder / name).stat().st_size for name in names)
 
 
 def provenance(snakemake, layers):

@@ -4,6 +4,7 @@ import base64
 import json
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jinja2
@@ -13,6 +14,7 @@ import yaml
 from sparseswaps import tables
 
 EXAMPLES = 4  # in the opening paragraph; the summary table has all cases
+SIZES = {"dense": "dense weights (MB)", "checkpoint": "pruned checkpoint (MB)", "masks": "mask file (MB)"}
 NOUNS = {name: name for name in tables.COORDINATES} | {"warmstart": "warm start"}
 
 
@@ -24,13 +26,15 @@ def render(
     figures: list[tuple[str, str, bytes]],
     stages: pd.DataFrame,
     provenance: dict[str, str],
+    sizes: pd.DataFrame,
+    measured: list[dict[str, Any]],
     published: pd.DataFrame | None = None,
 ) -> str:
     """The report as HTML text, without a reference to anything outside it.
 
     `summary`, `cells`, `layers` and `published` are those of `tables`; `figures` holds (title, caption, PNG), `stages`
     the columns stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, machine,
-    models).
+    models); `sizes` the bytes of what `SIZES` names by model, and `measured` what benchmarks/inference.py has written.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -51,6 +55,9 @@ def render(
         config=_yaml(config),
         summary=[_view(part, marks[measure]) for measure, part in parts.items()],
         summary_shared=summary_shared,
+        sizes=_view((sizes.set_index("model").rename(columns=SIZES) / 1e6).reset_index()),
+        in_dense=in_dense(measured),
+        in_kernels=in_kernels(measured) if "2:4" in set(cells["pattern"]) else None,
         published=None if published is None else _view(_two_decimals(published)),
         figures=[(title, caption, base64.b64encode(png).decode(), *_size(png)) for title, caption, png in figures],
         layers=_view(_layers_view(layers).drop(columns=list(layers_shared))),
@@ -103,6 +110,53 @@ def overview(cells: pd.DataFrame) -> str:
     if len(by_pattern) > EXAMPLES:
         sentences.append("The summary table has the other patterns and models.")
     return " ".join(sentences)
+
+
+def in_dense(measured: list[dict[str, Any]]) -> list[str]:
+    """How fast products are with dense weights of which half are 0, by device, as benchmarks/inference.py found it."""
+    found = []
+    for result in measured:
+        shapes = [shape for shape in result["shapes"] if not shape["left dense"]]
+        entries = [entry for shape in shapes for entry in shape.get("kernels", shape["calls"])]
+        ratios = [entry["faster"]["half zeros"]["median"] for entry in entries]
+        found.append(f"{median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}) on {_on(result)}")
+    return found
+
+
+def in_kernels(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What 2:4 is worth in torch's semi-structured kernels, by GPU: where it was measured, on what, a table of how many
+    times faster products are than dense ones, and what was left out of it."""
+    found = []
+    for result in measured:
+        if result["part"] != "gpu":
+            continue
+        rows, notes = [], set()
+        for shape in result["shapes"]:
+            size = f"{shape['d_out']} x {shape['d_in']}"
+            if shape["left dense"]:
+                notes.add(f"{size}: {shape['left dense']}")
+                continue
+            notes |= {f"{name}: {why}" for name, why in shape["refused"].items()}
+            for name in [name for name in shape["bytes"] if name not in ("dense", "half zeros", "2:4 zeros")]:
+                share = shape["bytes"][name] / shape["bytes"]["2:4 zeros"]
+                about = {"product": size, "layers": shape["layers"], "kernels": name, "bytes of dense": share}
+                rows += [about | _faster(shape[way], name, way) for way in ("kernels", "calls") if way in shape]
+        if forward := result["forward"]:
+            share = forward["bytes"][forward["backend"]] / forward["bytes"]["2:4 zeros"]
+            about = {"product": "whole model", "layers": forward["layers"], "kernels": forward["backend"]}
+            rows.append(about | {"bytes of dense": share} | _faster(forward["calls"], forward["backend"], "calls"))
+        where = {"where": _on(result), "model": result["model"], "notes": sorted(notes)}
+        found.append(where | {"table": _view(pd.DataFrame(rows))})
+    return found
+
+
+def _faster(entries: list[dict[str, Any]], name: str, way: str) -> dict[str, str]:
+    ratios = {f"faster at, tokens: {entry['tokens']}": entry["faster"][name]["median"] for entry in entries}
+    return {"timed": way} | {tokens: f"{ratio:.2f}" for tokens, ratio in ratios.items()}
+
+
+def _on(result: dict[str, Any]) -> str:
+    return f"{result['machine']} ({result['dtype']}, {result['date']})"
 
 
 def _others(cells: pd.DataFrame, principal: str, where: tuple[str, str, str]) -> dict[tuple[str, str], float]:

@@ -14,6 +14,10 @@ CONFIG = {"model": {"name": "pico", "source": "</pre><script>alert('&')</script>
 STAGES = pd.DataFrame(
     {"stage": ["capture", "refine"], "jobs": [2, 96], "seconds": [12.5, 801.25], "peak_memory_mb": [512.0, None]}
 )
+BYTES = pd.DataFrame([{"model": "pico", "dense": 4_000_000, "masks": 125_000}])
+TIMES = [{"faster": {"half zeros": {"median": value}}} for value in (0.97, 1.01, 1.5)]
+MEASURED = {"part": "cpu", "machine": "a machine", "dtype": "float32", "date": "2026-01-01"}
+MEASURED |= {"shapes": [{"left dense": None, "calls": TIMES}, {"left dense": "too small"}]}
 
 
 class Page(HTMLParser):
@@ -64,7 +68,8 @@ def html(frames, png):
     published = pd.DataFrame([["pico", "60%", "wanda", "swaps", "perplexity/held_out", 17.0, "a paper"]])
     published = tables.beside_published(cells, published.set_axis(tables.PUBLISHED, axis=1))
     provenance = {"commit": "abc<def>"}
-    return report.render(CONFIG, tables.summary(cells), cells, layers, drawn, STAGES, provenance, published)
+    parts = tables.summary(cells), cells, layers, drawn, STAGES, provenance
+    return report.render(CONFIG, *parts, BYTES, [MEASURED], published)
 
 
 def test_page_is_well_formed_and_self_contained(html):
@@ -94,6 +99,40 @@ def test_everything_is_in_the_page(html, frames):
     assert "abc<def>" in page.text
     assert 'caption "quoted" & more' in page.text
     assert 'width="300" height="150"' in html  # 2 x 1 inches at 150 dpi
+
+
+def test_what_zeros_are_worth(html, frames):
+    page = Page(html)
+    at = page.rows.index(["model", "dense weights (MB)", "mask file (MB)"])
+    assert page.rows[at + 1] == ["pico", "4", "0.125"]
+    text = " ".join("".join(page.text).split())
+    assert "compared with none: 1.01 times (0.97 to 1.50) on a machine (float32, 2026-01-01)." in text
+    assert "has not been measured on a GPU yet" in text
+    cells, layers = (frame[frame["pattern"] != "2:4"] for frame in frames)
+    html = report.render({}, tables.summary(cells), cells, layers, [], STAGES, {}, BYTES, [])
+    assert "compared with none" not in html
+    assert "semi-structured" not in html  # of a study without 2:4
+
+
+def test_2_4_on_a_gpu_has_a_table_of_its_own(frames):
+    entry = {"tokens": 512, "faster": {"cuSPARSELt": {"median": 1.234}, "half zeros": {"median": 1.0}}}
+    sizes = {"dense": 16, "half zeros": 16, "2:4 zeros": 16, "cuSPARSELt": 9}
+    shape = {"d_out": 64, "d_in": 128, "layers": 7, "left dense": None, "bytes": sizes}
+    shape |= {"refused": {"CUTLASS": "only on 8.x"}, "kernels": [entry], "calls": [entry]}
+    forward = {"backend": "cuSPARSELt", "layers": 7, "bytes": {"2:4 zeros": 20, "cuSPARSELt": 13}, "calls": [entry]}
+    gpu = {"part": "gpu", "machine": "a GPU", "model": "a model", "shapes": [shape], "forward": forward}
+    cells, layers = frames
+    html = report.render({}, tables.summary(cells), cells, layers, [], STAGES, {}, BYTES, [MEASURED, MEASURED | gpu])
+    page = Page(html)
+    assert [row for row in page.rows if "cuSPARSELt" in row] == [
+        ["64 x 128", "7", "cuSPARSELt", "0.5625", "kernels", "1.23"],
+        ["64 x 128", "7", "cuSPARSELt", "0.5625", "calls", "1.23"],
+        ["whole model", "7", "cuSPARSELt", "0.65", "calls", "1.23"],
+    ]
+    text = " ".join("".join(page.text).split())
+    assert "on a GPU (float32, 2026-01-01), with the weights of a model" in text
+    assert "CUTLASS: only on 8.x." in text
+    assert "has not been measured" not in text
 
 
 def test_config_is_escaped_and_still_yaml(html):
@@ -138,7 +177,7 @@ def test_study_without_perplexity_refinement_or_figures():
     cells, losses, perplexities, harness = (part[:2] for part in make_study())
     study = cells, losses, [{} for _ in perplexities], [None for _ in harness]
     cells, layers = tables.cells_table(*study), tables.layers_table(*study[:2])
-    page = Page(report.render({}, tables.summary(cells), cells, layers, [], STAGES, {}))
+    page = Page(report.render({}, tables.summary(cells), cells, layers, [], STAGES, {}, BYTES, []))
     assert "1 pruned model: 1 model" in "".join(page.text)
     only_refined = tables.cells_table(*(part[4:5] for part in make_study()))
     assert report.overview(only_refined).endswith("on held-out text).")

@@ -113,7 +113,7 @@ def project(tmp_path_factory) -> Path:
     """A copy of the project, whose code a test may change."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy2(REPOSITORY / "Snakefile", folder)
-    for name in ("rules", "scripts", "sparseswaps", "schemas", "envs", "profiles"):
+    for name in ("rules", "scripts", "sparseswaps", "schemas", "envs", "profiles", "benchmarks"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
@@ -170,6 +170,14 @@ FURTHER_CODE = {
 def test_a_changed_line_of_code(finished, project, name):
     with changed(project / name, "\n_LINE = 1\n"):
         assert Workflow(finished[0].folder, project).planned(finished[1]) == CODE[name]
+
+
+def test_a_new_measurement_of_what_zeros_are_worth_is_reported(finished, project):
+    file = project / "benchmarks" / "results" / "inference-gpu.json"
+    before = file.read_bytes() if file.is_file() else None
+    file.write_text("{}")
+    assert Workflow(finished[0].folder, project).planned(finished[1]) == {"report": 1}
+    file.unlink() if before is None else file.write_bytes(before)
 
 
 @pytest.mark.parametrize("name", FURTHER_CODE)

@@ -101,7 +101,7 @@ def test_no_layers_error_rises(finished, pattern, refinement):
         assert (losses["rows_certified"] == losses["rows"]).all()
 
 
-def test_the_report_has_it_all(finished):
+def test_the_report_has_it_all(finished, tiny_model):
     report = finished[0].folder / "results" / "reports" / "tiny"
     cells = pandas.read_csv(report / "tables" / "cells.csv")
     assert list(cells["pattern"]) == ["dense", "60%", "60%", "2:4", "2:4"]
@@ -116,7 +116,10 @@ def test_the_report_has_it_all(finished):
     assert published["measured"].iloc[0] == of_cell["perplexity/held_out"]
     assert published["difference"].iloc[0] == of_cell["perplexity/held_out"] - 1000
     assert published["measured"].isna().tolist() == [False, True]  # no such cell
-    assert "a paper" in (report / "report.html").read_text()
+    page = (report / "report.html").read_text()
+    assert "a paper" in page
+    size = (tiny_model / "model.safetensors").stat().st_size
+    assert f"<td class=n>{size / 1e6:.4g}</td><td class=n>{size / 1e6:.4g}</td>" in page  # dense and pruned alike
     record = json.loads((report / "provenance.json").read_text())
     assert record["config"]["seeds"] == [0]
     assert record["made with"]["torch"] == torch.__version__
