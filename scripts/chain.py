@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from job import device, patterns, run
+from job import device, patterns, progress, run
 
 from sparseswaps.activations import keeping
 from sparseswaps.artifacts import read_model, read_samples, write_masks, write_weights
@@ -14,6 +14,7 @@ from sparseswaps.files import write_csv
 from sparseswaps.gram import check_gram
 from sparseswaps.layerwise import Method, refine_layer, summary, total
 from sparseswaps.masks import check_mask
+from sparseswaps.progress import blocks_of, rows_of
 from sparseswaps.rebuild import Reconstruction, reconstruct_layer
 from sparseswaps.weights import OnDisk
 
@@ -28,24 +29,25 @@ def main(snakemake, settings):
     every_row = []
 
     def prune(block, grams):
-        masks, weights, rows, curves = {}, {}, [], []
-        for layer in grams.readers(described.blocks[block]):
-            name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
-            with naming(name):
-                weight, inputs = described.weight(layer).to(place), grams.of(layer.name, place)
-                pattern = pattern_of(block, layer.name)
-                if inputs.held_out is not None:
-                    check_gram(inputs.held_out)
-                start = warm_start(weight, inputs.gram, pattern)
-                refined = refine_layer(weight, inputs, start, pattern, how)
-                check_mask(refined.mask, pattern, settings["equal_rows"])
-                figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
-                if rebuild:
-                    new, figures = reconstruct_layer(weight, inputs, refined.mask, rebuild, figures)
-            masks[layer.name], weights[layer.name] = refined.mask, new
-            rows.append(here | grams.about(layer.name) | figures)
-            curves += [here | point for point in refined.curve]
-            logging.info("%s: %s", name, summary(figures))
+        masks, weights, rows, curves, layers = {}, {}, [], [], grams.readers(described.blocks[block])
+        with progress(snakemake, "rows", "swaps", rows_of(layers, how.max_swaps)) as reports:
+            for layer, report in zip(layers, reports, strict=True):
+                name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
+                with naming(name):
+                    weight, inputs = described.weight(layer).to(place), grams.of(layer.name, place)
+                    pattern = pattern_of(block, layer.name)
+                    if inputs.held_out is not None:
+                        check_gram(inputs.held_out)
+                    start = warm_start(weight, inputs.gram, pattern)
+                    refined = refine_layer(weight, inputs, start, pattern, how, report)
+                    check_mask(refined.mask, pattern, settings["equal_rows"])
+                    figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
+                    if rebuild:
+                        new, figures = reconstruct_layer(weight, inputs, refined.mask, rebuild, figures)
+                masks[layer.name], weights[layer.name] = refined.mask, new
+                rows.append(here | grams.about(layer.name) | figures)
+                curves += [here | point for point in refined.curve]
+                logging.info("%s: %s", name, summary(figures))
         write_masks(snakemake.output.masks[block], masks.items(), described, snakemake.params.key)
         write_csv(snakemake.output.losses[block], rows)
         write_csv(snakemake.output.curves[block], curves)
@@ -55,8 +57,11 @@ def main(snakemake, settings):
         return weights
 
     keep = keeping(settings["activations"], Path(snakemake.output.masks[0]).parent)
-    for _ in capture(OnDisk(described, place), calibration, held_out, settings["batch_size"], prune, keep):
-        pass
+    work = blocks_of(described.blocks, len(calibration) + len(held_out), again=True)
+    with progress(snakemake, "blocks", "sequences", [work]) as (report,):
+        weights = OnDisk(described, place)
+        for _ in capture(weights, calibration, held_out, settings["batch_size"], prune, keep, report):
+            pass
     return total(every_row)
 
 

@@ -82,8 +82,8 @@ def _free_at_once() -> None:
 
 
 def _tame_bars() -> None:
-    """Every progress bar of any library: none where standard error is no terminal, which would keep all states of it; and
-    on a terminal nothing is left of it at the end."""
+    """Progress bars, of every library: none where standard error is a file, which would keep all states of them; on a
+    terminal nothing is left of them at the end."""
     from tqdm import tqdm
 
     own, forced = tqdm.__init__, {"leave": False} if sys.stderr.isatty() else {"disable": True}
@@ -150,9 +150,7 @@ def device(settings: dict) -> str:
     return "cuda"
 
 
-def progress(
-    snakemake: Any, unit: str, makes: str, parts: Sequence[Part]
-) -> AbstractContextManager[list[Report]]:
+def progress(snakemake: Any, unit: str, makes: str, parts: Sequence[Part]) -> AbstractContextManager[list[Report]]:
     """`shown` under the name of the job's log."""
     return shown(Path(snakemake.log[0]).stem, unit, makes, parts)
 

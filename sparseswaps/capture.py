@@ -125,7 +125,10 @@ def _of_block(
     sequences: int,
     seqlen: int,
 ) -> Grams:
-    """One block's Gram matrices over so many sequences; `told` hears of those that were run. Afterwards the hidden states of the batches are its outputs."""
+    """One block's Gram matrices over so many sequences; afterwards the hidden states of the batches are its outputs.
+
+    `told` hears how many blocks are done, and how many sequences were run since.
+    """
     prefix, blocks = find_blocks(weights.model)
     block, layers, grams = blocks[index], weights.layers[index], Grams()
     grams.sequences = sequences
@@ -272,8 +275,8 @@ def _to(device: Any) -> Callable[[Any], Any]:
 def _sweep(
     batches: list[_Batch], observe: Observe, keep: Keep, told: Callable[[int], None], step: Callable[[_Batch], None]
 ) -> None:
-    """Do a step with every batch, and tell of how many sequences; halve all of them, in place, whenever one is too large
-    for the device's memory."""
+    """Do a step with every batch, and tell how many sequences it has; halve all of them, in place, whenever one is too
+    large for the device's memory."""
     position = 0
 
     def attempt(size: int) -> None:

@@ -63,9 +63,7 @@ def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
 
 
 @torch.inference_mode()
-def perplexity(
-    model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = nobody
-) -> Perplexity:
+def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = nobody) -> Perplexity:
     """Measure the perplexity of `model` on `windows`.
 
     Args:

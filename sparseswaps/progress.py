@@ -1,7 +1,7 @@
 """How far long work has come: what functions tell of it, and where that is shown.
 
-A function that may take minutes takes a `Report`, and tells it from the thread that called it. What it tells counts from
-its own beginning, so that work which is begun again, where memory ran out, is not counted twice.
+A function that may take minutes takes a `Report`, and tells it from the thread that called it. What it tells counts
+from its own beginning, so that work which is begun again, where memory ran out, is not counted twice.
 """
 
 import logging
@@ -52,6 +52,12 @@ def rows_of(layers: Iterable["Layer"], max_swaps: int | None = None) -> list[Par
     and, nearly, its swaps to the optimum."""
     budget = inf if max_swaps is None else max_swaps
     return [Part(la.d_out, la.d_in**2, la.d_out * min(SWAPS * la.d_in, budget) or inf) for la in layers]
+
+
+def blocks_of(layers: Sequence[Sequence["Layer"]], sequences: int, again: bool = False) -> Part:
+    """A model's blocks, each of which so many sequences are run through: once, and once more for experts, or `again`."""
+    passes = 1 + again + any(layer.expert is not None for of_block in layers for layer in of_block)
+    return Part(len(layers), likely=len(layers) * sequences * passes)
 
 
 @contextmanager

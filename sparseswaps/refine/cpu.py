@@ -270,9 +270,10 @@ def _eliminate_chunk(weight, s, gram, size, kept, mask):
 
 
 def _on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[slice]:
-    """Do `work` for slices that make up all rows, on as many threads as torch uses; each slice once it is done, in order.
+    """Do `work` for slices that make up all rows, on as many threads as torch uses. It must not call torch, which would
+    start threads of its own in each of these.
 
-    It must not call torch, which would start threads of its own in each of these.
+    Yields each slice once it is done, in order.
     """
     slices = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
