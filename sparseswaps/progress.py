@@ -55,7 +55,7 @@ def rows_of(layers: Iterable["Layer"], max_swaps: int | None = None) -> list[Par
 
 
 def blocks_of(layers: Sequence[Sequence["Layer"]], sequences: int, again: bool = False) -> Part:
-    """A model's blocks, each of which so many sequences are run through: once, and once more for experts, or `again`."""
+    """A model's blocks, each run over so many sequences: once, and once more for experts, and once more if `again`."""
     passes = 1 + again + any(layer.expert is not None for of_block in layers for layer in of_block)
     return Part(len(layers), likely=len(layers) * sequences * passes)
 
