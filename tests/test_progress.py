@@ -20,8 +20,9 @@ from sparseswaps import progress
 from sparseswaps.artifacts import write_grams, write_masks, write_model
 from sparseswaps.blocks import describe
 from sparseswaps.capture import capture
-from sparseswaps.checkpoint import write_pruned
+from sparseswaps.checkpoint import Checkpoint, write_pruned
 from sparseswaps.criteria import WARMSTARTS, wanda
+from sparseswaps.embedded import MODEL
 from sparseswaps.gram import Grams, Inputs
 from sparseswaps.layerwise import Method, refine_layer
 from sparseswaps.pattern import parse_pattern
@@ -110,11 +111,10 @@ def test_a_layers_rows_come_to_their_end_once(how):
     refined = refine_layer(weight, inputs, start, PATTERN, how, told)
     assert told[-1][0] == 11
     assert told == sorted(told)
-    assert (
-        told[-1][1] >= refined.figures["swaps"]
-    )  # where text held out stops it, of the step that was too much as well
     if how.stop == "optimum":
         assert told[-1][1] == refined.figures["swaps"]
+    else:  # what was made in the step that held-out text rejects counts as well
+        assert told[-1][1] > refined.figures["swaps"]
 
 
 @pytest.mark.parametrize("name", WARMSTARTS)
@@ -138,9 +138,10 @@ def test_reconstructions_tell_their_rows(method):
 def test_what_is_done_with_a_whole_model_is_told(tiny_model, tmp_path):
     told = Told()
     described = describe(tiny_model, progress=told)
-    size = sum(path.stat().st_size for path in tiny_model.glob("*.safetensors"))
-    assert told[-1] == (len(described.tensors), size // 10**6)
-    assert len(told) == len(described.tensors)
+    assert [done for done, _ in told] == list(range(1, len(described.tensors) + 1))
+    told.clear()
+    Checkpoint(MODEL).hashes(told)
+    assert told[-1][1] == (MODEL / "model.safetensors").stat().st_size // 10**6 > 0
 
     ids = torch.arange(5 * 8).view(5, 8)
     for prune, passes in ((None, 1), (lambda *_: {}, 2)):
@@ -308,17 +309,8 @@ def test_bars_of_libraries_are_none_in_a_file_and_leave_none_on_a_terminal(tmp_p
 def test_every_stage_ends_with_its_line_of_result(finished):
     logs = list((finished[0].folder / "logs").rglob("*.log"))
     stages = {path.name.split(".")[0] for path in logs}
-    assert stages >= {
-        "model",
-        "samples",
-        "capture",
-        "warmstart",
-        "refine",
-        "masks",
-        "assemble",
-        "perplexity",
-        "harness",
-    }
+    assert stages >= {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
+    assert stages >= {"tasks", "harness", "tables", "figures", "report"}
     for path in logs:
         text = path.read_bytes().decode()
         assert not re.search(r"\r|%\|", text), path
