@@ -1,12 +1,13 @@
 """Rule allocation: the pattern of every layer."""
 
-from job import run
+from job import progress, run
 
 from sparseswaps.allocation import by_outliers, by_table, outlier_share
 from sparseswaps.artifacts import read_grams, read_model
 from sparseswaps.criteria import wanda_scores
 from sparseswaps.files import write_json
 from sparseswaps.pattern import parse_pattern
+from sparseswaps.progress import Part
 
 
 def main(snakemake, settings):
@@ -16,11 +17,13 @@ def main(snakemake, settings):
         allocation = by_table(base, settings["layers"], model.blocks)
     else:
         shares, blocks = [], []
-        for layers, path in zip(model.blocks, snakemake.input.grams, strict=True):
-            grams = read_grams(path, model)
-            blocks.append(grams.readers(layers))
-            scores = [wanda_scores(model.weight(layer), grams.of(layer.name, "cpu").gram) for layer in blocks[-1]]
-            shares.append(outlier_share(scores, owl["threshold"]))
+        with progress(snakemake, "blocks", "", [Part(len(model.blocks))]) as (report,):
+            for layers, path in zip(model.blocks, snakemake.input.grams, strict=True):
+                grams = read_grams(path, model)
+                blocks.append(grams.readers(layers))
+                scores = [wanda_scores(model.weight(layer), grams.of(layer.name, "cpu").gram) for layer in blocks[-1]]
+                shares.append(outlier_share(scores, owl["threshold"]))
+                report(len(blocks), 0)
         allocation = by_outliers(base, shares, owl["spread"], blocks)
     named = [{name: pattern.label for name, pattern in layers.items()} for layers in allocation]
     write_json(snakemake.output[0], named)

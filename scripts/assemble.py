@@ -2,10 +2,11 @@
 
 import json
 
-from job import run
+from job import progress, run
 
 from sparseswaps.artifacts import new_weights, read_masks, read_model
 from sparseswaps.checkpoint import write_pruned
+from sparseswaps.progress import Part
 
 
 def main(snakemake, settings):
@@ -14,7 +15,8 @@ def main(snakemake, settings):
     about = {"base": model.base, "pattern": settings["pattern"], "wildcards": dict(snakemake.wildcards.items())}
     extra = {"sparseswaps.json": json.dumps(about, indent=2) + "\n"}
     weights = new_weights(snakemake.input.weights, model) if snakemake.input.weights else None
-    write_pruned(model.checkpoint, masks, snakemake.output[0], extra, weights)
+    with progress(snakemake, "matrices", "", [Part(len(masks))]) as (report,):
+        write_pruned(model.checkpoint, masks, snakemake.output[0], extra, weights, report)
     return f"zeros in {len(masks)} matrices of {model.folder}" + (", new weights elsewhere in them" if weights else "")
 
 

@@ -3,13 +3,14 @@
 import logging
 from pathlib import Path
 
-from job import device, run
+from job import device, progress, run
 
 from sparseswaps.activations import keeping
 from sparseswaps.artifacts import read_model, read_samples, write_grams
 from sparseswaps.capture import capture
 from sparseswaps.errors import naming
 from sparseswaps.gram import check_gram
+from sparseswaps.progress import blocks_of
 from sparseswaps.weights import OnDisk
 
 
@@ -18,7 +19,6 @@ def main(snakemake, settings):
     calibration, held_out = read_samples(snakemake.input.samples, described)
     weights = OnDisk(described, device(settings))
     keep = keeping(settings["activations"], Path(snakemake.output[0]).parent)
-    blocks = capture(weights, calibration, held_out, settings["batch_size"], keep=keep)
 
     def write(path, grams):
         for matrices in (grams.matrix, grams.held_out):
@@ -30,8 +30,11 @@ def main(snakemake, settings):
         if grams.unrouted:
             logging.info("too few tokens were routed to %s: calibrated on all", ", ".join(grams.unrouted))
 
-    for path in snakemake.output:
-        write(path, next(blocks))  # which no name holds any more while the next are summed
+    work = blocks_of(described.blocks, len(calibration) + len(held_out))
+    with progress(snakemake, "blocks", "sequences", [work]) as (report,):
+        blocks = capture(weights, calibration, held_out, settings["batch_size"], keep=keep, progress=report)
+        for path in snakemake.output:
+            write(path, next(blocks))  # which no name holds any more while the next are summed
     return f"{calibration.numel()} tokens, {held_out.numel()} held out"
 
 

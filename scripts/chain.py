@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from job import device, patterns, run
+from job import device, patterns, progress, run
 
 from sparseswaps.activations import keeping
 from sparseswaps.artifacts import read_model, read_samples, write_masks, write_weights
 from sparseswaps.capture import capture
 from sparseswaps.files import write_csv
 from sparseswaps.layerwise import Method, total
+from sparseswaps.progress import blocks_of
 from sparseswaps.rebuild import Reconstruction
 from sparseswaps.recipe import Recipe, prune_block
 from sparseswaps.weights import OnDisk
@@ -40,8 +41,11 @@ def main(snakemake, settings):
         return found.weights
 
     keep = keeping(settings["activations"], Path(snakemake.output.masks[0]).parent)
-    for _ in capture(OnDisk(described, place), calibration, held_out, settings["batch_size"], prune, keep):
-        pass
+    work = blocks_of(described.blocks, len(calibration) + len(held_out), again=True)
+    with progress(snakemake, "blocks", "sequences", [work]) as (report,):
+        weights = OnDisk(described, place)
+        for _ in capture(weights, calibration, held_out, settings["batch_size"], prune, keep, report):
+            pass
     return total(every_row)
 
 

@@ -11,8 +11,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 from sparseswaps.errors import BrokenFileError, InputError
 from sparseswaps.files import read_json
 from sparseswaps.pattern import Pattern, parse_pattern
+from sparseswaps.progress import Part, Report, shown
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 
@@ -33,6 +34,7 @@ def run(snakemake: Any, main: Callable[[Any, dict], str]) -> None:
     """
     began = time.monotonic()
     _free_at_once()
+    _tame_bars()
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -77,6 +79,15 @@ def _free_at_once() -> None:
     that the next do not fit into."""
     with suppress(AttributeError, OSError):  # another libc
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 * 2**20)
+
+
+def _tame_bars() -> None:
+    """Progress bars, of every library: none where standard error is a file, which would keep all states of them; on a
+    terminal nothing is left of them at the end."""
+    from tqdm import tqdm
+
+    own, forced = tqdm.__init__, {"leave": False} if sys.stderr.isatty() else {"disable": True}
+    tqdm.__init__ = lambda self, *args, **kwargs: own(self, *args, **kwargs | forced)
 
 
 def _take_gpu() -> None:
@@ -137,6 +148,11 @@ def device(settings: dict) -> str:
     if not torch.cuda.is_available():
         raise InputError("config key gpu: is true, but torch finds no CUDA device here")
     return "cuda"
+
+
+def progress(snakemake: Any, unit: str, makes: str, parts: Sequence[Part]) -> AbstractContextManager[list[Report]]:
+    """`shown` under the name of the job's log."""
+    return shown(Path(snakemake.log[0]).stem, unit, makes, parts)
 
 
 def patterns(snakemake: Any, settings: dict) -> Callable[[int, str], Pattern]:

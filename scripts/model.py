@@ -2,18 +2,24 @@
 
 from dataclasses import replace
 
-from job import run
+from job import progress, run
 
 from sparseswaps.artifacts import write_model
 from sparseswaps.blocks import describe
+from sparseswaps.checkpoint import Checkpoint
 from sparseswaps.hub import download
-from sparseswaps.modeldir import locate
+from sparseswaps.modeldir import locate, weight_files
+from sparseswaps.progress import Part
 
 
 def main(snakemake, settings):
     source, revision = settings["source"], settings["revision"]
     folder = locate(settings) if revision is None else download(source, revision)
-    model = replace(describe(folder, settings["trust_remote_code"]), source=source, revision=revision)
+    size = sum((folder / name).stat().st_size for name in weight_files(folder))
+    work = Part(len(Checkpoint(folder).files), likely=size / 1e6)
+    with progress(snakemake, "tensors", "MB", [work]) as (report,):
+        described = describe(folder, settings["trust_remote_code"], report)
+    model = replace(described, source=source, revision=revision)
     write_model(snakemake.output[0], model)
     layers = sum(map(len, model.blocks))
     return f"{folder}: {len(model.blocks)} blocks, {layers} layers, left dense: {model.left_dense or 'none'}"

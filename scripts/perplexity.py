@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from evaluated import evaluated
-from job import device, run
+from job import device, progress, run
 
 from sparseswaps.apply import load_pruned
 from sparseswaps.artifacts import digest
@@ -15,6 +15,7 @@ from sparseswaps.files import write_json
 from sparseswaps.modeldir import config_of, vocabulary
 from sparseswaps.perplexity import perplexity, windows
 from sparseswaps.pretrained import load_tokenizer
+from sparseswaps.progress import Part
 from sparseswaps.text import check_vocabulary, tokenize
 
 
@@ -26,7 +27,9 @@ def main(snakemake, settings):
         tokens = tokenize(tokenizer, settings["join"].join(islice(documents, settings["documents"])))
         cut = windows(tokens, settings["seqlen"], settings["windows"])
         check_vocabulary(cut, vocabulary(config_of(Path(folder))))
-    result = perplexity(load_pruned(folder, masks, device(settings), trusted), cut, settings["batch_size"])
+    model = load_pruned(folder, masks, device(settings), trusted)
+    with progress(snakemake, "windows", "tokens", [Part(len(cut))]) as (report,):
+        result = perplexity(model, cut, settings["batch_size"], report)
     write_json(snakemake.output[0], asdict(result) | {"token_ids": digest(cut), "key": snakemake.params.key})
     return f"perplexity {result.perplexity:.4f} over {result.windows} windows of {result.seqlen} tokens"
 

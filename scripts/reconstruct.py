@@ -2,12 +2,13 @@
 
 import logging
 
-from job import block_of, device, run
+from job import block_of, device, progress, run
 
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_weights
 from sparseswaps.errors import naming
 from sparseswaps.files import read_csv, write_csv
 from sparseswaps.layerwise import summary, total
+from sparseswaps.progress import rows_of
 from sparseswaps.rebuild import Reconstruction, reconstruct_layer
 
 
@@ -18,15 +19,16 @@ def main(snakemake, settings):
     masks = read_masks(snakemake.input.masks, model)
     figures = {row["layer"]: row for row in read_csv(snakemake.input.losses)}
     block = block_of(snakemake)
-    weights, rows = {}, []
-    for layer in grams.readers(model.blocks[block]):
-        name = f"block {block}, {layer.name}"
-        with naming(name):
-            inputs, mask = grams.of(layer.name, place), masks[layer.name].to(place)
-            weight = model.weight(layer).to(place)
-            weights[layer.name], row = reconstruct_layer(weight, inputs, mask, how, figures[layer.name])
-        rows.append(row)
-        logging.info("%s: %s", name, summary(row))
+    weights, rows, layers = {}, [], grams.readers(model.blocks[block])
+    with progress(snakemake, "rows", "", rows_of(layers)) as reports:
+        for layer, report in zip(layers, reports, strict=True):
+            name = f"block {block}, {layer.name}"
+            with naming(name):
+                inputs, mask = grams.of(layer.name, place), masks[layer.name].to(place)
+                weight = model.weight(layer).to(place)
+                weights[layer.name], row = reconstruct_layer(weight, inputs, mask, how, figures[layer.name], report)
+            rows.append(row)
+            logging.info("%s: %s", name, summary(row))
     write_weights(snakemake.output.weights, weights, model, snakemake.params.key)
     write_csv(snakemake.output.losses, rows)
     return total(rows)

@@ -2,13 +2,14 @@
 
 import logging
 
-from job import block_of, device, patterns, run
+from job import block_of, device, patterns, progress, run
 
 from sparseswaps.artifacts import read_grams, read_masks, read_model, write_masks
 from sparseswaps.errors import naming
 from sparseswaps.files import write_csv
 from sparseswaps.layerwise import Method, refine_layer, summary, total
 from sparseswaps.masks import check_mask
+from sparseswaps.progress import rows_of
 
 
 def main(snakemake, settings):
@@ -17,17 +18,19 @@ def main(snakemake, settings):
     grams = read_grams(snakemake.input.gram, model)
     starts = read_masks(snakemake.input.masks, model)
     block, pattern_of = block_of(snakemake), patterns(snakemake, settings)
-    masks, rows, curves = {}, [], []
-    for layer in grams.readers(model.blocks[block]):
-        name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
-        with naming(name):
-            pattern, start = pattern_of(block, layer.name), starts[layer.name].to(place)
-            refined = refine_layer(model.weight(layer).to(place), grams.of(layer.name, place), start, pattern, how)
-            check_mask(refined.mask, pattern, settings["equal_rows"])
-        masks[layer.name] = refined.mask
-        rows.append(here | grams.about(layer.name) | refined.figures)
-        curves += [here | point for point in refined.curve]
-        logging.info("%s: %s", name, summary(refined.figures))
+    masks, rows, curves, layers = {}, [], [], grams.readers(model.blocks[block])
+    with progress(snakemake, "rows", "swaps", rows_of(layers, how.max_swaps)) as reports:
+        for layer, report in zip(layers, reports, strict=True):
+            name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
+            with naming(name):
+                weight, inputs = model.weight(layer).to(place), grams.of(layer.name, place)
+                pattern, start = pattern_of(block, layer.name), starts[layer.name].to(place)
+                refined = refine_layer(weight, inputs, start, pattern, how, report)
+                check_mask(refined.mask, pattern, settings["equal_rows"])
+            masks[layer.name] = refined.mask
+            rows.append(here | grams.about(layer.name) | refined.figures)
+            curves += [here | point for point in refined.curve]
+            logging.info("%s: %s", name, summary(refined.figures))
     write_masks(snakemake.output.masks, masks.items(), model, snakemake.params.key)
     write_csv(snakemake.output.losses, rows)
     write_csv(snakemake.output.curves, curves)

@@ -20,6 +20,7 @@ from sparseswaps.checkpoint import Checkpoint
 from sparseswaps.errors import InputError, reason
 from sparseswaps.model import Layer, Model
 from sparseswaps.modeldir import companion_files
+from sparseswaps.progress import Report, nobody
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -173,12 +174,13 @@ def skeleton(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = 
     return model.eval()
 
 
-def describe(folder: Path, trust_remote_code: bool = False) -> Model:
+def describe(folder: Path, trust_remote_code: bool = False, progress: Report = nobody) -> Model:
     """Read, check and hash a model directory; the model is built without memory for its weights.
 
     Args:
         folder: in Hugging Face layout.
         trust_remote_code: whether Python code in it may run.
+        progress: is told how many tensors are hashed, and of how many megabytes.
 
     Raises:
         InputError: it is not a safetensors checkpoint of a causal language model, a linear layer's weight is missing or
@@ -210,7 +212,7 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Model:
         folder=str(folder),
         blocks=layers,
         left_dense=[f"{prefix}.{i}.{name}" for i, block in enumerate(blocks) for name in left_dense(block, layers[i])],
-        tensors=checkpoint.hashes(),
+        tensors=checkpoint.hashes(progress),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
         source=str(folder),
         trust_remote_code=trust_remote_code,

@@ -21,6 +21,7 @@ from sparseswaps.errors import InputError
 from sparseswaps.gram import Grams, accumulate, summed
 from sparseswaps.memory import halving
 from sparseswaps.model import Layer
+from sparseswaps.progress import Report, nobody
 from sparseswaps.weights import Weights
 
 Prune = Callable[[int, Grams], dict[str, Tensor]]
@@ -60,6 +61,7 @@ def capture(
     batch_size: int,
     prune: Prune | None = None,
     keep: Keep = in_memory,
+    progress: Report = nobody,
 ) -> Iterator[Grams]:
     """Gram matrices of the inputs of every prunable layer, block by block.
 
@@ -82,6 +84,8 @@ def capture(
         batch_size: sequences per forward pass.
         prune: the new weights of a block, [d_out, d_in] by layer name, from its number and Gram matrices.
         keep: puts hidden states away.
+        progress: is told how many blocks are done, and how many sequences were run through one: each goes through a
+            block once, and once more for experts and for `prune`.
 
     Yields:
         One `Grams` a block, in order, float32 on the model's device.
@@ -97,9 +101,16 @@ def capture(
         return observe(cut + [(ids, True) for ids in held_out.split(size) if len(ids)], keep)
 
     batches, _ = halving(start, batch_size, "sequences", "the calibration's seqlen")
+    ran = 0
+
+    def told(blocks: int, sequences: int) -> None:
+        nonlocal ran
+        ran += sequences
+        progress(blocks, ran)
+
     for index in range(len(weights.layers)):
         # Neither a name nor a decorated generator holds what was yielded while the next Gram matrices are summed.
-        yield _of_block(weights, index, batches, observe, prune, keep, *samples.shape)
+        yield _of_block(weights, index, batches, observe, prune, keep, told, *samples.shape)
 
 
 @torch.inference_mode()
@@ -110,16 +121,20 @@ def _of_block(
     observe: Observe,
     prune: Prune | None,
     keep: Keep,
+    told: Report,
     sequences: int,
     seqlen: int,
 ) -> Grams:
-    """One block's Gram matrices over so many sequences; afterwards the hidden states of the batches are its outputs."""
+    """One block's Gram matrices over so many sequences; afterwards the hidden states of the batches are its outputs.
+
+    `told` hears how many blocks are done, and how many sequences were run since.
+    """
     prefix, blocks = find_blocks(weights.model)
     block, layers, grams = blocks[index], weights.layers[index], Grams()
     grams.sequences = sequences
     step = partial(_step, weights, block, index, keep)
     add = partial(_add, grams, layers, f"{prefix}.{index}")
-    sweep = partial(_sweep, batches, observe, keep)
+    sweep = partial(_sweep, batches, observe, keep, partial(told, index))
     with weights.block(index):
         # A block with experts may have to see its inputs twice, so the first time they are not replaced yet.
         at_once = prune is None and not expert_modules(block)
@@ -136,6 +151,7 @@ def _of_block(
             put_weights(block, layers, prune(index, grams))
         if not advanced:
             sweep(partial(step, advance=True))
+    told(index + 1, 0)
     return grams
 
 
@@ -255,8 +271,11 @@ def _to(device: Any) -> Callable[[Any], Any]:
     return lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
 
-def _sweep(batches: list[_Batch], observe: Observe, keep: Keep, step: Callable[[_Batch], None]) -> None:
-    """Do a step with every batch; halve all of them, in place, whenever one is too large for the device's memory."""
+def _sweep(
+    batches: list[_Batch], observe: Observe, keep: Keep, told: Callable[[int], None], step: Callable[[_Batch], None]
+) -> None:
+    """Do a step with every batch, and tell how many sequences it has; halve all of them, in place, whenever one is too
+    large for the device's memory."""
     position = 0
 
     def attempt(size: int) -> None:
@@ -269,6 +288,7 @@ def _sweep(batches: list[_Batch], observe: Observe, keep: Keep, step: Callable[[
 
     while position < len(batches):
         halving(attempt, len(batches[position].ids), "sequences", "the calibration's seqlen")
+        told(len(batches[position].ids))
         position += 1
 
 

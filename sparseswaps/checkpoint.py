@@ -16,6 +16,7 @@ from torch import Tensor
 from sparseswaps.errors import InputError, one_line
 from sparseswaps.files import replacing
 from sparseswaps.modeldir import UNREADABLE, companion_files, opened, weight_files
+from sparseswaps.progress import Report, nobody
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -58,9 +59,12 @@ class Checkpoint:
                 found |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
         return found
 
-    def hashes(self) -> dict[str, str]:
-        """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf."""
-        found = {}
+    def hashes(self, progress: Report = nobody) -> dict[str, str]:
+        """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf.
+
+        `progress` is told how many tensors are done, and how many megabytes these have.
+        """
+        found, size = {}, 0
         for name in sorted(self.files):
             tensor = self.tensor(name)
             if tensor.is_floating_point() and tensor.dtype not in _DTYPES.values():
@@ -69,6 +73,8 @@ class Checkpoint:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise InputError(f"{self.folder / self.files[name]}: tensor {name} holds NaN or Inf")
             found[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+            size += tensor.nbytes
+            progress(len(found), size // 10**6)
         return found
 
 
@@ -78,6 +84,7 @@ def write_pruned(
     target: str | Path,
     extra: dict[str, str],
     weights: Callable[[str], Tensor] | None = None,
+    progress: Report = nobody,
 ) -> None:
     """Copy a model folder, with zeros where masks say so.
 
@@ -90,32 +97,40 @@ def write_pruned(
         weights: new values of a tensor's kept weights by its name, in its dtype and shape; None: they keep theirs.
         target: the folder to write; complete or not there at all.
         extra: further text files to write into the folder, by name.
+        progress: is told how many matrices have their zeros.
 
     Raises:
         InputError: a mask's tensor is missing from the source or has another shape or dtype.
     """
+    by_file: dict[str, list[str]] = {file: [] for file in weight_files(source.folder)}
+    for name in masks:
+        if name not in source.files:
+            raise InputError(f"{source.folder}: holds no tensor {name!r}")
+        by_file[source.files[name]].append(name)
     with replacing(target) as folder:
         folder.mkdir()
-        for name in companion_files(source.folder) + weight_files(source.folder):
+        for name in companion_files(source.folder):
             shutil.copyfile(source.folder / name, folder / name)
-        by_file: dict[str, list[str]] = {}
-        for name in masks:
-            if name not in source.files:
-                raise InputError(f"{source.folder}: holds no tensor {name!r}")
-            by_file.setdefault(source.files[name], []).append(name)
+        written = 0
         for file, names in by_file.items():
-            _write_in_place(folder / file, names, masks, weights)
+            shutil.copyfile(source.folder / file, folder / file)
+            _write_in_place(folder / file, names, masks, weights, lambda done, _, of=written: progress(of + done, 0))
+            written += len(names)
         for name, text in extra.items():
             (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_in_place(
-    path: Path, names: list[str], masks: Mapping[str, Tensor], weights: Callable[[str], Tensor] | None
+    path: Path,
+    names: list[str],
+    masks: Mapping[str, Tensor],
+    weights: Callable[[str], Tensor] | None,
+    progress: Report,
 ) -> None:
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         (length,) = struct.unpack("<Q", view[:8])
         header = json.loads(view[8 : 8 + length])
-        for name in names:
+        for done, name in enumerate(names, 1):
             entry, mask = header[name], masks[name]
             if entry["shape"] != list(mask.shape) or entry["dtype"] not in _DTYPES:
                 raise InputError(
@@ -129,4 +144,5 @@ def _write_in_place(
                 weight.copy_(weights(name).flatten())
             weight.masked_fill_(~mask.flatten(), 0)
             del weight  # releases the map's buffer, which could not be closed otherwise
+            progress(done, 0)
         view.flush()

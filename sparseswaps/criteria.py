@@ -1,7 +1,7 @@
 """Warm starts: functions from a layer to its first mask.
 
-A new one is a function `(weight, gram, pattern) -> mask` and its line in `WARMSTARTS`; one that ranks weights by a
-score is a function `(weight, gram) -> scores` under `@by_score`.
+A new one is a function `(weight, gram, pattern, progress) -> mask` and its line in `WARMSTARTS`; `progress` may be told
+how many rows are done. One that ranks weights by a score is a function `(weight, gram) -> scores` under `@by_score`.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,22 @@ from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine import eliminate
 from sparseswaps.refine.engine import checked
 
-WarmStart = Callable[[Tensor, Tensor, Pattern], Tensor]
+WarmStart = Callable[[Tensor, Tensor, Pattern, Report], Tensor]
 
 
 def by_score(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
     """Turn a score per weight into a warm start: the highest scores of each block are kept."""
 
     @wraps(score)
-    def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+    def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
         scores = score(weight.float(), gram.float())  # of all rows: a score may compare them
         rows = len(scores)
-        return torch.cat(sliced(lambda part: keep_best(scores[part], pattern), rows, rows, "rows"))
+        kept = sliced(lambda part: keep_best(scores[part], pattern), rows, rows, "rows", progress=progress)
+        return torch.cat(kept)
 
     return warm_start
 
@@ -60,9 +62,9 @@ def ria(weight: Tensor, gram: Tensor) -> Tensor:
     return relative.nan_to_num(0) * gram.diagonal().pow(0.25)
 
 
-def greedy(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
+def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
     """Exact backward elimination on the Gram matrix, with the swap engine's machinery (`refine.engine.eliminate`)."""
-    return eliminate(weight, gram, pattern)
+    return eliminate(weight, gram, pattern, progress=progress)
 
 
 @by_score

@@ -5,7 +5,6 @@ import math
 import os
 import random
 from collections.abc import Sequence
-from functools import partialmethod
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -58,13 +57,6 @@ def evaluate(
     from lm_eval.evaluator import evaluate as run
     from lm_eval.models.huggingface import HFLM
 
-    class Quiet(HFLM):
-        """Without progress bars: a log would keep every state of them."""
-
-        loglikelihood = partialmethod(HFLM.loglikelihood, disable_tqdm=True)
-        loglikelihood_rolling = partialmethod(HFLM.loglikelihood_rolling, disable_tqdm=True)
-        generate_until = partialmethod(HFLM.generate_until, disable_tqdm=True)
-
     for chatty in ("lm_eval.models", "transformers.tokenization_utils_base"):  # a line for every item that is cut
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
@@ -75,7 +67,7 @@ def evaluate(
         torch.manual_seed(seed)
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed=seed)
-        wrapped = Quiet(
+        wrapped = HFLM(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=batch_size,

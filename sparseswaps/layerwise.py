@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain, count, takewhile
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from sparseswaps.baselines.dsnot import dsnot
 from sparseswaps.gram import Inputs, row_loss
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine import Refinement, walk
 from sparseswaps.refine.reference import norms
 
@@ -55,19 +57,22 @@ class Refined:
     curve: list[dict[str, Any]]
 
 
-def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Refined:
+def refine_layer(
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method, progress: Report = nobody
+) -> Refined:
     """Refine a layer's mask, and measure its error on the way.
 
     Args:
         weight: [d_out, d_in], floating; `inputs` and `start`, the mask to begin with, are on its device.
         how: with `stop="held_out"` the mask is that of the last step before the held-out error rose, where there is
             held-out text.
+        progress: is told how many rows have come to their end, and how many swaps were made.
 
     Raises:
         InputError, CertificateError: as `refine` does.
     """
     began = time.monotonic()
-    steps = {"swaps": _swaps, "dsnot": _dsnot}[how.method]
+    steps = {"swaps": partial(_swaps, progress=progress), "dsnot": _dsnot}[how.method]
     best, curve = None, []
     for step in steps(weight, inputs, start, pattern, how):
         worse = best is not None and step.held_out is not None and step.held_out >= best.held_out
@@ -75,6 +80,7 @@ def refine_layer(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern
             break
         best = step
         curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
+    progress(len(weight), int(step.swaps.sum()))
     figures = {
         "d_out": weight.shape[0],
         "d_in": weight.shape[1],
@@ -112,7 +118,9 @@ def ladder(most: int | None) -> Iterator[int]:
     yield most
 
 
-def _swaps(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Iterator[_Step]:
+def _swaps(
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method, progress: Report
+) -> Iterator[_Step]:
     """Exact 1-swaps (`refine.walk`), step by step of the ladder."""
     gram = shrunk(inputs.gram, how.shrinkage)
     frozen = frozen_weights(weight, inputs.gram, how.freeze) if how.freeze else None
@@ -121,8 +129,8 @@ def _swaps(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how:
         grams["held_out"] = inputs.held_out
     of_rows = {name: torch.zeros(len(weight), dtype=torch.float64, device=weight.device) for name in grams}
     last: Refinement | None = None
-    budgets = ladder(how.max_swaps)
-    for result in walk(weight, gram, start, pattern, budgets, frozen=frozen, between_rows=how.between_rows):
+    options = {"frozen": frozen, "between_rows": how.between_rows, "progress": progress}
+    for result in walk(weight, gram, start, pattern, ladder(how.max_swaps), **options):
         changed = slice(None) if last is None else (result.mask != last.mask).any(1)
         for name, of in grams.items():
             part, mask = weight[changed], result.mask[changed]

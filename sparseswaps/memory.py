@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from sparseswaps.errors import InputError
+from sparseswaps.progress import Report, nobody
 
 T = TypeVar("T")
 
@@ -43,16 +44,19 @@ def halving(step: Callable[[int], T], size: int, what: str, lower: str | None = 
         size //= 2
 
 
-def sliced(step: Callable[[slice], T], count: int, size: int, what: str, lower: str | None = None) -> list[T]:
+def sliced(
+    step: Callable[[slice], T], count: int, size: int, what: str, lower: str | None = None, progress: Report = nobody
+) -> list[T]:
     """What `step` returns for one slice of `range(count)` after the other, each of `size` at first, and of half as many
     from where the GPU had no memory for them.
 
-    Args and errors are those of `halving`.
+    Args and errors are those of `halving`; `progress` is told how many of `count` are done.
     """
     found: list[T] = []
     start, size = 0, min(size, count)
     while start < count:
         result, size = halving(lambda most, at=start: step(slice(at, min(at + most, count))), size, what, lower)
         found.append(result)
-        start += size
+        start = min(start + size, count)
+        progress(start, 0)
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from sparseswaps.progress import SWAPS
 from sparseswaps.sizes import Matrices, Sizes
 
 _LIBRARIES = 1e9  # an interpreter with torch, transformers and lm-eval; 300 to 720 MB were measured
@@ -23,7 +24,6 @@ _ANSWERS = 4  # answers to an item, each of which is a sequence
 _ITEM = 200  # tokens of one
 TEXT = 300_000  # tokens of an evaluation text whose windows are not limited: about those of WikiText-2
 _TOKENISING = 2.0  # seconds; assumed
-SWAPS = 0.06  # swaps to a row's optimum, of d_in: 0.04 to 0.075 were measured at 60% and 2:4 (benchmarks/results)
 _AGAIN = 6  # swaps that a row's last searches, which find nothing, take as long as
 _UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices of these warm starts
 _CHECK = 20  # bytes for each entry of a Gram matrix: a float32 copy, and where rounding is in doubt two in float64

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sparseswaps.errors import InputError
 from sparseswaps.memory import sliced
+from sparseswaps.progress import Report, nobody
 
 LARGEST = math.log(sys.float_info.max)  # nats; exp() of more overflows
 
@@ -62,7 +63,7 @@ def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
 
 
 @torch.inference_mode()
-def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8) -> Perplexity:
+def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = nobody) -> Perplexity:
     """Measure the perplexity of `model` on `windows`.
 
     Args:
@@ -70,6 +71,7 @@ def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8) -> 
             (b, seqlen, vocabulary) and has `.device`; its dropout is switched off.
         windows: int64, shape (n, seqlen), on any device.
         batch_size: windows per forward pass; less once the GPU is out of memory.
+        progress: is told how many windows are done, and of how many tokens.
 
     Raises:
         InputError: a window's cross-entropy is not finite, or so large that its exponential is not.
@@ -83,7 +85,11 @@ def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8) -> 
         pairs = zip(logits[:, :-1], batch[:, 1:], strict=True)
         return torch.stack([functional.cross_entropy(row.float(), ids) for row, ids in pairs]).tolist()
 
-    losses = [loss for batch in sliced(losses_of, len(windows), batch_size, "windows", "seqlen") for loss in batch]
+    def told(done: int, _: int) -> None:
+        progress(done, done * windows.shape[1])
+
+    batches = sliced(losses_of, len(windows), batch_size, "windows", "seqlen", told)
+    losses = [loss for batch in batches for loss in batch]
     for index, loss in enumerate(losses):
         if not loss < LARGEST:  # also true of NaN
             raise InputError(

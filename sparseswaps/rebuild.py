@@ -11,6 +11,7 @@ from sparseswaps.baselines.sparsegpt import sparsegpt_update
 from sparseswaps.errors import InputError
 from sparseswaps.gram import Inputs, output_error
 from sparseswaps.layerwise import Settings, total_error
+from sparseswaps.progress import Report, nobody
 from sparseswaps.reconstruct import least_squares
 
 _METHODS = ("least_squares", "sparsegpt", "admm")
@@ -41,24 +42,30 @@ class Reconstruction(Settings):
 
 
 def reconstruct_layer(
-    weight: Tensor, inputs: Inputs, mask: Tensor, how: Reconstruction, figures: dict[str, Any]
+    weight: Tensor,
+    inputs: Inputs,
+    mask: Tensor,
+    how: Reconstruction,
+    figures: dict[str, Any],
+    progress: Report = nobody,
 ) -> tuple[Tensor, dict[str, Any]]:
     """New values for a layer's kept weights.
 
     Args:
         weight: [d_out, d_in], floating; `inputs` and `mask` are on its device.
         figures: those of the mask's refinement.
+        progress: is told how many rows are done.
 
     Returns:
         The weights in the dtype they had, zero where pruned, and the figures with the error that they leave.
     """
     began = time.monotonic()
     if how.method == "sparsegpt":
-        new = sparsegpt_update(weight, inputs.gram, mask, how.damping)
+        new = sparsegpt_update(weight, inputs.gram, mask, how.damping, progress=progress)
     elif how.method == "admm":
-        new = admm_update(weight, inputs.gram, mask, how.damping, how.iterations)
+        new = admm_update(weight, inputs.gram, mask, how.damping, how.iterations, progress)
     else:
-        new = least_squares(weight, inputs.gram, mask, how.damping, how.iterations)
+        new = least_squares(weight, inputs.gram, mask, how.damping, how.iterations, progress)
     new = new.to(weight.dtype)  # before it is measured: rounding is part of what a checkpoint gets
     after = {"loss_after": total_error(output_error, weight, inputs.gram, new)}
     if inputs.held_out is not None:

@@ -14,6 +14,7 @@ from sparseswaps.layerwise import Method, refine_layer, summary
 from sparseswaps.masks import check_mask
 from sparseswaps.model import Layer
 from sparseswaps.pattern import Pattern
+from sparseswaps.progress import rows_of, shown
 from sparseswaps.rebuild import Reconstruction, reconstruct_layer
 
 
@@ -56,7 +57,7 @@ class PrunedBlock:
 def prune_block(
     block: int, layers: list[Layer], grams: Grams, weight_of: Callable[[Layer], Tensor], recipe: Recipe
 ) -> PrunedBlock:
-    """Prune the calibrated layers of a block; the others stay dense.
+    """Prune the calibrated layers of a block; the others stay dense. How far it is, log and terminal show.
 
     Args:
         block: its number.
@@ -65,22 +66,23 @@ def prune_block(
     Raises:
         InputError, CertificateError: as `refine_layer` and `reconstruct_layer` do; the line names block and layer.
     """
-    found = PrunedBlock()
-    for layer in grams.readers(layers):
-        name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
-        with naming(name):
-            weight, pattern = weight_of(layer), recipe.pattern_of(block, layer.name)
-            inputs = grams.of(layer.name, weight.device)
-            if inputs.held_out is not None:
-                check_gram(inputs.held_out)
-            start = WARMSTARTS[recipe.criterion](weight, inputs.gram, pattern)
-            refined = refine_layer(weight, inputs, start, pattern, recipe.refinement)
-            check_mask(refined.mask, pattern, recipe.equal_rows)
-            figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
-            if recipe.reconstruction:
-                new, figures = reconstruct_layer(weight, inputs, refined.mask, recipe.reconstruction, figures)
-        found.masks[layer.name], found.weights[layer.name] = refined.mask, new
-        found.losses.append(here | grams.about(layer.name) | figures)
-        found.curves.extend(here | point for point in refined.curve)
-        logging.info("%s: %s", name, summary(figures))
+    found, layers = PrunedBlock(), grams.readers(layers)
+    with shown(f"block {block}", "rows", "swaps", rows_of(layers, recipe.refinement.max_swaps)) as reports:
+        for layer, report in zip(layers, reports, strict=True):
+            name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
+            with naming(name):
+                weight, pattern = weight_of(layer), recipe.pattern_of(block, layer.name)
+                inputs = grams.of(layer.name, weight.device)
+                if inputs.held_out is not None:
+                    check_gram(inputs.held_out)
+                start = WARMSTARTS[recipe.criterion](weight, inputs.gram, pattern)
+                refined = refine_layer(weight, inputs, start, pattern, recipe.refinement, report)
+                check_mask(refined.mask, pattern, recipe.equal_rows)
+                figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
+                if recipe.reconstruction:
+                    new, figures = reconstruct_layer(weight, inputs, refined.mask, recipe.reconstruction, figures)
+            found.masks[layer.name], found.weights[layer.name] = refined.mask, new
+            found.losses.append(here | grams.about(layer.name) | figures)
+            found.curves.extend(here | point for point in refined.curve)
+            logging.info("%s: %s", name, summary(figures))
     return found

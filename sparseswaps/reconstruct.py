@@ -6,6 +6,7 @@ from torch import Tensor
 from sparseswaps.errors import InputError
 from sparseswaps.gram import correlation, output_error, product
 from sparseswaps.memory import sliced
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.engine import checked
 
 _ROWS = 2048  # solved side by side: four float64 vectors each, and the products of so many are as fast as of more
@@ -13,7 +14,9 @@ _CONVERGED = 1e-5  # of a row's first residual: what is left to gain is then som
 
 
 @torch.no_grad()
-def least_squares(weight: Tensor, gram: Tensor, mask: Tensor, damping: float, iterations: int) -> Tensor:
+def least_squares(
+    weight: Tensor, gram: Tensor, mask: Tensor, damping: float, iterations: int, progress: Report = nobody
+) -> Tensor:
     """The kept weights v that minimise each row's damped error (v - w)^T G (v - w) + ridge ||v - m * w||^2.
 
     The ridge, damping * mean(diag G), pulls the kept weights to their own values; those of dead features keep them.
@@ -29,6 +32,7 @@ def least_squares(weight: Tensor, gram: Tensor, mask: Tensor, damping: float, it
         mask: boolean [d_out, d_in], True where kept.
         damping: at least 0.
         iterations: at most; rows that have converged stay as they are.
+        progress: is told how many rows are done.
 
     Returns:
         float32 [d_out, d_in], zero where the mask prunes.
@@ -54,7 +58,7 @@ def least_squares(weight: Tensor, gram: Tensor, mask: Tensor, damping: float, it
         before, after = (objective(own, gram, v, kept, damping) for v in (start, new))
         return torch.where((after <= before)[:, None], new, start)
 
-    return torch.cat(sliced(solve, len(weight), _ROWS, "rows"))
+    return torch.cat(sliced(solve, len(weight), _ROWS, "rows", progress=progress))
 
 
 def objective(weight: Tensor, gram: Tensor, new: Tensor, mask: Tensor, damping: float) -> Tensor:

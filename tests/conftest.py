@@ -78,6 +78,7 @@ class Workflow:
         process = self.start(config, *arguments)
         output, _ = process.communicate()
         assert not check or process.returncode == 0, output
+        assert "%|" not in output  # a progress bar, in what is no terminal
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def start(self, config: dict, *arguments: str) -> subprocess.Popen:

@@ -403,7 +403,7 @@ def test_a_backend_for_another_device_is_refused(monkeypatch):
 def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
     class Greedy:
         @staticmethod
-        def swap_rows(weight, gram, mask, frozen, correlation, size, budget):
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
             mask.fill_(True)
             return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
 
@@ -416,7 +416,7 @@ def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
 def test_a_wrong_certificate_is_an_error(monkeypatch):
     class Liar:
         @staticmethod
-        def swap_rows(weight, gram, mask, frozen, correlation, size, budget):
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
             return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
 
     weight, inputs = layer(1, 6, 16, "correlated")

@@ -16,11 +16,19 @@ from torch import Tensor
 from sparseswaps.masks import keep_best
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.engine import checked
 
 
 @torch.no_grad()
-def admm_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: float = 0.1, picks: int = 15) -> Tensor:
+def admm_mask(
+    weight: Tensor,
+    gram: Tensor,
+    pattern: Pattern,
+    damping: float = 0.1,
+    picks: int = 15,
+    progress: Report = nobody,
+) -> Tensor:
     """The last mask of the rounds that pick one each: the weights of largest |W + U|, at first Wanda's mask.
 
     Args:
@@ -29,6 +37,7 @@ def admm_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: float = 0
         pattern: how many weights every round keeps.
         damping: what is added to the diagonal of the scaled Gram matrix, relative to that diagonal's mean.
         picks: rounds that pick a mask, at least one. Those after them change weights only.
+        progress: is told how many rows are done.
 
     Returns:
         boolean [d_out, d_in], True where kept.
@@ -43,13 +52,21 @@ def admm_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: float = 0
     def best(state: Tensor) -> Tensor:
         return keep_best(state.abs(), pattern)
 
-    rows = len(weight)
-    states = sliced(lambda part: _rounds(weight[part] * scale, matrix, inverse, best, picks - 1), rows, rows, "rows")
-    return torch.cat([best(state) for state in states])
+    def picked(part: slice) -> Tensor:
+        return best(_rounds(weight[part] * scale, matrix, inverse, best, picks - 1))
+
+    return torch.cat(sliced(picked, len(weight), len(weight), "rows", progress=progress))
 
 
 @torch.no_grad()
-def admm_update(weight: Tensor, gram: Tensor, mask: Tensor, damping: float = 0.1, iterations: int = 20) -> Tensor:
+def admm_update(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    damping: float = 0.1,
+    iterations: int = 20,
+    progress: Report = nobody,
+) -> Tensor:
     """The weights on a mask that come near the least error of the output, the damping taken as part of it.
 
     Args and errors are those of `admm_mask`; `mask` is boolean [d_out, d_in] and may keep any number of weights
@@ -65,8 +82,7 @@ def admm_update(weight: Tensor, gram: Tensor, mask: Tensor, damping: float = 0.1
         state = _rounds(weight[part] * scale, matrix, inverse, lambda _: mask[part], iterations)
         return (state / scale).masked_fill_(~mask[part], 0).float()
 
-    rows = len(weight)
-    return torch.cat(sliced(updated, rows, rows, "rows"))
+    return torch.cat(sliced(updated, len(weight), len(weight), "rows", progress=progress))
 
 
 def _scaled(gram: Tensor, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,13 +13,21 @@ from torch import Tensor
 from sparseswaps.errors import InputError
 from sparseswaps.masks import keep_best
 from sparseswaps.pattern import NM, Pattern
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.engine import checked
 
 _ATTEMPTS = 4  # to factor a Gram matrix, each with ten times the damping
 
 
 @torch.no_grad()
-def sparsegpt_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: float = 0.01, block: int = 128) -> Tensor:
+def sparsegpt_mask(
+    weight: Tensor,
+    gram: Tensor,
+    pattern: Pattern,
+    damping: float = 0.01,
+    block: int = 128,
+    progress: Report = nobody,
+) -> Tensor:
     """The mask that SparseGPT finds while it changes the weights.
 
     Pruned are the weights of least w_j^2 / [(H_F)^-1]_jj with F the columns from j on: what pruning w_j adds to the
@@ -33,6 +41,7 @@ def sparsegpt_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: floa
         pattern: how many weights are kept.
         damping: what is added to the diagonal of the Gram matrix, relative to the diagonal's mean.
         block: columns whose weights compete; for N:M, how many are swept at a time.
+        progress: is told how many rows are done: as all are swept together, the same share of them as of the columns.
 
     Returns:
         boolean [d_out, d_in], True where kept. Of equal scores that of the upper row is kept, then that further left.
@@ -58,12 +67,14 @@ def sparsegpt_mask(weight: Tensor, gram: Tensor, pattern: Pattern, damping: floa
     if isinstance(pattern, NM):
         together, block = pattern.m, max(block // pattern.m, 1) * pattern.m
     mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
-    _sweep(weight, gram, mask, damping, block, choose, together)
+    _sweep(weight, gram, mask, damping, block, progress, choose, together)
     return mask
 
 
 @torch.no_grad()
-def sparsegpt_update(weight: Tensor, gram: Tensor, mask: Tensor, damping: float = 0.01, block: int = 128) -> Tensor:
+def sparsegpt_update(
+    weight: Tensor, gram: Tensor, mask: Tensor, damping: float = 0.01, block: int = 128, progress: Report = nobody
+) -> Tensor:
     """The weights that SparseGPT's sweep makes for a mask, whoever has found it.
 
     Args and errors are those of `sparsegpt_mask`. `mask` is boolean [d_out, d_in] and may keep any number of weights
@@ -73,7 +84,7 @@ def sparsegpt_update(weight: Tensor, gram: Tensor, mask: Tensor, damping: float 
         float32 [d_out, d_in], exactly zero outside of the mask and where a feature is dead.
     """
     weight, gram = checked(weight, gram)
-    return _sweep(weight, gram, mask, damping, block).float()
+    return _sweep(weight, gram, mask, damping, block, progress).float()
 
 
 def _sweep(
@@ -82,6 +93,7 @@ def _sweep(
     mask: Tensor,
     damping: float,
     block: int,
+    progress: Report,
     choose: Callable[[Tensor, int], Tensor] | None = None,
     together: int = 1,
 ) -> Tensor:
@@ -107,6 +119,7 @@ def _sweep(
             errors[i] = (part[i] / upper[i, i]).masked_fill_(mask[:, start + i], 0)
             part[i:].addr_(upper[i, i:], errors[i], alpha=-1)
         new[later].addmm_(factor[columns, later].T, errors, alpha=-1)
+        progress(len(weight) * min(start + block, len(new)) // len(new), 0)
     return new.T.masked_fill(~mask, 0)
 
 

@@ -9,6 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.bounds import LAMBDA, strongest_correlation
 from sparseswaps.refine.reference import norms, rounding
 
@@ -18,7 +19,14 @@ Best = tuple[Tensor, Tensor, Tensor]  # cost, u, p: each [rows]; where the cost 
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    frozen: Tensor,
+    correlation: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report = nobody,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
@@ -44,6 +52,7 @@ def swap_rows(
         correlation[active] += weight[active, u, None] * gram[u] - weight[active, p, None] * gram[p]
         mask[active, u], mask[active, p] = False, True
         swaps[active] += 1
+        progress(int(certified.sum()), int(swaps.sum()))
     return swaps, certified
 
 
@@ -89,7 +98,7 @@ def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound
         turn = 1 - turn
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     w, gram = weight.double(), gram.double()
     mask = torch.ones_like(w, dtype=torch.bool)
@@ -102,4 +111,5 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor
         mask[rows, u] = False
         spare[rows, u // size] -= 1
         correlation += w[rows, u, None] * gram[u]
+    progress(len(w), 0)  # all rows come to their end together
     return mask

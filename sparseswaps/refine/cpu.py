@@ -7,7 +7,7 @@ against all pruned ones, which is one pass over its row of the Gram matrix, and 
 lowest bound likewise; until no open pair can beat the best that was found.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 
@@ -18,6 +18,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.bounds import LAMBDA, strongest_by_tile, strongest_correlation
 from sparseswaps.refine.reference import feature_norms, rounding
 
@@ -268,17 +269,27 @@ def _eliminate_chunk(weight, s, gram, size, kept, mask):
                 pruning[i] = alone[i] + w[i] * c[i]
 
 
-def _on_all_threads(rows: int, work: Callable[[slice], None]) -> None:
-    """Do `work` for slices that make up all rows, on as many threads as torch uses.
+def _on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[slice]:
+    """Do `work` for slices that make up all rows, on as many threads as torch uses. It must not call torch, which would
+    start threads of its own in each of these.
 
-    It must not call torch, which would start threads of its own in each of these.
+    Yields each slice once it is done, in order.
     """
+    slices = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]))
+        for done, _ in zip(slices, pool.map(work, slices), strict=True):
+            yield done
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    frozen: Tensor,
+    correlation: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report = nobody,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
@@ -296,11 +307,14 @@ def swap_rows(
         s = np.abs(w) * scale
         _swap_chunk(w, s, rounding(s), *layer, size, *(array[rows] for array in of_rows))
 
-    _on_all_threads(len(weight), work)
+    ended = made = 0
+    for rows in _on_all_threads(len(weight), work):
+        ended, made = ended + int(certified[rows].sum()), made + int(swaps[rows].sum())
+        progress(ended, made)
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     mask = torch.ones(weight.shape, dtype=torch.bool)
     weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()
@@ -309,5 +323,6 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor
         w = weights[rows].astype(np.float64)
         _eliminate_chunk(w, np.abs(w) * scale, entries, size, kept, result[rows])
 
-    _on_all_threads(len(weight), work)
+    for rows in _on_all_threads(len(weight), work):
+        progress(rows.stop, 0)
     return mask

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.bounds import LAMBDA, strongest_correlation
 from sparseswaps.refine.reference import feature_norms, norms, rounding
 
@@ -22,7 +23,14 @@ _FUSED = False  # multiplications and additions are rounded as on the CPU, whate
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    frozen: Tensor,
+    correlation: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report = nobody,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     rows, d_in = weight.shape
@@ -49,10 +57,11 @@ def swap_rows(
         with torch.cuda.device_of(weight):
             _swap_blocks[(rows,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
     mask.copy_(state != 0)
+    progress(int(certified.sum()), int(swaps.sum()))
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     rows, d_in = weight.shape
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)
@@ -62,6 +71,7 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor
         arguments = (weight, gram, mask.view(torch.int8), feature_norms(gram), d_in, size, kept, width)
         with torch.cuda.device_of(weight):
             _eliminate[(rows,)](*arguments, num_warps=warps, maxnreg=min(255, 2048 // warps), enable_fp_fusion=_FUSED)
+    progress(rows, 0)
     return mask
 
 

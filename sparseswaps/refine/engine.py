@@ -14,6 +14,7 @@ from sparseswaps.errors import InputError
 from sparseswaps.gram import check_gram, correlation, loss_of
 from sparseswaps.memory import sliced
 from sparseswaps.pattern import Pattern
+from sparseswaps.progress import Report, nobody
 from sparseswaps.refine.between import exchange
 from sparseswaps.refine.certificate import CertificateError, improvable
 from sparseswaps.refine.reference import norms
@@ -36,19 +37,21 @@ class Backend(Protocol):
         correlation: Tensor,
         size: int,
         budget: Tensor,
+        progress: Report,
     ) -> tuple[Tensor, Tensor]:
         """Refine `mask`, boolean [rows, d_in], in place, and keep its `correlation`, float64 [rows, d_in], with it.
 
         `frozen`, boolean [rows, d_in], are kept weights that stay; `size` is the number of columns in a block,
-        `budget`, int64 [rows], the number of swaps that a row may make.
+        `budget`, int64 [rows], the number of swaps that a row may make. `progress` is told, as often as that costs
+        nothing, how many rows are at their optimum so far, and how many swaps were made.
         Returns the swaps made, int64 [rows], and whether no pair improves any more, boolean [rows].
         """
         ...
 
-    def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+    def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
         """Prune the weight that costs least again and again, until each block of `size` columns keeps `kept`.
 
-        Returns the mask, boolean [rows, d_in].
+        `progress` is told how many rows are done. Returns the mask, boolean [rows, d_in].
         """
         ...
 
@@ -94,6 +97,7 @@ def refine(
     backend: str | None = None,
     frozen: Tensor | None = None,
     between_rows: bool = False,
+    progress: Report = nobody,
 ) -> Refinement:
     """Swap kept against pruned weights, always the pair that lowers a row's error most, until none does.
 
@@ -115,6 +119,7 @@ def refine(
         between_rows: rows may also exchange a kept weight of one against a pruned one of another (`between.exchange`),
             in turn with their own swaps until neither improves. The matrix then keeps as many weights as before,
             its rows need not.
+        progress: is told now and then how many rows have come to their end, and how many swaps were made.
 
     Returns:
         A `Refinement` on the weight's device.
@@ -126,7 +131,8 @@ def refine(
             memory for a single row.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
-    *_, last = walk(weight, gram, mask, pattern, [max_swaps], backend, frozen, between_rows)
+    *_, last = walk(weight, gram, mask, pattern, [max_swaps], backend, frozen, between_rows, progress)
+    progress(len(last.swaps), int(last.swaps.sum()))
     return last
 
 
@@ -140,10 +146,12 @@ def walk(
     backend: str | None = None,
     frozen: Tensor | None = None,
     between_rows: bool = False,
+    progress: Report = nobody,
 ) -> Iterator[Refinement]:
     """`refine` in steps: what it returns for each of `budgets`, rising, until every row is at its optimum.
 
-    Each step goes on from the one before. Other arguments and errors are those of `refine`.
+    Each step goes on from the one before. Other arguments and errors are those of `refine`, but that rows which have
+    spent a budget are not at their end here: there may be another.
     """
     weight, gram = checked(weight, gram)
     d_out, d_in = weight.shape
@@ -174,7 +182,13 @@ def walk(
 
         def part(chosen: slice) -> None:
             rows = chosen if every else open_rows[chosen]
-            moved = _carried(search, weight[rows], gram, mask[rows], frozen[rows], size, allowed - swaps[rows])
+            ended, made = int(certified.sum()), int(swaps.sum())  # before this part, which may be begun again
+            left = allowed - swaps[rows]
+
+            def told(of_these: int, made_by_these: int) -> None:
+                progress(ended + of_these, made + made_by_these)
+
+            moved = _carried(search, weight[rows], gram, mask[rows], frozen[rows], size, left, told)
             if first:
                 loss_before[rows] = moved.loss_before
             mask[rows], loss_after[rows], certified[rows] = moved.mask, moved.loss_after, moved.certified
@@ -220,14 +234,21 @@ class _Carried(NamedTuple):
 
 
 def _carried(
-    search: Backend, weight: Tensor, gram: Tensor, start: Tensor, frozen: Tensor, size: int, budget: Tensor
+    search: Backend,
+    weight: Tensor,
+    gram: Tensor,
+    start: Tensor,
+    frozen: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report,
 ) -> _Carried:
     """Some rows from their masks `start`, which is not modified, to where their searches end."""
     mask = start.clone(memory_format=torch.contiguous_format)
     current = correlation(weight, gram, mask)
     loss_before = loss_of(weight, current, mask)
     loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
-    swaps, certified = search.swap_rows(weight, gram, mask, frozen, current, size, budget)
+    swaps, certified = search.swap_rows(weight, gram, mask, frozen, current, size, budget, progress)
     stopped = (swaps == budget) & (swaps > 0) & ~certified  # with improving swaps left: nothing to be certain of
     loss_after[stopped] = loss_of(weight[stopped], current[stopped], mask[stopped])
     rows = ((swaps > 0) & ~stopped).nonzero().flatten()
@@ -243,7 +264,7 @@ def _carried(
             drift[rows], (current - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
         )
         left = budget[rows] - swaps[rows]
-        made, certified[rows] = search.swap_rows(moved, gram, refined, frozen[rows], fresh, size, left)
+        made, certified[rows] = search.swap_rows(moved, gram, refined, frozen[rows], fresh, size, left, nobody)
         mask[rows] = refined
         swaps[rows] += made
         rows, current = rows[made > 0], fresh[made > 0]
@@ -258,13 +279,15 @@ def _carried(
 
 
 @torch.no_grad()
-def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None) -> Tensor:
+def eliminate(
+    weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None, progress: Report = nobody
+) -> Tensor:
     """Exact backward elimination: from the dense row, prune again and again the weight that costs the row least.
 
     Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error (the half of a swap's cost that is u's), with
     c = G ((1 - m) * w). Blocks that have no weight left to spare are passed over.
 
-    Args and input errors are those of `refine`.
+    Args and input errors are those of `refine`; no swaps are made.
 
     Returns:
         boolean [d_out, d_in], True where kept.
@@ -272,8 +295,11 @@ def eliminate(weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | Non
     weight, gram = checked(weight, gram)
     size, kept = pattern.blocks(weight.shape[1])
     search = backend_of(weight, backend)
-    rows = len(weight)
-    return torch.cat(sliced(lambda part: search.eliminate_rows(weight[part], gram, size, kept), rows, rows, "rows"))
+
+    def part(rows: slice) -> Tensor:
+        return search.eliminate_rows(weight[rows], gram, size, kept, lambda done, _: progress(rows.start + done, 0))
+
+    return torch.cat(sliced(part, len(weight), len(weight), "rows"))
 
 
 def checked(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparseswaps.progress import Report, nobody
+
 
 def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[float]], u: int, p: int) -> float:
     """The exact change of a row's loss when kept weight `u` is pruned and pruned weight `p` kept, a 1-swap.
@@ -36,7 +38,14 @@ def rounding(norms: Tensor) -> Tensor:
 
 
 def swap_rows(
-    weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, correlation: Tensor, size: int, budget: Tensor
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    frozen: Tensor,
+    correlation: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report = nobody,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
@@ -66,14 +75,15 @@ def swap_rows(
                 break
             mask_row[pair[0]], mask_row[pair[1]] = False, True
             swaps[row] += 1
+        progress(int(certified.sum()), int(swaps.sum()))
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
     mask = torch.ones_like(weight, dtype=torch.bool)
-    for w, mask_row in zip(weight, mask, strict=True):
+    for row, (w, mask_row) in enumerate(zip(weight, mask, strict=True)):
         while True:
             c = gram @ w.masked_fill(mask_row, 0)
             costs = {
@@ -84,4 +94,5 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int) -> Tensor
             if not costs:
                 break
             mask_row[min(costs, key=costs.get)] = False
+        progress(row + 1, 0)
     return mask
