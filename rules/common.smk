@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparseswaps import study
 from sparseswaps.documents import is_file
-from sparseswaps.modeldir import companion_files, locate, weight_files
+from sparseswaps.modeldir import companion_files, locate, mask_files, weight_files
 from sparseswaps.plan import Planner
 from sparseswaps.provenance import stage_key
 
@@ -24,6 +24,7 @@ COMPUTE = {"threads": config["threads"], "gpu": config["gpu"]}  # what computing
 ACTIVATIONS = {"activations": config["activations"]}
 
 PATTERNS = study.patterns(config)
+STARTS = study.warmstarts(config)
 BLOCKS = study.blocks(config)
 PLANNER = Planner(config)
 # What is evaluated and reported: every model as it is, and every cell of the grid.
@@ -135,6 +136,12 @@ def described(variant):
     named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "refinement": method}
     named |= {name: calibration[name] for name in ("samples", "propagate")}
     return named | how
+
+
+@cache
+def start_files(warmstart):
+    """An input list: the files of a warm start that was made elsewhere."""
+    return [str(path) for path in mask_files(STARTS[warmstart])] if STARTS[warmstart] else []
 
 
 @cache

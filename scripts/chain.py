@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
+from first import first_masks
 from job import device, patterns, run
 
 from sparseswaps.activations import keeping
 from sparseswaps.artifacts import read_model, read_samples, write_masks, write_weights
 from sparseswaps.capture import capture
-from sparseswaps.criteria import WARMSTARTS
 from sparseswaps.errors import naming
 from sparseswaps.files import write_csv
 from sparseswaps.gram import check_gram
@@ -22,7 +22,7 @@ def main(snakemake, settings):
     place = device(settings)
     described = read_model(snakemake.input.model)
     calibration, held_out = read_samples(snakemake.input.samples, described)
-    pattern_of, warm_start = patterns(snakemake, settings), WARMSTARTS[settings["criterion"]]
+    pattern_of, first = patterns(snakemake, settings), first_masks(settings, described)
     how = Method.of(settings["refinement"])
     rebuild = settings["reconstruction"] and Reconstruction.of(settings["reconstruction"])
     every_row = []
@@ -36,9 +36,9 @@ def main(snakemake, settings):
                 pattern = pattern_of(block, layer.name)
                 if inputs.held_out is not None:
                     check_gram(inputs.held_out)
-                start = warm_start(weight, inputs.gram, pattern)
+                start = first(layer, weight, inputs.gram, pattern)
                 refined = refine_layer(weight, inputs, start, pattern, how)
-                check_mask(refined.mask, pattern, settings["equal_rows"])
+                check_mask(refined.mask, pattern, settings["counted"])
                 figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
                 if rebuild:
                     new, figures = reconstruct_layer(weight, inputs, refined.mask, rebuild, figures)

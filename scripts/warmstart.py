@@ -1,24 +1,22 @@
 """Rule warmstart: the first masks of one block."""
 
+from first import first_masks
 from job import block_of, device, patterns, run
 
 from sparseswaps.artifacts import read_grams, read_model, write_masks
-from sparseswaps.criteria import WARMSTARTS
 from sparseswaps.errors import naming
-from sparseswaps.masks import check_mask
 
 
 def main(snakemake, settings):
     model = read_model(snakemake.input.model)
     grams = read_grams(snakemake.input.gram, model)
     block, pattern_of = block_of(snakemake), patterns(snakemake, settings)
-    warm_start, place = WARMSTARTS[settings["criterion"]], device(settings)
+    first, place = first_masks(settings, model), device(settings)
     masks = {}
     for layer in grams.readers(model.blocks[block]):
         with naming(f"block {block}, {layer.name}"):
-            pattern = pattern_of(block, layer.name)
-            masks[layer.name] = warm_start(model.weight(layer).to(place), grams.of(layer.name, place).gram, pattern)
-            check_mask(masks[layer.name], pattern, settings["equal_rows"])
+            weight, gram = model.weight(layer).to(place), grams.of(layer.name, place).gram
+            masks[layer.name] = first(layer, weight, gram, pattern_of(block, layer.name))
     write_masks(snakemake.output[0], masks.items(), model, snakemake.params.key)
     return ", ".join(f"{name} {1 - mask.float().mean():.2%} pruned" for name, mask in masks.items())
 
