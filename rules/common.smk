@@ -141,7 +141,8 @@ def described(variant):
 @cache
 def start_files(warmstart):
     """An input list: the files of a warm start that was made elsewhere."""
-    return [str(path) for path in mask_files(STARTS[warmstart])] if STARTS[warmstart] else []
+    path = STARTS.get(warmstart)
+    return [str(file) for file in mask_files(path)] if path else []
 
 
 @cache

@@ -45,7 +45,8 @@ def counts(at):
 def started(at):
     """What makes a warm start: a criterion, or files that were made elsewhere."""
     name = at["warmstart"]
-    return {"from": STARTS[name], "files": identities(start_files(name))} if STARTS[name] else {"criterion": name}
+    files = start_files(name)
+    return {"from": STARTS[name], "files": identities(files)} if files else {"criterion": name}
 
 
 def model_key(at):

@@ -59,7 +59,7 @@ class Planner:
         pattern = self.patterns[where["pattern"]].pattern
         sparsity = float(pattern.sparsity) if isinstance(pattern, PerRow) else 1 - pattern.n / pattern.m
         budget = config["refinements"][where["refinement"]]["max_swaps"] if "refinement" in where else 0
-        criterion = None if self.starts[where["warmstart"]] else where["warmstart"]
+        criterion = None if self.starts.get(where["warmstart"]) else where["warmstart"]
         mask = Mask(isinstance(pattern, PerRow), sparsity, criterion, budget)
         if stage == "chain":
             return needs.chain(sizes, draw, mask, iterations, batch, machine)

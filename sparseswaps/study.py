@@ -218,7 +218,7 @@ def _check_cells(config: dict[str, Any]) -> None:
 
 def counted(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> str:
     """Where the weights that masks keep are counted: what `masks.check_mask` is told."""
-    if warmstarts(config)[warmstart] is not None:
+    if warmstarts(config).get(warmstart) is not None:
         return "roughly"
     between_rows = refinement is not None and config["refinements"][refinement]["between_rows"]
     return "matrix" if warmstart == "sparsegpt" or between_rows else "rows"
