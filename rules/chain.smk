@@ -8,6 +8,7 @@ for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinemen
             f"chain{'_rebuilt' * ('+' in METHOD)}_{MODEL_NAME}"
         input:
             unpack(partial(allocated, model=MODEL_NAME)),
+            start=lambda wildcards: start_files(wildcards.warmstart),
             model=f"<results>/{MODEL_NAME}/model.json",
             samples=f"<results>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
         output:

@@ -15,7 +15,7 @@ from pathlib import Path
 from sparseswaps import study
 from sparseswaps.documents import is_file
 from sparseswaps.files import read_json
-from sparseswaps.modeldir import companion_files, locate, weight_files
+from sparseswaps.modeldir import companion_files, locate, mask_files, weight_files
 from sparseswaps.plan import Planner
 from sparseswaps.provenance import stage_key
 
@@ -25,6 +25,7 @@ COMPUTE = {"threads": config["threads"], "gpu": config["gpu"]}  # what computing
 ACTIVATIONS = {"activations": config["activations"]}
 
 PATTERNS = study.patterns(config)
+STARTS = study.warmstarts(config)
 BLOCKS = study.blocks(config)
 PLANNER = Planner(config)
 # What is evaluated and reported: every model as it is, and every cell of the grid.
@@ -137,6 +138,13 @@ def described(variant):
     named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "refinement": method}
     named |= {name: calibration[name] for name in ("samples", "propagate")}
     return named | how
+
+
+@cache
+def start_files(warmstart):
+    """An input list: the files of a warm start that was made elsewhere."""
+    path = STARTS.get(warmstart)
+    return [str(file) for file in mask_files(path)] if path else []
 
 
 @cache

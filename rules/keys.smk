@@ -38,8 +38,15 @@ def counts(at):
     """What masks have to keep."""
     method = at.get("method", at.get("refinement"))
     refinement = method and method.partition("+")[0]
-    equal = study.equal_rows(config, at["warmstart"], refinement)
-    return {"pattern": PATTERNS[at["pattern"]].pattern.label, "equal_rows": equal}
+    counted = study.counted(config, at["warmstart"], refinement)
+    return {"pattern": PATTERNS[at["pattern"]].pattern.label, "counted": counted}
+
+
+def started(at):
+    """What makes a warm start: a criterion, or files that were made elsewhere."""
+    name = at["warmstart"]
+    files = start_files(name)
+    return {"from": STARTS[name], "files": identities(files)} if files else {"criterion": name}
 
 
 def model_key(at):
@@ -75,7 +82,7 @@ def allocation_keys(at):
 def warmstart_key(at):
     return key(
         "warmstart",
-        {**counts({name: at[name] for name in ("pattern", "warmstart")}), "criterion": at["warmstart"], **COMPUTE},
+        {**counts({name: at[name] for name in ("pattern", "warmstart")}), **started(at), **COMPUTE},
         packages=("torch", "numba"),
         after=[capture_key(at), *allocation_keys(at)],
     )
@@ -100,7 +107,7 @@ def chain_key(at):
         "chain",
         {
             **counts(at),
-            "criterion": at["warmstart"],
+            **started(at),
             "batch_size": config["batch_size"],
             "refinement": config["refinements"][at["refinement"]],
             "reconstruction": config["reconstructions"].get(at.get("reconstruction")),

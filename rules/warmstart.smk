@@ -1,7 +1,8 @@
 rule warmstart:
-    """Make the first masks of one block by a criterion."""
+    """Make the first masks of one block by a criterion, or take them from where they were made."""
     input:
         unpack(allocated),
+        start=lambda wildcards: start_files(wildcards.warmstart),
         model="<results>/{model}/model.json",
         gram="<results>/<draw>/gram/{block}.safetensors",
     output:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from first import first_masks
 from job import device, patterns, progress, run
 
 from sparseswaps.activations import keeping
@@ -20,11 +21,11 @@ def main(snakemake, settings):
     described = read_model(snakemake.input.model)
     calibration, held_out = read_samples(snakemake.input.samples, described)
     recipe = Recipe(
-        settings["criterion"],
+        first_masks(settings, described),
         patterns(snakemake, settings),
         Method.of(settings["refinement"]),
         settings["reconstruction"] and Reconstruction.of(settings["reconstruction"]),
-        settings["equal_rows"],
+        settings["counted"],
     )
     every_row = []
 

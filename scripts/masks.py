@@ -19,7 +19,7 @@ def main(snakemake, settings):
             layers = [layer for layer in model.blocks[block] if layer.name in of_block]
             for layer in layers:
                 with naming(f"block {block}, {layer.name}"):
-                    check_mask(of_block[layer.name], pattern_of(block, layer.name), settings["equal_rows"])
+                    check_mask(of_block[layer.name], pattern_of(block, layer.name), settings["counted"])
             for name, mask in by_tensor(layers, of_block).items():
                 counts.append((mask.numel(), int(mask.sum())))
                 yield name, mask

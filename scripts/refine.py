@@ -26,7 +26,7 @@ def main(snakemake, settings):
                 weight, inputs = model.weight(layer).to(place), grams.of(layer.name, place)
                 pattern, start = pattern_of(block, layer.name), starts[layer.name].to(place)
                 refined = refine_layer(weight, inputs, start, pattern, how, report)
-                check_mask(refined.mask, pattern, settings["equal_rows"])
+                check_mask(refined.mask, pattern, settings["counted"])
             masks[layer.name] = refined.mask
             rows.append(here | grams.about(layer.name) | refined.figures)
             curves += [here | point for point in refined.curve]

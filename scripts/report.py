@@ -14,6 +14,7 @@ from sparseswaps.files import replacing, write_json
 from sparseswaps.modeldir import weight_files
 from sparseswaps.provenance import source_digest
 from sparseswaps.report import SIZES, render
+from sparseswaps.study import warmstarts
 from sparseswaps.tables import beside_published, read_published, read_table, summary
 
 STAGES = ("model", "samples", "capture", "allocation", "warmstart", "refine", "reconstruct", "chain")
@@ -107,6 +108,8 @@ def provenance(snakemake, layers):
             dense += [la.tensor for block, of_block in blocks for la in of_block if (block, la.name) not in masked]
         if dense:
             found[f"left dense in {name}"] = ", ".join(dense)
+    made_elsewhere = {name: path for name, path in warmstarts(key["settings"]["config"]).items() if path}
+    found |= {f"warm start {name}": f"from {path}" for name, path in made_elsewhere.items()}
     for path in snakemake.input.samples:
         draw = Path(path).parent
         model = read_model(draw.parent.parent / "model.json")

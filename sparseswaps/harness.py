@@ -24,9 +24,11 @@ def evaluate(
     include: Sequence[Path],
     limit: int | None,
     batch_size: int,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with as many shots as each task's definition says: none unless it says some.
+
+    The seeds are those of `lm_eval`'s command line, so that it gives the same numbers for the same model
+    (docs/interoperation.md).
 
     Args:
         model: on the device that is to compute. Log-probabilities are float32, whatever the dtype of its weights.
@@ -37,7 +39,6 @@ def evaluate(
         limit: take only that many items of each task, from the beginning; None takes all.
         batch_size: requests per forward pass. With all their logits in float32, this is what most memory goes into;
             once the GPU has no more of it, all is begun again with half as many.
-        seed: for few-shot examples and sampling.
 
     Returns:
         Plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no number,
@@ -54,6 +55,7 @@ def evaluate(
     import lm_eval
     import numpy as np
     import torch
+    from lm_eval.config.evaluate_config import DEFAULT_SEED
     from lm_eval.evaluator import evaluate as run
     from lm_eval.models.huggingface import HFLM
 
@@ -62,11 +64,12 @@ def evaluate(
 
     def attempt(batch_size: int) -> dict[str, Any]:
         loaded = _load(tasks, include)  # anew: tasks keep their requests and draw few-shot examples as they go
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        of_python, of_numpy, of_torch, of_shots = DEFAULT_SEED
+        random.seed(of_python)
+        np.random.seed(of_numpy)
+        torch.manual_seed(of_torch)
         for task in loaded["tasks"].values():
-            task.set_fewshot_seed(seed=seed)
+            task.set_fewshot_seed(seed=of_shots)
         wrapped = HFLM(
             pretrained=model,
             tokenizer=tokenizer,

@@ -1,11 +1,16 @@
 """Masks: boolean tensors of a weight's shape, True where the weight is kept."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparseswaps.errors import InputError
 from sparseswaps.pattern import Pattern
+
+Counted = Literal["rows", "matrix", "roughly"]
+_ROUGHLY = 0.01  # of a matrix's weights
 
 
 def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
@@ -25,23 +30,33 @@ def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
     return mask.view_as(scores)
 
 
-def check_mask(mask: Tensor, pattern: Pattern, equal_rows: bool = True) -> None:
-    """Raise InputError unless every block of every row keeps exactly as many weights as `pattern` says.
+def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> None:
+    """Raise InputError unless a mask, boolean [d_out, d_in], keeps as many weights as `pattern` says.
 
-    Without `equal_rows`, a pattern of whole rows says how many the matrix keeps in all.
+    Args:
+        counted: where they are counted. "rows": in every block of every row. "matrix": over all rows, where a pattern
+            is one of whole rows. "roughly": over all rows, within a hundredth of all weights or one a row, whichever is
+            more, and no block of N:M keeps more than N. That is for masks made elsewhere: other tools round otherwise,
+            and weights that are zero in the base model look pruned.
     """
     size, kept = pattern.blocks(mask.shape[1])
     counts = mask.reshape(mask.shape[0], -1, size).sum(-1)
-    if not equal_rows and size == mask.shape[1]:
-        if (found := int(counts.sum())) != kept * len(mask):
-            raise InputError(f"{found} weights are kept, {kept * len(mask)} are asked for by pattern {pattern.label}")
+    found, asked, every = int(counts.sum()), kept * counts.numel(), mask.numel()
+    whole_rows = size == mask.shape[1]
+    by = f"asked for by pattern {pattern.label}"
+    if counted == "roughly":
+        by += ": exclude this warm start for it, or give this layer its own by `layers`"
+    if counted == "roughly" and abs(found - asked) > max(_ROUGHLY * every, len(mask)):
+        raise InputError(f"{1 - found / every:.2%} of the weights are pruned, {1 - asked / every:.2%} are {by}")
+    if counted == "matrix" and whole_rows and found != asked:
+        raise InputError(f"{found} weights are kept, {asked} are {by}")
+    if counted != "rows" and whole_rows:
         return
-    wrong = (counts != kept).nonzero()
+    wrong = (counts > kept if counted == "roughly" else counts != kept).nonzero()
     if len(wrong):
         row, block = wrong[0].tolist()
         raise InputError(
-            f"row {row}, block {block} keeps {counts[row, block].item()} weights of {size}, "
-            f"{kept} are asked for by pattern {pattern.label}"
+            f"row {row}, block {block} keeps {counts[row, block].item()} weights of {size}, {kept} are {by}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Layer:
         matrix = parameter if self.expert is None else parameter[self.expert]
         return (matrix.T if self.transposed else matrix)[self.row : self.row + self.d_out]
 
+    def of_file(self, read: Callable[[str, int | None], Tensor]) -> Tensor:
+        """This matrix, [d_out, d_in], where `read` gives a file's tensor, or one expert's matrix of it, by its name."""
+        matrix = read(self.tensor, self.expert if self.fused else None)
+        return matrix.T.contiguous() if self.transposed else matrix
+
 
 @dataclass(frozen=True)
 class Model:
@@ -92,8 +97,7 @@ class Model:
 
     def weight(self, layer: Layer) -> Tensor:
         """The weight of one layer, [d_out, d_in] in its stored dtype."""
-        weight = self.checkpoint.tensor(layer.tensor, layer.expert if layer.fused else None)
-        return weight.T.contiguous() if layer.transposed else weight
+        return layer.of_file(self.checkpoint.tensor)
 
 
 def by_tensor(layers: list[Layer], matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -48,6 +48,25 @@ def config_of(folder: Path) -> dict[str, Any]:
     Raises InputError when it is not there or not one, says that the weights are quantised, or makes transformers load
     something else than the folder's weights with its own code.
     """
+    parts = _parts(folder)
+    if any(part.get("quantization_config") for part in parts):
+        raise InputError(
+            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned here; "
+            "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
+        )
+    if "transformers_weights" in parts[0]:
+        raise InputError(f"{folder / 'config.json'}: transformers_weights names other weights; delete that key")
+    for key in ("attn_implementation", "experts_implementation"):
+        if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
+            raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model anew")
+    return parts[-1]
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """The `config.json` of a model, and that of its language part where it has others. Raises InputError when it is not
+    there or not one."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{str(folder)!r} is not a model directory: there is no config.json in it")
     config = read_json(folder / "config.json")
@@ -57,19 +76,7 @@ def config_of(folder: Path) -> dict[str, Any]:
         parts.append(of_both | config["text_config"])
     if not isinstance(parts[-1], dict):
         raise InputError(f"{folder / 'config.json'}: not the configuration of a model")
-    if any(part.get("quantization_config") for part in parts):
-        raise InputError(
-            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned here; "
-            "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
-        )
-    if "transformers_weights" in config:
-        raise InputError(f"{folder / 'config.json'}: transformers_weights names other weights; delete that key")
-    for key in ("attn_implementation", "experts_implementation"):
-        if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
-            raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
-    if (folder / "adapter_config.json").exists():
-        raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model anew")
-    return parts[-1]
+    return parts
 
 
 def number(config: dict[str, Any], *keys: str) -> int | None:
@@ -181,6 +188,39 @@ def check_files(folder: Path) -> None:
     for name in weight_files(folder):
         with opened(folder / name, "np"):
             pass
+
+
+def mask_files(path: str | Path) -> list[Path]:
+    """The files that a warm start made elsewhere is read from (`elsewhere.masks_from`): the weights of a model
+    directory, whose zeros are pruned, or a mask file.
+
+    Raises InputError when there are none, one is broken, or weights are stored otherwise than as they are.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{str(path)!r} is neither a model directory nor a mask file (masks.safetensors)")
+        with opened(path, "np") as file:
+            if "sparseswaps" not in (file.metadata() or {}):
+                raise InputError(f"{str(path)!r} is no mask file; of a model name the directory")
+        return [path]
+    if any(_packed(part.get("quantization_config")) for part in _parts(path)):
+        raise InputError(
+            f"{path / 'config.json'}: has a quantization_config, and zeros cannot be read from compressed or quantised "
+            "weights; save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
+        )
+    check_files(path)
+    return [path / name for name in weight_files(path)]
+
+
+def _packed(config: Any) -> bool:
+    """Whether weights are stored otherwise than as they are by a model's `quantization_config`; compressed-tensors
+    writes one for weights that it left so, too."""
+    if not isinstance(config, dict) or config.get("quant_method") != "compressed-tensors":
+        return bool(config)
+    sparsity = config.get("sparsity_config")
+    formats = [config.get("format"), sparsity.get("format") if isinstance(sparsity, dict) else None]
+    return any(name not in (None, "dense") for name in formats)
 
 
 def is_companion(name: str) -> bool:

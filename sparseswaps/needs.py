@@ -5,7 +5,7 @@ estimate within a factor of three. A GPU that computes holds what the CPU otherw
 instead of float32; the host then keeps hidden states and whatever is read and written.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -97,11 +97,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Mask:
-    """What the time of a mask depends on: its blocks, the sparsity, the warm start, and the most swaps of a row."""
+    """What the time of a mask depends on: its blocks, the sparsity, the warm start (None: it was made elsewhere), and
+    the most swaps of a row."""
 
     whole_rows: bool
     sparsity: float
-    criterion: str
+    criterion: str | None
     max_swaps: int | None
 
 
@@ -224,8 +225,10 @@ def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: flo
 
 def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
     """A warm start of a block: a sort of every row, greedy's elimination, 0.8 ns a pruned weight and column, or one of
-    those that update weights as they go."""
+    those that update weights as they go; one that was made elsewhere is read."""
     rates = machine.rates
+    if mask.criterion is None:
+        return sizes.prunable * sizes.bytes / _DISK
     if mask.criterion in _UPDATING:
         return _update_seconds(sizes, _UPDATING[mask.criterion], rates)
     if mask.criterion != "greedy":
@@ -265,7 +268,13 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
 @cache
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """The first masks of a block; see `_masked`."""
-    return _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine))
+    needs = _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine))
+    return replace(needs, host=needs.host + _held(sizes, mask))
+
+
+def _held(sizes: Sizes, mask: Mask) -> float:
+    """Bytes that a warm start holds all along: one that was made elsewhere may be a file of all masks."""
+    return _all_masks(sizes) if mask.criterion is None else 0
 
 
 def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
@@ -300,7 +309,7 @@ def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int
     and new weights are written."""
     terms = capture_terms(sizes, draw, batch_size, machine)
     hidden = terms.pop("hidden")
-    host = sizes.prunable + (0 if draw.on_disk else hidden)
+    host = sizes.prunable + _held(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
     largest = draw.splits * 4 * sizes.widest**2

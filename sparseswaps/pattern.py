@@ -88,9 +88,9 @@ def parse_pattern(value: str | float) -> Pattern:
     return PerRow(sparsity)
 
 
-def equal_rows_after(warmstart: str, between_rows: bool) -> bool:
-    """Whether all rows of a layer keep the same number of weights, where the pattern is one of whole rows."""
-    return warmstart != "sparsegpt" and not between_rows
+def counted_after(warmstart: str, between_rows: bool) -> str:
+    """Where the weights are counted that masks of a criterion keep, after its refinement: see `masks.check_mask`."""
+    return "matrix" if warmstart == "sparsegpt" or between_rows else "rows"
 
 
 def slug_of(label: str) -> str:

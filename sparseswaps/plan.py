@@ -27,7 +27,7 @@ class Planner:
             name: Draw(entry["samples"], entry["held_out"], entry["seqlen"], config["activations"] == "disk")
             for name, entry in config["calibrations"].items()
         }
-        self.patterns = study.patterns(config)
+        self.patterns, self.starts = study.patterns(config), study.warmstarts(config)
         self.machine = Machine(config["gpu"], config["threads"])
 
     def needs(self, stage: str, where: dict[str, Any]) -> Needs:
@@ -59,7 +59,8 @@ class Planner:
         pattern = self.patterns[where["pattern"]].pattern
         sparsity = float(pattern.sparsity) if isinstance(pattern, PerRow) else 1 - pattern.n / pattern.m
         budget = config["refinements"][where["refinement"]]["max_swaps"] if "refinement" in where else 0
-        mask = Mask(isinstance(pattern, PerRow), sparsity, where["warmstart"], budget)
+        criterion = None if self.starts.get(where["warmstart"]) else where["warmstart"]
+        mask = Mask(isinstance(pattern, PerRow), sparsity, criterion, budget)
         if stage == "chain":
             return needs.chain(sizes, draw, mask, iterations, batch, machine)
         return getattr(needs, stage)(sizes, draw, mask, machine)

@@ -17,7 +17,7 @@ from sparseswaps.gram import Grams
 from sparseswaps.layerwise import Method
 from sparseswaps.model import Layer
 from sparseswaps.modeldir import context, vocabulary
-from sparseswaps.pattern import equal_rows_after, parse_pattern
+from sparseswaps.pattern import counted_after, parse_pattern
 from sparseswaps.rebuild import Reconstruction
 from sparseswaps.recipe import Recipe, prune_block
 from sparseswaps.text import check_vocabulary, draw
@@ -125,11 +125,11 @@ def prune(
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
     recipe = Recipe(
-        warmstart,
+        lambda _layer, weight, gram, of: WARMSTARTS[warmstart](weight, gram, of),
         lambda _block, _layer: parsed,
         Method(max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows),
         reconstruction,
-        equal_rows_after(warmstart, between_rows),
+        counted_after(warmstart, between_rows),
     )
     prefix, blocks = find_blocks(model)
     result = Pruned({}, [], [])

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sparseswaps.criteria import WARMSTARTS
 from sparseswaps.errors import naming
 from sparseswaps.gram import Grams, check_gram
 from sparseswaps.layerwise import Method, refine_layer, summary
-from sparseswaps.masks import check_mask
+from sparseswaps.masks import Counted, check_mask
 from sparseswaps.model import Layer
 from sparseswaps.pattern import Pattern
 from sparseswaps.progress import rows_of, shown
@@ -23,18 +22,18 @@ class Recipe:
     """What is done to every layer.
 
     Attributes:
-        criterion: the name of the warm start.
+        first: the first mask of a layer, by the layer, its weight, Gram matrix and pattern.
         pattern_of: the pattern of a layer, by the number of its block and its name.
         refinement: how masks are refined.
         reconstruction: how kept weights are fitted to their mask; None: they stay what they are.
-        equal_rows: whether all rows keep the same number of weights (`check_mask`).
+        counted: where the weights are counted that a mask keeps (`check_mask`).
     """
 
-    criterion: str
+    first: Callable[[Layer, Tensor, Tensor, Pattern], Tensor]
     pattern_of: Callable[[int, str], Pattern]
     refinement: Method
     reconstruction: Reconstruction | None
-    equal_rows: bool
+    counted: Counted
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ def prune_block(
                 inputs = grams.of(layer.name, weight.device)
                 if inputs.held_out is not None:
                     check_gram(inputs.held_out)
-                start = WARMSTARTS[recipe.criterion](weight, inputs.gram, pattern)
+                start = recipe.first(layer, weight, inputs.gram, pattern)
                 refined = refine_layer(weight, inputs, start, pattern, recipe.refinement, report)
-                check_mask(refined.mask, pattern, recipe.equal_rows)
+                check_mask(refined.mask, pattern, recipe.counted)
                 figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
                 if recipe.reconstruction:
                     new, figures = reconstruct_layer(weight, inputs, refined.mask, recipe.reconstruction, figures)

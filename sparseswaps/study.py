@@ -13,8 +13,8 @@ from jsonschema.exceptions import best_match
 from sparseswaps import documents, hub
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.errors import InputError, naming, one_line
-from sparseswaps.modeldir import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate
-from sparseswaps.pattern import Pattern, PerRow, equal_rows_after, parse_pattern, slug_of
+from sparseswaps.modeldir import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate, mask_files
+from sparseswaps.pattern import Pattern, PerRow, counted_after, parse_pattern, slug_of
 from sparseswaps.sizes import sizes_of
 
 SCHEMA = Path(__file__).parent.parent / "schemas" / "config.schema.yaml"
@@ -98,6 +98,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     error = best_match(_Validator(schema).iter_errors(checked))
     if error is not None:
         raise InputError(_one_line(error))
+    _check_warmstarts(checked["warmstarts"], schema["properties"]["warmstarts"]["items"]["then"]["enum"])
     found = list(patterns(checked).values())
     if len(found) < len(checked["patterns"]):
         raise InputError(f"config key patterns: one is there twice: {', '.join(map(str, checked['patterns']))}")
@@ -168,6 +169,21 @@ def _check_text(key: str, entry: dict[str, Any]) -> None:
         raise InputError(f"config key {key}.files: takes the place of `subset`; leave one of them out")
 
 
+def _check_warmstarts(entries: list[str | dict[str, str]], criteria: list[str]) -> None:
+    """Of those that were made elsewhere names and files; whether these fit a model is found out as they are read."""
+    names = [entry if isinstance(entry, str) else entry["name"] for entry in entries]
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str):
+            continue
+        key, name = f"config key warmstarts.{index}", entry["name"]
+        if name in criteria or names.count(name) > 1:
+            raise InputError(f"{key}.name: {name!r} is another warm start's; take one of its own")
+        if Path(entry["from"]).resolve().is_relative_to(Path("results").resolve()):
+            raise InputError(f"{key}.from: {entry['from']!r} is a result, which may be made anew; copy it elsewhere")
+        with naming(f"{key}.from"):
+            mask_files(entry["from"])
+
+
 def _check_refinements(refinements: dict[str, dict]) -> None:
     """`none` is how tables call the warm start as it is, so only that may have the name, and only once."""
     idle = [name for name, settings in refinements.items() if settings["max_swaps"] == 0]
@@ -200,9 +216,11 @@ def _check_cells(config: dict[str, Any]) -> None:
             )
 
 
-def equal_rows(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> bool:
-    """Whether all rows of a layer keep the same number of weights in a warm start, or after a refinement of it."""
-    return equal_rows_after(warmstart, bool(refinement) and config["refinements"][refinement]["between_rows"])
+def counted(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> str:
+    """Where the weights that a warm start keeps are counted, or a refinement of it: what `masks.check_mask` is told."""
+    if warmstarts(config).get(warmstart) is not None:
+        return "roughly"
+    return counted_after(warmstart, bool(refinement) and config["refinements"][refinement]["between_rows"])
 
 
 def _check_tasks(settings: dict[str, Any]) -> None:
@@ -216,6 +234,12 @@ def _check_tasks(settings: dict[str, Any]) -> None:
 def patterns(config: dict[str, Any]) -> dict[str, Budget]:
     """The patterns of a checked configuration by slug."""
     return {budget.slug: budget for budget in map(_budget, config["patterns"])}
+
+
+def warmstarts(config: dict[str, Any]) -> dict[str, str | None]:
+    """The warm starts of a checked configuration by name: where one that was made elsewhere is; None of a criterion."""
+    found = [{"name": entry, "from": None} if isinstance(entry, str) else entry for entry in config["warmstarts"]]
+    return {entry["name"]: entry["from"] for entry in found}
 
 
 def cells(config: dict[str, Any]) -> Iterator[Cell]:
@@ -248,7 +272,7 @@ def _known(config: dict[str, Any]) -> dict[str, list]:
         "calibration": list(config["calibrations"]),
         "seed": config["seeds"],
         "pattern": list(patterns(config)),
-        "warmstart": config["warmstarts"],
+        "warmstart": list(warmstarts(config)),
         "refinement": list(config["refinements"]),
         "reconstruction": ["none", *config["reconstructions"]],
     }

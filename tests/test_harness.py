@@ -137,6 +137,28 @@ def test_one_task_bfloat16_and_a_short_context(folder):
     assert result["samples"] == {"embedded_choice": 4}
 
 
+def test_few_shot_examples_are_those_that_lm_eval_draws(folder, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    text = (folder / "tasks" / "embedded_cloze.yaml").read_text().replace("task: embedded_cloze", "task: cloze")
+    (tmp_path / "cloze.yaml").write_text(f"{text}num_fewshot: 1\nfewshot_split: test\n")
+    found = run(folder, tasks=["cloze"], include=[tmp_path])["results"]["cloze"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+    expected = simple_evaluate(
+        HFLM(pretrained=LlamaForCausalLM.from_pretrained(folder / "model"), tokenizer=tokenizer, batch_size=3),
+        tasks=["cloze"],
+        limit=ITEMS,
+        task_manager=TaskManager(include_path=[tmp_path], include_defaults=False),
+        bootstrap_iters=0,
+    )["results"]["cloze"]
+    assert {name: found[name] for name in ("acc", "perplexity")} == {
+        name: expected[f"{name},none"] for name in ("acc", "perplexity")
+    }
+    assert found["perplexity"] != run(folder, tasks=["embedded_cloze"])["results"]["embedded_cloze"]["perplexity"]
+
+
 def test_an_answer_longer_than_the_context(folder):
     with pytest.raises(InputError, match="more tokens than the model's context, here 2"):
         run(folder, tasks=["embedded_choice"], context=2)

@@ -64,6 +64,33 @@ def test_a_wrong_count_is_named():
         check_mask(mask, parse_pattern("2:4"))
 
 
+def test_masks_made_elsewhere_are_counted_roughly():
+    half, of_four = parse_pattern("50%"), parse_pattern("2:4")
+    mask = torch.zeros(10, 400, dtype=torch.bool)
+    mask[:5] = True  # no row keeps a half, the matrix does
+    check_mask(mask, half, "matrix")
+    with pytest.raises(InputError, match=r"2000 weights are kept, 1960 are asked for by pattern 51%$"):
+        check_mask(mask, parse_pattern("51%"), "matrix")
+    for pattern in ("49%", "50%", "51%"):
+        check_mask(mask, parse_pattern(pattern), "roughly")
+    for pattern in ("48.5%", "51.5%"):
+        with pytest.raises(
+            InputError, match=rf"50\.00% of the weights are pruned, {pattern[:4]}0% .*: exclude this warm"
+        ):
+            check_mask(mask, parse_pattern(pattern), "roughly")
+    check_mask(torch.tensor([[True, False, False, False]] * 2), half, "roughly")  # of narrow layers, one a row
+    mask = torch.tensor([True, True, False, False]).repeat(10, 100)
+    check_mask(mask, of_four, "roughly")
+    mask[3, 6] = True
+    with pytest.raises(InputError, match=r"row 3, block 1 keeps 3 weights of 4, 2 are .* 2:4: exclude this warm start"):
+        check_mask(mask, of_four, "roughly")
+    mask[3, :8] = False  # zeros of the base model
+    check_mask(mask, of_four, "roughly")
+    mask[3:5] = False
+    with pytest.raises(InputError, match=r"60\.00% of the weights are pruned, 50\.00% are asked for by pattern 2:4"):
+        check_mask(mask, of_four, "roughly")
+
+
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**32))
 def test_packing_loses_nothing(rows, d_in, seed):
     mask = torch.rand(rows, d_in, generator=torch.Generator().manual_seed(seed)) < 0.5

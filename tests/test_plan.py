@@ -203,6 +203,15 @@ def test_a_larger_budget_takes_longer_until_the_optimum_is_reached():
     assert seconds[-1] == needs.refine(sizes, PAPER, OPTIMUM, CORE).seconds
 
 
+def test_a_warm_start_made_elsewhere_is_read_and_not_sorted():
+    sizes, theirs = sizes_of(LLAMA), Mask(True, 0.6, None, None)
+    made, read = needs.warmstart(sizes, PAPER, OPTIMUM, CORE), needs.warmstart(sizes, PAPER, theirs, CORE)
+    assert read.seconds < made.seconds
+    assert read.host - made.host == sizes.blocks * sizes.prunable / 8  # a file of all masks
+    chains = [needs.chain(sizes, PAPER, mask, 0, 8, CORE) for mask in (OPTIMUM, theirs)]
+    assert chains[1].host - chains[0].host == pytest.approx(read.host - made.host)
+
+
 def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measured():
     """One core, on layers of language models and of d_in 1536 and 4096."""
     cases = json.loads((REPOSITORY / "benchmarks" / "results" / "engine-cpu.json").read_text())["cases"]

@@ -260,7 +260,7 @@ def refinement(tmp_path_factory, tiny_model):
     write_grams(folder / "gram", grams, model, "key")
     write_masks(folder / "start", starts.items(), model, "key")
     settings = dict(method="swaps", max_swaps=None, stop="optimum", freeze=0.0, shrinkage=0.0, between_rows=False)
-    settings |= dict(pattern="50%", equal_rows=True, gpu=False, threads=1)
+    settings |= dict(pattern="50%", counted="rows", gpu=False, threads=1)
     return {
         "rule": "refine",
         "input": {"model": f"{folder}/model.json", "gram": f"{folder}/gram", "masks": f"{folder}/start"},

@@ -71,6 +71,14 @@ def test_no_evaluation_is_a_choice(config):
         ("patterns", ["2:3"], "config key patterns, model tiny: pattern 2:3 does not divide d_in = 32"),
         ("patterns", [], "config key patterns: [] should be non-empty"),
         ("warmstarts", ["wandb"], "config key warmstarts.0: 'wandb' is not one of magnitude, wanda, ria, greedy"),
+        ("warmstarts", [3], "config key warmstarts.0: 3 is not of type 'string', 'object'"),
+        ("warmstarts", [{"name": "theirs"}], "config key warmstarts.0.from: missing"),
+        ("warmstarts", [{"name": "a/b", "from": "x"}], "config key warmstarts.0.name: 'a/b' does not match"),
+        (
+            "warmstarts",
+            [{"name": "x", "from": "x", "form": "y"}],
+            "config key warmstarts.0.form: unknown; allowed here: from, name",
+        ),
         ("refinements.swaps.max_swaps", -1, "config key refinements.swaps.max_swaps: -1 is less than the minimum of 0"),
         ("calibrations.stdlib.samples", 8.0, "config key calibrations.stdlib.samples: 8.0 is not of type 'integer'"),
         ("calibrations.stdlib.seqlen", 65, "config key calibrations.stdlib.seqlen: 65 tokens, but model tiny takes 64"),
@@ -209,11 +217,11 @@ def test_stopping_by_held_out_text_needs_some(config):
 
 def test_rows_differ_where_the_method_lets_them(config):
     config["refinements"]["matrix"] = {"between_rows": True}
-    config["patterns"] = ["60%"]
+    config |= {"patterns": ["60%"], "warmstarts": ["wanda", "sparsegpt"]}
     checked = study.check(config)
-    assert study.equal_rows(checked, "wanda", "swaps")
-    assert not study.equal_rows(checked, "wanda", "matrix")
-    assert not study.equal_rows(checked, "sparsegpt")
+    assert study.counted(checked, "wanda", "swaps") == "rows"
+    assert study.counted(checked, "wanda", "matrix") == "matrix"
+    assert study.counted(checked, "sparsegpt") == "matrix"
 
 
 def test_blocks_are_named_by_their_number(config):
@@ -230,7 +238,7 @@ def test_the_schema_knows_every_warm_start():
     from sparseswaps.criteria import WARMSTARTS
 
     schema = yaml.safe_load(study.SCHEMA.read_text())
-    assert schema["properties"]["warmstarts"]["items"]["enum"] == list(WARMSTARTS)
+    assert schema["properties"]["warmstarts"]["items"]["then"]["enum"] == list(WARMSTARTS)
 
 
 def test_a_model_without_safetensors_is_named(config, tmp_path):

@@ -140,8 +140,8 @@ def test_artifacts_say_what_made_them(finished):
     with safe_open(cell(finished[0], "2of4", "swaps") / "masks.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["sparseswaps"])
     key, more = json.loads(header["key"]), header["more"]
-    assert key["settings"].keys() == {"pattern", "equal_rows", "after"}
-    assert (key["settings"]["pattern"], key["settings"]["equal_rows"]) == ("2:4", True)
+    assert key["settings"].keys() == {"pattern", "counted", "after"}
+    assert (key["settings"]["pattern"], key["settings"]["counted"]) == ("2:4", "rows")
     assert key["versions"]["torch"] == torch.__version__
     assert more["base"]["fingerprint"] == header["model"]
 
