@@ -43,7 +43,7 @@ def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_pa
     source, target = Checkpoint(model), tmp_path / "pruned"
     names = [name for name in source.files if name.endswith("_proj.weight")]
     masks = {name: keep_best(source.tensor(name).abs(), parse_pattern("2:4")) for name in names}
-    write_pruned(source, masks, target, {"about.json": "{}"})
+    write_pruned(source, masks, target, {"base": "x"})
     pruned = Checkpoint(target)
     assert pruned.files == source.files
     for name in source.files:
@@ -51,7 +51,7 @@ def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_pa
         assert after.dtype == torch.bfloat16
         expected = before.masked_fill(~masks[name], 0) if name in masks else before
         assert torch.equal(after.view(torch.int16), expected.view(torch.int16))  # to the bit: no negative zeros either
-    expected = {path.name for path in model.iterdir()} - {"pytorch_model.bin", "README.md"} | {"about.json"}
+    expected = {path.name for path in model.iterdir()} - {"pytorch_model.bin", "README.md"} | {"sparseswaps.json"}
     assert {path.name for path in target.iterdir()} == expected
     assert (target / "LICENSE.md").read_text() == "as you like\n"
 
