@@ -28,6 +28,7 @@ from sparseswaps.embedded import MODEL
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MB = 2**20
+CHECKPOINT = "results/large/stdlib/seed0/2of4/wanda/swaps-1/checkpoint"
 SAMPLES, HELD_OUT, SEQLEN = 8, 2, 128
 SHAPE = dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_key_value_heads=4)
 LARGE = LlamaConfig(**SHAPE, num_hidden_layers=22, vocab_size=32000, max_position_embeddings=2048)
@@ -106,7 +107,8 @@ def main() -> None:
         (folder / "study.yaml").write_text(yaml.safe_dump(study(folder / "model")))
         began = time.monotonic()
         command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--directory", folder]
-        done = subprocess.run([*map(str, command), "--configfile", folder / "study.yaml", "--cores", "2"], check=False)
+        command += ["--configfile", folder / "study.yaml", "--cores", "2", "--", CHECKPOINT]
+        done = subprocess.run(list(map(str, command)), check=False)
         if done.returncode:
             sys.exit("the workflow failed")
         seconds = time.monotonic() - began

@@ -216,7 +216,7 @@ def tables_key(_at):
 
 
 def figures_key(at):
-    return key("figures", {"texts": TEXTS}, packages=("matplotlib",), after=[tables_key(at)])
+    return key("figures", {"texts": TEXTS, **config["figures"]}, packages=("matplotlib",), after=[tables_key(at)])
 
 
 def report_key(at):

@@ -1,12 +1,11 @@
 """What the two scripts that evaluate a model have in common."""
 
-from pathlib import Path
 from typing import Any
 
 import job  # noqa: F401  it makes the package importable where it is not installed
 
 from sparseswaps.artifacts import read_model
-from sparseswaps.files import read_json
+from sparseswaps.checkpoint import read_pruned
 
 
 def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None, bool]:
@@ -14,6 +13,6 @@ def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None, bool]:
     whether code in that directory may run."""
     if settings["checkpoint"]:
         folder = snakemake.input.model
-        return folder, None, read_json(Path(folder) / "sparseswaps.json")["base"]["trust_remote_code"]
+        return folder, None, read_pruned(folder)["base"]["trust_remote_code"]
     model = read_model(snakemake.input.model)
     return model.folder, snakemake.input.get("masks"), model.trust_remote_code

@@ -67,9 +67,10 @@ def _set_aside(snakemake: Any, error: BrokenFileError) -> str:
     for path in map(Path, snakemake.input):
         if path.parts[0] == "results" and path in (error.path, *error.path.parents):
             aside = path.with_name(f"{path.name}.broken")
-            if aside.is_dir():
-                shutil.rmtree(aside)
-            path.replace(aside)
+            if path.exists():  # else another job that reads it was first
+                if aside.is_dir():
+                    shutil.rmtree(aside)
+                path.replace(aside)
             return f"{error.path}: {error.what}; set aside as {aside}: run snakemake again to have it made anew"
     return str(error)
 

@@ -1,24 +1,27 @@
-"""Hugging Face checkpoints in safetensors: read lazily, described, and written back with zeros."""
+"""Hugging Face checkpoints in safetensors: read lazily, described, written back with zeros, and checked."""
 
 import hashlib
 import json
 import mmap
 import shutil
 import struct
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparseswaps.errors import InputError, one_line
-from sparseswaps.files import replacing
+from sparseswaps.errors import BrokenFileError, InputError, one_line
+from sparseswaps.files import read_json, replacing, write_json
 from sparseswaps.modeldir import UNREADABLE, companion_files, opened, weight_files
 from sparseswaps.progress import Report, nobody
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ABOUT = "sparseswaps.json"  # what a pruned checkpoint is, and the checksums of its other files
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def write_pruned(
     source: Checkpoint,
     masks: Mapping[str, Tensor],
     target: str | Path,
-    extra: dict[str, str],
+    about: dict[str, Any],
     weights: Callable[[str], Tensor] | None = None,
     progress: Report = nobody,
 ) -> None:
@@ -96,7 +99,7 @@ def write_pruned(
         masks: boolean masks (True = kept) by tensor name, each of its tensor's shape.
         weights: new values of a tensor's kept weights by its name, in its dtype and shape; None: they keep theirs.
         target: the folder to write; complete or not there at all.
-        extra: further text files to write into the folder, by name.
+        about: what to say of it in the folder's sparseswaps.json, where the CRC-32 of every other file is added.
         progress: is told how many matrices have their zeros.
 
     Raises:
@@ -109,15 +112,17 @@ def write_pruned(
         by_file[source.files[name]].append(name)
     with replacing(target) as folder:
         folder.mkdir()
-        for name in companion_files(source.folder):
+        companions = [name for name in companion_files(source.folder) if name != _ABOUT]
+        for name in companions:
             shutil.copyfile(source.folder / name, folder / name)
         written = 0
         for file, names in by_file.items():
             shutil.copyfile(source.folder / file, folder / file)
             _write_in_place(folder / file, names, masks, weights, lambda done, _, of=written: progress(of + done, 0))
             written += len(names)
-        for name, text in extra.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        write_json(
+            folder / _ABOUT, about | {"crc32": {name: _checksum(folder / name) for name in [*companions, *by_file]}}
+        )
 
 
 def _write_in_place(
@@ -146,3 +151,33 @@ def _write_in_place(
             del weight  # releases the map's buffer, which could not be closed otherwise
             progress(done, 0)
         view.flush()
+
+
+def read_pruned(folder: str | Path) -> dict[str, Any]:
+    """What sparseswaps.json says of a checkpoint that `write_pruned` wrote, once all its files are seen to be as they
+    were written: they are read once, a few MB at a time.
+
+    Raises:
+        BrokenFileError: the first file that is not.
+    """
+    about = read_json(path := Path(folder) / _ABOUT)
+    try:
+        for name, written in about["crc32"].items():
+            path = Path(folder) / name
+            if _checksum(path) != written:
+                raise BrokenFileError(
+                    path, "its content is not what was written (a fault of a disk, or an edit by hand)"
+                )
+    except FileNotFoundError:
+        raise BrokenFileError(path, "is gone") from None
+    except (KeyError, TypeError, AttributeError):
+        raise BrokenFileError(path, "has no checksums of the checkpoint's files") from None
+    return about
+
+
+def _checksum(path: Path) -> str:
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            found = zlib.crc32(part, found)
+    return f"{found:08x}"

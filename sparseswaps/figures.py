@@ -1,8 +1,8 @@
 """The study's figures: tables in, matplotlib figures out, readable in print and without colour.
 
 A function takes the rows of one model and one calibration (`tables.select`), or of one model where it compares
-calibrations; over several seeds it draws the mean and the standard deviation. It returns None when there is nothing to
-draw. CAPTIONS says in words what each figure shows.
+calibrations, and the width of the page in inches, which no figure exceeds; over several seeds it draws the mean and the
+standard deviation. It returns None when there is nothing to draw. CAPTIONS says in words what each figure shows.
 """
 
 import math
@@ -97,7 +97,6 @@ STYLE = {
     "text.parse_math": False,  # names of texts and layers are no formulas
     "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and publishers accept it
 }
-WIDTH = 6.9  # inches: the text width of a two-column paper
 # Okabe and Ito's palette, without its yellow; the three lists differ in length, so that no combination repeats early
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
@@ -116,7 +115,7 @@ NUMBERS = {  # a setting that has a curve: what its axis is called
 }
 
 
-def error_reduction_by_layer(layers: pd.DataFrame) -> Figure | None:
+def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure | None:
     """Error reduction (%) against block index: a line per layer type, a panel per warm start (row) and pattern.
 
     Takes the rows of one refinement.
@@ -127,9 +126,9 @@ def error_reduction_by_layer(layers: pd.DataFrame) -> Figure | None:
     warmstarts, patterns = layers["warmstart"].unique(), layers["pattern"].unique()
     types = layers["type"].unique()
     with matplotlib.rc_context(STYLE):
-        width = min(WIDTH, 1.2 + 2.9 * len(patterns))
+        width = min(width, 1.2 + 2.9 * len(patterns))
         # the legend hangs outside the panels: its rows cost height too
-        columns = min(len(types), max(3, int(width / 0.95)))
+        columns = _in_a_row(len(types), width, 0.95)
         height = 0.5 + 1.75 * len(warmstarts) + 0.16 * -(-len(types) // columns)
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(len(warmstarts), len(patterns), sharex=True, sharey="row", squeeze=False)
@@ -150,7 +149,7 @@ def error_reduction_by_layer(layers: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def error_reduction_by_type(layers: pd.DataFrame) -> Figure | None:
+def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure | None:
     """Error reduction (%) as bars per layer type and pattern, a panel per warm start.
 
     A bar is the mean over blocks, its whisker the standard deviation over blocks. Takes the rows of one refinement.
@@ -164,7 +163,7 @@ def error_reduction_by_type(layers: pd.DataFrame) -> Figure | None:
     warmstarts, patterns, types = (layers[name].unique() for name in ("warmstart", "pattern", "type"))
     thickness = 0.8 / len(patterns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.7 + 1.6 * len(warmstarts)), layout="constrained")
+        figure = Figure(figsize=(width, 0.7 + 1.6 * len(warmstarts)), layout="constrained")
         axes = figure.subplots(len(warmstarts), 1, sharex=True, squeeze=False)[:, 0]
         for axis, warmstart in zip(axes, warmstarts, strict=True):
             for k, pattern in enumerate(patterns):
@@ -184,15 +183,16 @@ def error_reduction_by_type(layers: pd.DataFrame) -> Figure | None:
                 )
             axis.set_title(f"warm start: {warmstart}")
             axis.set_ylabel("error reduction (%)")
-        crowded = len(types) > 9 or max(map(len, types)) > 12
+        crowded = width < 0.75 * len(types) or max(map(len, types)) > 12
         axes[-1].set_xticks(
             range(len(types)), types, rotation=30 if crowded else 0, ha="right" if crowded else "center"
         )
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(patterns))
+        columns = _in_a_row(len(patterns), width, 1.14)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
-def perplexity_by_pattern(cells: pd.DataFrame, text: str) -> Figure:
+def perplexity_by_pattern(cells: pd.DataFrame, text: str, width: float) -> Figure:
     """Perplexity on `text`, a panel per pattern: a row per method of `headline`, and in it a marker per warm start.
 
     Raises InputError when no perplexity was measured on `text`.
@@ -201,10 +201,10 @@ def perplexity_by_pattern(cells: pd.DataFrame, text: str) -> Figure:
     names = {"none": WARM_START} | {name: name for name in headline(cells)}
     pruned = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(list(names))]
     points = pruned.assign(row=pruned["refinement"].map(names), item=pruned["warmstart"])
-    return _dots(points, list(names.values()), cells, text, label)
+    return _dots(points, list(names.values()), cells, text, label, width)
 
 
-def perplexity_by_calibration(cells: pd.DataFrame, text: str) -> Figure | None:
+def perplexity_by_calibration(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     """Perplexity on `text`, a panel per pattern: a row per warm start and method, and in it a marker per calibration.
 
     Takes the rows of one model; None when no cell has calibrations that differ in more than the number of samples.
@@ -218,10 +218,10 @@ def perplexity_by_calibration(cells: pd.DataFrame, text: str) -> Figure | None:
         return None
     method = pruned["refinement"].map(lambda name: "" if name == "none" else f", {name}")
     points = pruned.assign(row=pruned["warmstart"] + method, item=pruned["calibration"])
-    return _dots(points, list(points["row"].unique()), cells, text, label)
+    return _dots(points, list(points["row"].unique()), cells, text, label, width)
 
 
-def _dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str, label: str) -> Figure:
+def _dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str, label: str, width: float) -> Figure:
     """Perplexity along the x axis, a panel per pattern: in each of `rows` a marker per item, one above the other."""
     patterns, items = points["pattern"].unique(), list(points["item"].unique())
     heights, ticks, below = {}, {}, 0.0
@@ -232,12 +232,12 @@ def _dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str,
         ticks[row] = below + (len(there) - 1) / 2
         below += len(there) + 1
     looks = {item: _look(k, k) | {"linestyle": "none"} for k, item in enumerate(items)}
-    down = -(-len(patterns) // 4)
+    down = -(-len(patterns) // _in_a_row(len(patterns), width, 1.7))
     across = -(-len(patterns) // down)
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-        columns = min(len(items) + 1, 6)
+        columns = _in_a_row(len(items) + 1, width, 1.14)
         height = 0.35 + down * (0.45 + PITCH * below) + 0.16 * -(-(len(items) + 1) // columns)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
         for axis in axes[len(patterns) :]:
             axis.remove()
@@ -292,17 +292,17 @@ def _panel_of_dots(
     return dense
 
 
-def swaps_curve(cells: pd.DataFrame, text: str) -> Figure | None:
+def swaps_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     """Perplexity on `text`, and the layers' error relative to the warm start (%), against the swap budget per row.
 
     One line per (pattern, warm start) with at least three budgets, the warm start (0) and the local optimum included.
     Raises InputError when no perplexity was measured on `text`.
     """
     labels = _perplexity_label(cells, text), "swaps per row, at most"
-    return _perplexity_and_error(_budget_series(cells), {}, "budget", labels, cells, text)
+    return _perplexity_and_error(_budget_series(cells), {}, "budget", labels, cells, text, width)
 
 
-def settings_curve(cells: pd.DataFrame, text: str, setting: str) -> Figure | None:
+def settings_curve(cells: pd.DataFrame, text: str, setting: str, width: float) -> Figure | None:
     """Perplexity on `text`, and the layers' error relative to the warm start (%), against a setting of NUMBERS.
 
     One line per (pattern, warm start) that has at least three values of it with all else equal. For "samples", this
@@ -324,7 +324,7 @@ def settings_curve(cells: pd.DataFrame, text: str, setting: str) -> Figure | Non
     else:
         equal = [name for name in [*SETTINGS, "max_swaps", "optimum"] if name != setting]
         series = _series(pruned[pruned["refinement"] != "none"], setting, equal)
-    return _perplexity_and_error(series, starts, setting, labels, cells, text)
+    return _perplexity_and_error(series, starts, setting, labels, cells, text, width)
 
 
 def _perplexity_and_error(
@@ -334,6 +334,7 @@ def _perplexity_and_error(
     labels: tuple[str, str],
     cells: pd.DataFrame,
     text: str,
+    width: float,
 ) -> Figure | None:
     """Two panels, with a line per series against the values of column `by`, which are set at equal distances.
 
@@ -346,8 +347,8 @@ def _perplexity_and_error(
     with matplotlib.rc_context(STYLE):
         patterns, others = ([*dict.fromkeys(key[k] for key in series)] for k in (0, slice(1, None)))
         columns = min(len(series), max(4, len(patterns))) if len(others) == 1 else len(patterns)
-        columns = min(columns, 4)
-        figure = Figure(figsize=(WIDTH, 2.5 + 0.16 * -(-len(series) // columns)), layout="constrained")
+        columns = _in_a_row(columns, width, 1.7)
+        figure = Figure(figsize=(width, 2.5 + 0.16 * -(-len(series) // columns)), layout="constrained")
         left, right = figure.subplots(1, 2)
         for key, rows in series.items():
             rows = rows.assign(x=rows[by].map(place))
@@ -377,7 +378,7 @@ def _perplexity_and_error(
     return figure
 
 
-def held_out_curve(curves: pd.DataFrame) -> Figure | None:
+def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     """The layers' error relative to the warm start (%) as swaps go on, on the calibration text and on held-out text.
 
     A panel per pattern, with a line per refinement of `headline`; with several warm starts a row of panels per
@@ -392,9 +393,9 @@ def held_out_curve(curves: pd.DataFrame) -> Figure | None:
     rows, patterns, lines = (list(curves[name].unique()) for name in ("panels", "pattern", "line"))
     looks = {name: _look(k, k) for k, name in enumerate(lines)}
     with matplotlib.rc_context(STYLE):
-        columns = min(len(lines) + 2, 5)
+        columns = _in_a_row(len(lines) + 2, width, 1.3)
         height = 0.3 + 1.8 * len(rows) + 0.16 * -(-(len(lines) + 2) // columns)
-        figure = Figure(figsize=(min(WIDTH, 1.2 + 2.9 * len(patterns)), height), layout="constrained")
+        figure = Figure(figsize=(min(width, 1.2 + 2.9 * len(patterns)), height), layout="constrained")
         axes = figure.subplots(len(rows), len(patterns), sharex=True, sharey="row", squeeze=False)
         for (row, pattern, line), found in curves.groupby(["panels", "pattern", "line"], sort=False):
             axis = axes[rows.index(row), patterns.index(pattern)]
@@ -416,9 +417,9 @@ def held_out_curve(curves: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def save(figure: Figure, stem: str | Path) -> None:
-    """Write `stem`.pdf (vector, the same bytes for the same figure) and `stem`.png (150 dpi)."""
-    options: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}
+def save(figure: Figure, stem: str | Path, dpi: int) -> None:
+    """Write `stem`.pdf (vector, the same bytes for the same figure) and `stem`.png, of `dpi` pixels an inch."""
+    options: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
     with matplotlib.rc_context(STYLE):
         for kind, option in options.items():
             with replacing(f"{stem}.{kind}") as partial:
@@ -473,6 +474,11 @@ def _series(rows: pd.DataFrame, by: str, equal: list[str]) -> dict[tuple[str, ..
     telling = [k for k in range(len(names)) if k < 2 or len({key[k] for key in lines}) > 1]
     first = list(dict.fromkeys(key[:2] for key in lines))
     return {tuple(key[k] for k in telling): lines[key] for key in sorted(lines, key=lambda key: first.index(key[:2]))}
+
+
+def _in_a_row(number: int, width: float, each: float) -> int:
+    """How many of a number of panels, or of a legend's entries, stand in a row that has `each` inches for one."""
+    return min(number, int(width / each))
 
 
 def _over_seeds(rows: pd.DataFrame, by: str, column: str) -> pd.DataFrame:

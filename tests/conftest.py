@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import forked
 import pytest
 import torch
 import yaml
@@ -60,7 +61,7 @@ def tiny_study(model: Path, **changes) -> dict:
         "warmstarts": ["wanda"],
         "refinements": {"none": {"max_swaps": 0}, "swaps": {}},
         "evaluation": {
-            "perplexity": {"held_out": {"text": "embedded", "seqlen": 32, "windows": 8}},
+            "perplexity": {"held_out": {"text": "embedded", "seqlen": 32, "windows": 8, "documents": 4}},
             "lm_eval": {"tasks": ["embedded_choice"], "limit": 4},
         },
     } | changes
@@ -75,26 +76,30 @@ class Workflow:
 
     def run(self, config: dict, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run snakemake on `config`; its output is in `.stdout`, standard error included."""
-        process = self.start(config, *arguments)
-        output, _ = process.communicate()
-        assert not check or process.returncode == 0, output
-        assert "%|" not in output  # a progress bar, in what is no terminal
-        return subprocess.CompletedProcess(process.args, process.returncode, output)
+        arguments = self._arguments(config, arguments)
+        output = Path(arguments[arguments.index("--configfile") + 1]).with_suffix(".out")
+        status = forked.snakemake(arguments, output)
+        said = output.read_text()
+        assert not check or status == 0, said
+        assert "%|" not in said  # a progress bar, in what is no terminal
+        return subprocess.CompletedProcess(arguments, status, said)
 
     def start(self, config: dict, *arguments: str) -> subprocess.Popen:
-        """Start snakemake on `config`, in a process group of its own."""
-        with NamedTemporaryFile("w", prefix="study", suffix=".yaml", dir=self.folder.parent, delete=False) as file:
-            yaml.safe_dump(config, file)
-        command = [sys.executable, "-m", "snakemake", "--snakefile", self.project / "Snakefile"]
-        command += ["--directory", self.folder, "--configfile", file.name, *arguments]
+        """Start snakemake on `config` as its user does, but in a process group of its own."""
         return subprocess.Popen(
-            list(map(str, command)),
+            [sys.executable, "-m", "snakemake", *self._arguments(config, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
         )
+
+    def _arguments(self, config: dict, arguments: tuple[str, ...]) -> list[str]:
+        with NamedTemporaryFile("w", prefix="study", suffix=".yaml", dir=self.folder.parent, delete=False) as file:
+            yaml.safe_dump(config, file)
+        places = ["--snakefile", self.project / "Snakefile", "--directory", self.folder, "--configfile", file.name]
+        return list(map(str, [*places, *arguments]))
 
     def copy(self, folder: Path) -> "Workflow":
         """A copy of all that counts, while others may be at their dry runs in the directory."""

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sparseswaps.blocks import describe
-from sparseswaps.checkpoint import Checkpoint, write_pruned
-from sparseswaps.errors import InputError
+from sparseswaps.checkpoint import Checkpoint, read_pruned, write_pruned
+from sparseswaps.errors import BrokenFileError, InputError
 from sparseswaps.masks import keep_best
 from sparseswaps.pattern import parse_pattern
 from sparseswaps.pretrained import load_model, load_tokenizer
@@ -43,7 +43,7 @@ def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_pa
     source, target = Checkpoint(model), tmp_path / "pruned"
     names = [name for name in source.files if name.endswith("_proj.weight")]
     masks = {name: keep_best(source.tensor(name).abs(), parse_pattern("2:4")) for name in names}
-    write_pruned(source, masks, target, {"about.json": "{}"})
+    write_pruned(source, masks, target, {"base": "x"})
     pruned = Checkpoint(target)
     assert pruned.files == source.files
     for name in source.files:
@@ -51,9 +51,28 @@ def test_pruned_is_mask_times_dense_and_the_rest_is_the_same_bytes(model, tmp_pa
         assert after.dtype == torch.bfloat16
         expected = before.masked_fill(~masks[name], 0) if name in masks else before
         assert torch.equal(after.view(torch.int16), expected.view(torch.int16))  # to the bit: no negative zeros either
-    expected = {path.name for path in model.iterdir()} - {"pytorch_model.bin", "README.md"} | {"about.json"}
+    expected = {path.name for path in model.iterdir()} - {"pytorch_model.bin", "README.md"} | {"sparseswaps.json"}
     assert {path.name for path in target.iterdir()} == expected
     assert (target / "LICENSE.md").read_text() == "as you like\n"
+
+
+def test_whatever_changes_in_a_written_checkpoint_is_named(model, tmp_path):
+    (model / "sparseswaps.json").write_text("{}")  # a checkpoint that is pruned once more
+    folder = tmp_path / "pruned"
+    write_pruned(Checkpoint(model), {}, folder, {"base": "x"})
+    assert read_pruned(folder)["base"] == "x"
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        with pytest.raises(BrokenFileError, match=f"{file.name}: .*; delete it and run snakemake again|not valid JSON"):
+            read_pruned(folder)
+        file.write_bytes(content)
+    (folder / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(BrokenFileError, match=r"config\.json: is gone"):
+        read_pruned(folder)
+    (folder / "sparseswaps.json").write_text('{"base": "x"}')
+    with pytest.raises(BrokenFileError, match=r"sparseswaps\.json: has no checksums"):
+        read_pruned(folder)
 
 
 def test_a_mask_that_does_not_fit_leaves_nothing(model, tmp_path):

@@ -3,6 +3,7 @@ with masks that are those of an undisturbed run, to the bit."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,33 +76,35 @@ COMPLETE = {
 }
 
 
-def run_with_kills(undisturbed: Workflow, workflow: Workflow, config: dict, stages: set[str], *targets) -> None:
-    """Run the same command until it ends well, while a job of each stage is killed once."""
+def test_a_job_of_every_stage_killed_in_mid_write(study, finished):
+    """The same command until it ends well."""
+    workflow, config = study
+    stages = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
+    stages |= {"tasks", "harness", "tables", "figures", "report"}
     with killing(stages) as marks:
         left = len(stages)
-        while (done := workflow.run(config, "--cores", "2", "--", *targets, check=False)).returncode != 0:
+        while (done := workflow.run(config, "--cores", "2", check=False)).returncode != 0:
             assert "Error in rule" in done.stdout
-            final(undisturbed, workflow)
+            final(finished[0], workflow)
             assert len(list(marks.iterdir())) < left, done.stdout
             left = len(list(marks.iterdir()))
         assert left == 0, list(marks.iterdir())
-
-
-def test_a_job_of_every_stage_killed_in_mid_write(study, finished):
-    workflow, config = study
-    stages = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
-    run_with_kills(finished[0], workflow, config, stages | {"tasks", "harness", "tables", "figures", "report"})
     assert final(finished[0], workflow) == COMPLETE
     assert not list(workflow.folder.rglob("*.partial"))
 
 
 def test_a_job_of_every_further_stage_killed_in_mid_write(further, tmp_path):
+    """Within one run, which repeats what fails, as profiles/slurm does."""
     undisturbed, config, targets = further
     workflow = undisturbed.copy(tmp_path / "copy")
     for made in [*workflow.folder.rglob("allocation.json"), *workflow.folder.rglob("every+ls")]:
         shutil.rmtree(made) if made.is_dir() else made.unlink()
     stages = {"allocation", "warmstart", "refine", "masks", "reconstruct", "chain", "assemble"}
-    run_with_kills(undisturbed, workflow, config, stages, *targets)
+    with killing(stages) as marks:
+        done = workflow.run(config, "--cores", "2", "--retries", "1", "--", *targets)
+        assert not list(marks.iterdir())
+    assert done.stdout.count("Error in rule") == len(stages)
+    final(undisturbed, workflow)
     assert len(list(workflow.folder.rglob("every+ls/**/*.safetensors"))) == 2 * 2 + 2 + 2 + 2
 
 
@@ -223,36 +226,73 @@ def test_a_results_directory_that_may_not_be_written(finished, tmp_path):
     assert final(finished[0], workflow) == COMPLETE
 
 
-def damaged(file: bytes, how: str) -> bytes:
-    """A file as a fault of a disk, a network or a person leaves it."""
-    middle = len(file) // 2
-    return {
-        "truncated": file[:middle],
-        "zero-length": b"",
-        "bit-flipped": file[:middle] + bytes([file[middle] ^ 1]) + file[middle + 1 :],
-    }[how]
-
-
-@pytest.mark.parametrize("how", ["truncated", "zero-length", "bit-flipped", "of another model"])
-def test_a_broken_artifact_is_set_aside_and_made_anew(finished, tmp_path, how):
-    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
-    gram, target = f"{GRAM}/block00.safetensors", "results/tiny/stdlib/seed0/2of4/wanda/swaps/masks/block00.safetensors"
-    file = workflow.folder / gram
-    if how == "of another model":
-        header, tensors = json.loads(safe_open(file, "pt").metadata()["sparseswaps"]), load_file(file)
+def damage(file: Path, how: str, other: Path) -> None:
+    """Leave a file as a fault of a disk, a network or a person does."""
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if how != "of another model":
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        file.write_bytes({"truncated": content[:middle], "zero-length": b"", "bit-flipped": flipped}[how])
+    elif "sparseswaps" in (written := safe_open(file, "pt").metadata()):
+        header, tensors = json.loads(written["sparseswaps"]), load_file(file)
         del header["crc32"]
         header["model"] = "another"
         header["crc32"] = _checksum(tensors, header)
         save_file(tensors, file, metadata={"sparseswaps": json.dumps(header)})
     else:
-        file.write_bytes(damaged(file.read_bytes(), how))
-    broken = file.read_bytes()
-    (workflow.folder / target).unlink()
-    done = workflow.run(config, "--cores", "2", "--", target, check=False)
+        shutil.copyfile(other / file.name, file)
+
+
+DAMAGES = {"60pct/wanda/none": "truncated", "60pct/wanda/swaps": "zero-length"}
+DAMAGES |= {"2of4/wanda/none": "bit-flipped", "2of4/wanda/swaps": "of another model"}
+
+
+@pytest.mark.parametrize(
+    ("artifact", "file", "made_of_it"),
+    [
+        ("masks/block00.safetensors", "", "masks.safetensors"),
+        ("checkpoint", "/model.safetensors", "perplexity/held_out.json"),
+    ],
+)
+def test_broken_artifacts_are_set_aside_and_made_anew(finished, tiny_model, tmp_path, artifact, file, made_of_it):
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
+    place, broken = workflow.folder / "results/tiny/stdlib/seed0", {}
+    for cell, how in DAMAGES.items():
+        (place / cell / made_of_it).unlink()
+        damage(place / cell / f"{artifact}{file}", how, tiny_model)
+        broken[cell] = (place / cell / f"{artifact}{file}").read_bytes()
+    command = ("--cores", "2", "--", *(f"results/tiny/stdlib/seed0/{cell}/{made_of_it}" for cell in DAMAGES))
+    done = workflow.run(config, *command, check=False)
     assert done.returncode != 0
-    assert f"error: {gram}: " in done.stdout
-    assert f"set aside as {gram}.broken: run snakemake again" in done.stdout
     assert "Traceback" not in done.stdout
-    assert (workflow.folder / f"{gram}.broken").read_bytes() == broken
-    workflow.run(config, "--cores", "2", "--", target)
+    for cell, content in broken.items():
+        named = f"results/tiny/stdlib/seed0/{cell}/{artifact}"
+        said = f"error: {named}{file}: .*; set aside as {named}.broken: run snakemake again"
+        assert re.search(said, done.stdout), cell
+        aside = workflow.folder / f"{named}.broken"
+        assert Path(f"{aside}{file}").read_bytes() == content
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    workflow.run(config, *command)
     assert final(finished[0], workflow) == COMPLETE
+    assert all((place / cell / made_of_it).exists() for cell in DAMAGES)
+
+
+def test_a_measurement_that_is_not_whole_is_named_and_made_anew(finished, tmp_path):
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
+    table = "results/reports/tiny/tables/cells.csv"
+    expected = (workflow.folder / table).read_bytes()
+    (workflow.folder / table).unlink()
+    for name in ("losses/block01.csv", "perplexity/held_out.json"):
+        measured = f"results/tiny/stdlib/seed0/2of4/wanda/none/{name}"
+        file = workflow.folder / measured
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        done = workflow.run(config, "--cores", "1", "--", table, check=False)
+        assert done.returncode != 0
+        assert re.search(f"tables: error: {measured}: .*; set aside as {measured}.broken: run snakemake", done.stdout)
+        assert "Traceback" not in done.stdout
+        assert not file.exists()
+        if name.endswith(".csv"):  # which takes more to make anew
+            file.write_bytes(whole)
+    workflow.run(config, "--cores", "1", "--", table)
+    assert (workflow.folder / table).read_bytes() == expected

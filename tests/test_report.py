@@ -57,7 +57,7 @@ def frames():
 @pytest.fixture(scope="module")
 def png(tmp_path_factory):
     stem = tmp_path_factory.mktemp("figures") / "one"
-    figures.save(Figure(figsize=(2, 1)), stem)
+    figures.save(Figure(figsize=(2, 1)), stem, dpi=150)
     return stem.with_suffix(".png").read_bytes()
 
 

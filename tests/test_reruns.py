@@ -46,6 +46,8 @@ SETTINGS = {
     "evaluation.perplexity.held_out.windows": (9, {"perplexity": 5} | REPORT),
     "evaluation.lm_eval.limit": (5, {"harness": 5} | REPORT),
     "published": (None, REPORT),
+    "figures.width": (5.5, PAGES),
+    "figures.dpi": (300, PAGES),
     # New cells alone: of a pattern and a warm start 1 x 2 blocks are masked, 2 x 2 refined, 2 cells evaluated.
     "patterns": (["60%", "2:4", "50%"], {"warmstart": 2} | OF_TWO_CELLS),
     "warmstarts": (["wanda", "ria"], MASKED),

@@ -28,8 +28,14 @@ BLOCKS = 6
 # The profile as it is, but for the seconds between two looks at the queue.
 LOOKS = ("--slurm-init-seconds-before-status-checks", 10)
 THROUGH_SLURM = ("--workflow-profile", REPOSITORY / "profiles" / "slurm", *LOOKS)
-# What runs through SLURM beside the tiny study; SPARSESWAPS_SLURM_STUDY=config.yaml is the embedded default in full.
-STUDY = os.environ.get("SPARSESWAPS_SLURM_STUDY", "configs/quick.yaml")
+# What runs through SLURM beside the tiny study; SPARSESWAPS_SLURM_STUDY=configs/quick.yaml is less.
+STUDY = os.environ.get("SPARSESWAPS_SLURM_STUDY", "config.yaml")
+# Its stages that run several jobs to an allocation: all that comes from two warm starts together.
+GROUPS = {
+    "draw": ["model", "samples", "capture_embedded"],
+    "starts": ["warmstart", "refine", "reconstruct", "masks", "assemble", "perplexity", "harness"],
+    "page": ["tables", "figures", "report"],
+}
 START = Path("results/tiny/stdlib/seed0/60pct/wanda")
 
 
@@ -198,12 +204,16 @@ def test_gpus_are_for_the_rules_that_compute(local, unrefined):
 
 
 def test_the_embedded_model_has_the_results_of_the_local_run(tmp_path):
-    """Some of its stages several jobs to an allocation."""
+    """All of the default study, many jobs to an allocation of two processors."""
     reference = REPOSITORY / "results" / "embedded"
     assert reference.is_dir(), "`make run` first: its results are what these are compared with"
     config = yaml.safe_load((REPOSITORY / STUDY).read_text())
-    grouped = ("--groups", "warmstart=first", "refine=then", "--group-components", "first=4", "then=4")
-    Workflow(tmp_path).run(config, *THROUGH_SLURM, *grouped)
+    groups = [f"{rule}={group}" for group, rules in GROUPS.items() for rule in rules]
+    before = len(jobs())
+    Workflow(tmp_path).run(
+        config, *THROUGH_SLURM, "--groups", *groups, "--group-components", "starts=2", "--cores", "2"
+    )
+    assert {job.cpus for job in jobs()[before:]} == {1, 2}
     found = measurements(tmp_path / "results" / "embedded")
     assert_same(found, measurements(reference))
     kinds = Counter(path.parent.name for path in found)

@@ -156,31 +156,6 @@ def test_training_the_embedded_model_is_for_those_who_ask(finished):
     assert workflow.planned(config, "embedded_model") == {"embedded_model": 1}
 
 
-def test_a_changed_budget_reruns_its_refinement_and_what_follows(finished):
-    workflow, config = finished
-    changed = config | {"refinements": {"none": {"max_swaps": 0}, "swaps": {"max_swaps": 3}}}
-    # 2 patterns x 2 blocks are refined again; 2 cells are assembled and evaluated.
-    expected = {
-        "refine": 4,
-        "masks": 2,
-        "assemble": 2,
-        "perplexity": 2,
-        "harness": 2,
-        "tables": 1,
-        "figures": 1,
-        "report": 1,
-    }
-    assert workflow.planned(changed) == expected
-
-
-def test_another_device_or_thread_count_computes_again(finished):
-    workflow, config = finished
-    computing = {"capture_tiny": 1, "warmstart": 4, "refine": 8, "perplexity": 5, "harness": 5}
-    after = {"masks": 4, "assemble": 4, "tables": 1, "figures": 1, "report": 1}
-    assert workflow.planned(config | {"gpu": True}) == computing | after
-    assert workflow.planned(config | {"threads": 2}) == computing | after
-
-
 def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
     """Also when the model stage alone ran since: its description must say what changed."""
     workflow, config = finished
@@ -192,14 +167,6 @@ def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
     assert (model / "config.json").read_text() != text
     copy.run(config, "--cores", "1", "--", "results/tiny/model.json")
     assert "capture_tiny" in copy.planned(config)
-
-
-def test_a_new_pattern_runs_its_cells_alone(finished):
-    workflow, config = finished
-    # 1 x 2 blocks are masked, 2 refinements x 2 blocks refined, 2 cells assembled and evaluated.
-    expected = {"warmstart": 2, "refine": 4, "masks": 2, "assemble": 2, "perplexity": 2, "harness": 2}
-    expected |= {"tables": 1, "figures": 1, "report": 1}
-    assert workflow.planned(config | {"patterns": ["60%", "2:4", "50%"]}) == expected
 
 
 def test_the_same_seed_gives_the_same_masks(finished, tmp_path):
