@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
+from transformers import AutoModelForCausalLM
 
 from sparseswaps import criteria
 from sparseswaps.pattern import parse_pattern
@@ -115,7 +116,12 @@ def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
     zeros = [names["model"].get_parameter(name) == 0 for name in names["result"].masks]
     assert zeros
     assert all((zero.view(len(zero), -1, 4).sum(-1) == 2).all() for zero in zeros)
-    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+    exported = next(block for block in blocks("python") if "export(" in block)
+    exec(exported.replace("path/to/checkpoint", "pruned").replace("cuda", "cpu"), names)
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained("pruned")(ids).logits
+        assert torch.equal(names["model"](ids).logits, expected)
 
 
 @pytest.mark.parametrize(

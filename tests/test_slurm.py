@@ -18,6 +18,7 @@ import yaml
 from conftest import REPOSITORY, Workflow, tiny_study, write_tiny_model
 from safetensors.torch import load_file
 from slurm_cluster import cluster, jobs, unavailable
+from test_readme import bash, checkout, on_a_cluster
 
 from sparseswaps.files import read_json
 
@@ -201,6 +202,20 @@ def test_gpus_are_for_the_rules_that_compute(local, unrefined):
     assert {job.what.split("_")[1]: job.gpus for job in submitted} == {"warmstart": "gres:gpu:1", "tasks": "N/A"}
     assert {(job.partition, job.nice) for job in submitted} == {("other", "100")}
     assert done.stdout.count("--qos=normal ") == len(submitted)  # which SLURM without accounting forgets
+
+
+def test_the_commands_of_the_readme(local, tmp_path):
+    """In a checkout with a study of its own, whose masks are there already."""
+    local[0].copy(tmp_path)
+    environment = checkout(tmp_path)
+    environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
+    environment["EDITOR"] = 'sed --in-place \'s/# slurm_partition: "main"/slurm_partition: "other"/\''
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(local[1]))
+    before = len(jobs())
+    said = bash("\n".join(on_a_cluster()).replace("$EDITOR", "eval $EDITOR"), tmp_path, environment)
+    assert {job.partition for job in jobs()[before:]} == {"other"}, said
+    assert (tmp_path / "results" / "reports" / "tiny" / "report.html").is_file()
 
 
 def test_the_embedded_model_has_the_results_of_the_local_run(tmp_path):
