@@ -121,11 +121,11 @@ def test_what_follows_a_killed_job_does_not_pass_for_current(finished, tmp_path)
 
 
 @contextmanager
-def running(workflow: Workflow, config: dict, target: str) -> Iterator[subprocess.Popen]:
-    """Snakemake in the background, in a process group of its own, once there are calibration samples."""
+def running(workflow: Workflow, config: dict, target: str, until: str) -> Iterator[subprocess.Popen]:
+    """Snakemake in the background, in a process group of its own, once there is a certain file."""
     process = workflow.start(config, "--cores", "2", "--", target)
     try:
-        while not (workflow.folder / SAMPLES).exists():
+        while not (workflow.folder / until).exists():
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.02)
         yield process
@@ -137,32 +137,27 @@ def running(workflow: Workflow, config: dict, target: str) -> Iterator[subproces
 
 SAMPLES = "results/tiny/stdlib/seed0/samples.safetensors"
 GRAM = "results/tiny/stdlib/seed0/gram"
+WARM = "results/tiny/stdlib/seed0/2of4/wanda/masks/block00.safetensors"
 MASKS = "results/tiny/stdlib/seed0/2of4/wanda/swaps/masks.safetensors"
 
 
-def test_snakemake_killed_and_a_second_one_in_its_directory(study, finished):
+def test_snakemake_killed_then_interrupted_from_the_keyboard_and_a_second_one_beside_it(study, finished):
     workflow, config = study
-    with running(workflow, config, MASKS) as process:
+    with running(workflow, config, MASKS, until=SAMPLES) as process:
         second = workflow.run(config, "--cores", "1", "--", MASKS, check=False)
         assert second.returncode == 1
         assert "Directory cannot be locked" in second.stdout
         assert process.poll() is None
         process.kill()  # its jobs go on
         process.wait()
-        done = workflow.run(config, "--cores", "2", "--", MASKS)
-        assert "capture_tiny" in done.stdout
+        with running(workflow, config, MASKS, until=WARM) as again:
+            os.killpg(again.pid, signal.SIGINT)
+            assert again.wait(timeout=100) != 0
+            assert "capture_tiny" in again.stdout.read()
+        final(finished[0], workflow)
+        workflow.run(config, "--cores", "2", "--", MASKS)
     assert final(finished[0], workflow) == COMPLETE - {"model.safetensors"}
     assert workflow.planned(config, MASKS) == {}
-
-
-def test_interrupted_from_the_keyboard(study, finished):
-    workflow, config = study
-    with running(workflow, config, MASKS) as process:
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=100) != 0
-    final(finished[0], workflow)
-    workflow.run(config, "--cores", "2", "--", MASKS)
-    assert final(finished[0], workflow) == COMPLETE - {"model.safetensors"}
 
 
 @contextmanager

@@ -209,7 +209,7 @@ def poison(model, name, value):
 def test_a_nan_weight_stops_the_model_stage(tmp_path):
     model = write_tiny_model(tmp_path / "broken")
     poison(model, "model.layers.1.mlp.gate_proj.weight", float("nan"))
-    done = Workflow(tmp_path).run(tiny_study(model), "--cores", "1", check=False)
+    done = Workflow(tmp_path).run(tiny_study(model, evaluation={}), "--cores", "1", check=False)
     assert done.returncode != 0
     assert "model: error: " in done.stdout
     assert "model.safetensors: tensor model.layers.1.mlp.gate_proj.weight holds NaN or Inf" in done.stdout
@@ -222,7 +222,7 @@ def test_an_infinite_activation_stops_capture_and_leaves_what_was_finished(tmp_p
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"].fill_(3e38)
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    done = Workflow(tmp_path).run(tiny_study(model), "--cores", "1", check=False)
+    done = Workflow(tmp_path).run(tiny_study(model, evaluation={}), "--cores", "1", check=False)
     assert done.returncode != 0
     assert "error: model.layers.1.mlp.down_proj: an input activation is NaN or Inf" in done.stdout
     assert "Traceback" not in done.stdout
