@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from sparseswaps import criteria
@@ -74,14 +74,14 @@ def test_every_command_is_run():
         assert command.partition(" ")[2].split()[-1] in (REPOSITORY / file).read_text(encoding="utf-8"), command
 
 
-def test_my_own_model(tmp_path, tiny_model):
+def test_my_own_model(tmp_path):
     environment = checkout(tmp_path)
     study = next(block for block in blocks("yaml") if "mine.yaml" in block)
     for named, stand_in in STAND_INS.items():
         assert named in study
         study = study.replace(named, stand_in)
     (tmp_path / "mine.yaml").write_text(study)
-    (tmp_path / "model").symlink_to(tiny_model)
+    write_tiny_model(tmp_path / "model", num_hidden_layers=1)
     (tmp_path / "text.txt").write_text("\n\n".join(map(str, range(3000))))
     block = next(block for block in blocks("sh") if "mine.yaml" in block)
     said = bash("set +u\n" + block, tmp_path, environment)
@@ -96,7 +96,7 @@ def test_my_own_model(tmp_path, tiny_model):
         bash(f"set +u; source .venv/bin/activate; {command} -n --configfile mine.yaml", tmp_path, environment)
 
 
-def test_a_criterion(tiny_model):
+def test_a_criterion():
     code = next(block for block in blocks("python") if "@by_score" in block)
     names = {"by_score": criteria.by_score}
     exec(code, names)
