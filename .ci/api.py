@@ -12,9 +12,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "api" / "sparseswaps.html"
 
 
 def page() -> str:
-    public = ModuleType(
-        sparseswaps.__name__, sparseswaps.__doc__
-    )  # pdoc does not ask a module for names it has not yet
+    # pdoc does not ask a module for names that it has not yet, and these come when they are used.
+    public = ModuleType(sparseswaps.__name__, sparseswaps.__doc__)
     vars(public).update({name: getattr(sparseswaps, name) for name in sparseswaps.__all__}, __all__=sparseswaps.__all__)
     pdoc.render.configure(docformat="google", include_undocumented=False, search=False, show_source=False)
     module = pdoc.doc.Module(public)

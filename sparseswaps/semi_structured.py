@@ -29,9 +29,8 @@ from sparseswaps.errors import BrokenFileError, InputError, one_line
 from sparseswaps.files import replacing
 from sparseswaps.modeldir import companion_files, config_of, opened, weight_files
 
-_PREFIX = (
-    "compressed-"  # of weight files: transformers finds none under that name, and so fills none with random numbers
-)
+# Of weight files: transformers finds none under such a name, and so fills none with random numbers.
+_PREFIX = "compressed-"
 
 
 def refusal(weight: Tensor) -> str | None:
