@@ -7,8 +7,8 @@ import sys
 
 sys.path.insert(0, workflow.basedir)  # so that the workflow runs from a checkout that is not installed, too
 
-from sparseswaps import study
-from sparseswaps.errors import InputError
+from sparseswaps.workflow import config as study
+from sparseswaps.base.errors import InputError
 
 if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
 

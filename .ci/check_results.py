@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas
 
-from sparseswaps.artifacts import read_model
-from sparseswaps.checkpoint import Checkpoint
-from sparseswaps.pattern import parse_pattern, slug_of
+from sparseswaps.layer.pattern import parse_pattern, slug_of
+from sparseswaps.model.checkpoint import Checkpoint
+from sparseswaps.workflow.artifacts import read_model
 
 RESULTS = Path("results")
 TABLES = RESULTS / "reports" / "embedded" / "tables"

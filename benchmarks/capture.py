@@ -28,10 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed
 
-from sparseswaps.blocks import describe
-from sparseswaps.capture import capture
-from sparseswaps.gram import accumulate
-from sparseswaps.weights import OnDisk
+from sparseswaps.calibration.capture import capture
+from sparseswaps.layer.gram import accumulate
+from sparseswaps.model.blocks import describe
+from sparseswaps.model.weights import OnDisk
 
 ALLOWED = 1.5  # times the plain forward pass, the Gram products not counted
 SIZES = {

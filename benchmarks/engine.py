@@ -29,12 +29,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed
 
-from sparseswaps.criteria import wanda
-from sparseswaps.gram import correlation, row_loss
-from sparseswaps.pattern import Pattern, parse_pattern
-from sparseswaps.refine import Refinement, refine
-from sparseswaps.refine.certificate import improvable
-from sparseswaps.refine.engine import checked
+from sparseswaps.layer.criteria import wanda
+from sparseswaps.layer.gram import correlation, row_loss, validate_layer
+from sparseswaps.layer.pattern import Pattern, parse_pattern
+from sparseswaps.layer.swaps.certificate import improvable
+from sparseswaps.layer.swaps.engine import Refinement, refine
 
 STARTED = time.perf_counter()
 SPARSITY = parse_pattern("60%")
@@ -125,7 +124,7 @@ def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Te
 def parts_of_a_call(weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, backend: str) -> dict[str, Any]:
     """The steps of `refine` one by one: seconds of each, and what the search found."""
     device, size = weight.device.type, pattern.blocks(weight.shape[1]).size
-    (weight, gram), check = timed(device, checked, weight, gram)
+    (weight, gram), check = timed(device, validate_layer, weight, gram)
     current, fresh = timed(device, correlation, weight, gram, mask)
     found = search(backend, weight, gram, mask, current, size)
     current, again = timed(device, correlation, weight, gram, found["mask"])
@@ -235,7 +234,7 @@ class Case:
 
 
 def make_case(name: str, weight: Tensor, gram: Tensor, pattern: Pattern, dense_rows: int) -> Case:
-    weight, gram = checked(weight.float(), gram.float())
+    weight, gram = validate_layer(weight.float(), gram.float())
     mask = wanda(weight, gram, pattern)
     return Case(name, weight, gram, pattern, mask, correlation(weight, gram, mask), min(dense_rows, len(weight)))
 
@@ -255,13 +254,13 @@ def real_cases(quick: bool) -> Iterator[Case]:
     try:
         import transformers
 
-        from sparseswaps.blocks import describe
-        from sparseswaps.capture import capture
-        from sparseswaps.documents import load
+        from sparseswaps.calibration.capture import capture
+        from sparseswaps.calibration.documents import load
+        from sparseswaps.calibration.sampling import draw
         from sparseswaps.embedded import MODEL
-        from sparseswaps.pretrained import load_tokenizer
-        from sparseswaps.text import draw
-        from sparseswaps.weights import OnDisk
+        from sparseswaps.model.blocks import describe
+        from sparseswaps.model.loading import load_tokenizer
+        from sparseswaps.model.weights import OnDisk
     except ImportError as error:
         say(f"skipped: layers of trained models ({error})")
         return
@@ -406,7 +405,7 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
 def whole_calls(case: Case, repeats: int) -> dict[str, Any]:
     """`refine` on the whole matrix and the share of its parts, and backward elimination."""
     size, kept = case.pattern.blocks(case.weight.shape[1])
-    eliminate_rows = importlib.import_module("sparseswaps.refine.cpu").eliminate_rows
+    eliminate_rows = importlib.import_module("sparseswaps.layer.swaps.cpu").eliminate_rows
     pruned = int((~case.mask).sum())
     calls, parts, pruning = [], [], []
     for _ in range(repeats):

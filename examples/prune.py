@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sparseswaps
-from sparseswaps.documents import load
+from sparseswaps.calibration.documents import load
+from sparseswaps.calibration.sampling import draw, tokenize
 from sparseswaps.embedded import MODEL
-from sparseswaps.perplexity import perplexity, windows
-from sparseswaps.text import draw, tokenize
+from sparseswaps.evaluation.perplexity import perplexity, windows
 
 torch.set_num_threads(1)  # as the workflow does by default: floating-point sums depend on it
 

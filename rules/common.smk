@@ -12,12 +12,12 @@ from itertools import product
 from math import ceil
 from pathlib import Path
 
-from sparseswaps import study
-from sparseswaps.documents import is_file
-from sparseswaps.files import read_json
-from sparseswaps.modeldir import companion_files, locate, mask_files, weight_files
-from sparseswaps.plan import Planner
-from sparseswaps.provenance import stage_key
+from sparseswaps.workflow import config as study
+from sparseswaps.calibration.documents import is_file
+from sparseswaps.base.files import read_json
+from sparseswaps.model.directory import companion_files, locate, mask_files, weight_files
+from sparseswaps.workflow.plan.plan import Planner
+from sparseswaps.workflow.provenance import stage_key
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
 GPU = int(config["gpu"])
@@ -33,7 +33,6 @@ VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(c
 DRAWS = list(dict.fromkeys(f"{v.model}/{v.calibration}/seed{v.seed}" for v in VARIANTS if isinstance(v, study.Cell)))
 TEXTS = list(config["evaluation"]["perplexity"])
 PUBLISHED = [config["published"]] if config["published"] else []
-MEASURED = sorted(Path(workflow.basedir, "benchmarks", "results").glob("inference-*.json"))
 HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
 
 

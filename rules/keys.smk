@@ -221,7 +221,6 @@ def figures_key(at):
 
 def report_key(at):
     packages = ("sparseswaps", "torch", "transformers", "datasets", "lm_eval", "snakemake")
-    template = Path(workflow.basedir, "sparseswaps", "report.html.j2")
+    template = Path(workflow.basedir, "sparseswaps", "report", "report.html.j2")
     settings = {"config": config, "folders": FOLDERS, "template": identity(template)}
-    settings["measured"] = [read_json(path) for path in MEASURED]
     return key("report", settings, packages, after=[figures_key(at)])

@@ -2,12 +2,12 @@
 
 from job import progress, run
 
-from sparseswaps.allocation import by_outliers, by_table, outlier_share
-from sparseswaps.artifacts import read_grams, read_model
-from sparseswaps.criteria import wanda_scores
-from sparseswaps.files import write_json
-from sparseswaps.pattern import parse_pattern
-from sparseswaps.progress import Part
+from sparseswaps.base.files import write_json
+from sparseswaps.base.progress import Part
+from sparseswaps.layer.criteria import wanda_scores
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.workflow.allocation import by_outliers, by_table, outlier_share
+from sparseswaps.workflow.artifacts import read_grams, read_model
 
 
 def main(snakemake, settings):

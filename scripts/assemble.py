@@ -2,9 +2,9 @@
 
 from job import progress, run
 
-from sparseswaps.artifacts import new_weights, read_masks, read_model
-from sparseswaps.checkpoint import write_pruned
-from sparseswaps.progress import Part
+from sparseswaps.base.progress import Part
+from sparseswaps.model.checkpoint import write_pruned
+from sparseswaps.workflow.artifacts import new_weights, read_masks, read_model
 
 
 def main(snakemake, settings):

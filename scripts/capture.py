@@ -5,13 +5,13 @@ from pathlib import Path
 
 from job import device, progress, run
 
-from sparseswaps.activations import keeping
-from sparseswaps.artifacts import read_model, read_samples, write_grams
-from sparseswaps.capture import capture
-from sparseswaps.errors import naming
-from sparseswaps.gram import check_gram
-from sparseswaps.progress import blocks_of
-from sparseswaps.weights import OnDisk
+from sparseswaps.base.errors import naming
+from sparseswaps.calibration.activations import keeping
+from sparseswaps.calibration.capture import capture
+from sparseswaps.layer.gram import check_gram
+from sparseswaps.model.weights import OnDisk
+from sparseswaps.pruning.progress import blocks_of
+from sparseswaps.workflow.artifacts import read_model, read_samples, write_grams
 
 
 def main(snakemake, settings):

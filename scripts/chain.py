@@ -5,15 +5,15 @@ from pathlib import Path
 from first import first_masks
 from job import device, patterns, progress, run
 
-from sparseswaps.activations import keeping
-from sparseswaps.artifacts import read_model, read_samples, write_masks, write_weights
-from sparseswaps.capture import capture
-from sparseswaps.files import write_csv
-from sparseswaps.layerwise import Method, total
-from sparseswaps.progress import blocks_of
-from sparseswaps.rebuild import Reconstruction
-from sparseswaps.recipe import Recipe, prune_block
-from sparseswaps.weights import OnDisk
+from sparseswaps.base.files import write_csv
+from sparseswaps.calibration.activations import keeping
+from sparseswaps.calibration.capture import capture
+from sparseswaps.layer.reconstruction import Reconstruction
+from sparseswaps.layer.refinement import Method, total
+from sparseswaps.model.weights import OnDisk
+from sparseswaps.pruning.block import Recipe, prune_block
+from sparseswaps.pruning.progress import blocks_of
+from sparseswaps.workflow.artifacts import read_model, read_samples, write_masks, write_weights
 
 
 def main(snakemake, settings):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from job import run
 
+from sparseswaps.base.files import replacing
 from sparseswaps.embedded.train import Recipe, build
-from sparseswaps.files import replacing
 
 
 def main(snakemake, settings):

@@ -4,8 +4,8 @@ from typing import Any
 
 import job  # noqa: F401  it makes the package importable where it is not installed
 
-from sparseswaps.artifacts import read_model
-from sparseswaps.checkpoint import read_pruned
+from sparseswaps.model.checkpoint import read_pruned
+from sparseswaps.workflow.artifacts import read_model
 
 
 def evaluated(snakemake: Any, settings: dict) -> tuple[str, str | None, bool]:

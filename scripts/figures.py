@@ -2,9 +2,9 @@
 
 from job import run
 
-from sparseswaps import figures
-from sparseswaps.files import replacing
-from sparseswaps.tables import principal, read_table, select
+from sparseswaps.base.files import replacing
+from sparseswaps.report import figures
+from sparseswaps.report.tables import principal, read_table, select
 
 
 def main(snakemake, settings):

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import job  # noqa: F401  it makes the package importable where it is not installed
 from torch import Tensor
 
-from sparseswaps.criteria import WARMSTARTS
-from sparseswaps.elsewhere import masks_from
-from sparseswaps.masks import check_mask
-from sparseswaps.model import Layer, Model
-from sparseswaps.pattern import Pattern
-from sparseswaps.progress import Report, nobody
+from sparseswaps.base.progress import Report, nobody
+from sparseswaps.layer.criteria import WARMSTARTS
+from sparseswaps.layer.masks import check_mask
+from sparseswaps.layer.pattern import Pattern
+from sparseswaps.model.description import Layer, Model
+from sparseswaps.model.imported_masks import masks_from
 
 
 def first_masks(settings: dict, model: Model) -> Callable[..., Tensor]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from evaluated import evaluated
 from job import device, run
 
-from sparseswaps.apply import load_pruned
+from sparseswaps.base.files import write_json
 from sparseswaps.embedded.tasks import TASKS
-from sparseswaps.files import write_json
-from sparseswaps.harness import evaluate
-from sparseswaps.pretrained import load_tokenizer
+from sparseswaps.evaluation.harness import evaluate
+from sparseswaps.model.loading import load_tokenizer
+from sparseswaps.model.masked import load_pruned
 
 
 def main(snakemake, settings):

@@ -18,10 +18,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed, as under conda
 
-from sparseswaps.errors import BrokenFileError, InputError
-from sparseswaps.files import read_json
-from sparseswaps.pattern import Pattern, parse_pattern
-from sparseswaps.progress import Part, Report, shown
+from sparseswaps.base.errors import BrokenFileError, InputError
+from sparseswaps.base.files import read_json
+from sparseswaps.base.progress import Part, Report, shown
+from sparseswaps.layer.pattern import Pattern, parse_pattern
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 

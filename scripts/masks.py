@@ -2,10 +2,10 @@
 
 from job import patterns, run
 
-from sparseswaps.artifacts import read_masks, read_model, write_masks
-from sparseswaps.errors import naming
-from sparseswaps.masks import check_mask
-from sparseswaps.model import by_tensor
+from sparseswaps.base.errors import naming
+from sparseswaps.layer.masks import check_mask
+from sparseswaps.model.description import by_tensor
+from sparseswaps.workflow.artifacts import read_masks, read_model, write_masks
 
 
 def main(snakemake, settings):

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from job import progress, run
 
-from sparseswaps.artifacts import write_model
-from sparseswaps.blocks import describe
-from sparseswaps.checkpoint import Checkpoint
-from sparseswaps.hub import download
-from sparseswaps.modeldir import locate, weight_files
-from sparseswaps.progress import Part
+from sparseswaps.base.progress import Part
+from sparseswaps.model.blocks import describe
+from sparseswaps.model.checkpoint import Checkpoint
+from sparseswaps.model.directory import locate, weight_files
+from sparseswaps.model.hub import download
+from sparseswaps.workflow.artifacts import write_model
 
 
 def main(snakemake, settings):

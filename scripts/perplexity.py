@@ -7,16 +7,16 @@ from pathlib import Path
 from evaluated import evaluated
 from job import device, progress, run
 
-from sparseswaps.apply import load_pruned
-from sparseswaps.artifacts import digest
-from sparseswaps.documents import SETTINGS, load
-from sparseswaps.errors import naming
-from sparseswaps.files import write_json
-from sparseswaps.modeldir import config_of, vocabulary
-from sparseswaps.perplexity import perplexity, windows
-from sparseswaps.pretrained import load_tokenizer
-from sparseswaps.progress import Part
-from sparseswaps.text import check_vocabulary, tokenize
+from sparseswaps.base.errors import naming
+from sparseswaps.base.files import write_json
+from sparseswaps.base.progress import Part
+from sparseswaps.calibration.documents import SETTINGS, load
+from sparseswaps.calibration.sampling import check_vocabulary, tokenize
+from sparseswaps.evaluation.perplexity import perplexity, windows
+from sparseswaps.model.directory import config_of, vocabulary
+from sparseswaps.model.loading import load_tokenizer
+from sparseswaps.model.masked import load_pruned
+from sparseswaps.workflow.artifacts import digest
 
 
 def main(snakemake, settings):

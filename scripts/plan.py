@@ -2,7 +2,7 @@
 
 from job import run
 
-from sparseswaps.plan import Planner, table
+from sparseswaps.workflow.plan.plan import Planner, table
 
 
 def main(snakemake, settings):

@@ -4,12 +4,12 @@ import logging
 
 from job import block_of, device, progress, run
 
-from sparseswaps.artifacts import read_grams, read_masks, read_model, write_weights
-from sparseswaps.errors import naming
-from sparseswaps.files import read_csv, write_csv
-from sparseswaps.layerwise import summary, total
-from sparseswaps.progress import rows_of
-from sparseswaps.rebuild import Reconstruction, reconstruct_layer
+from sparseswaps.base.errors import naming
+from sparseswaps.base.files import read_csv, write_csv
+from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
+from sparseswaps.layer.refinement import summary, total
+from sparseswaps.pruning.progress import rows_of
+from sparseswaps.workflow.artifacts import read_grams, read_masks, read_model, write_weights
 
 
 def main(snakemake, settings):

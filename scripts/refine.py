@@ -4,12 +4,12 @@ import logging
 
 from job import block_of, device, patterns, progress, run
 
-from sparseswaps.artifacts import read_grams, read_masks, read_model, write_masks
-from sparseswaps.errors import naming
-from sparseswaps.files import write_csv
-from sparseswaps.layerwise import Method, refine_layer, summary, total
-from sparseswaps.masks import check_mask
-from sparseswaps.progress import rows_of
+from sparseswaps.base.errors import naming
+from sparseswaps.base.files import write_csv
+from sparseswaps.layer.masks import check_mask
+from sparseswaps.layer.refinement import Method, refine_layer, summary, total
+from sparseswaps.pruning.progress import rows_of
+from sparseswaps.workflow.artifacts import read_grams, read_masks, read_model, write_masks
 
 
 def main(snakemake, settings):

@@ -8,14 +8,14 @@ import job
 import pandas
 from job import run
 
-from sparseswaps.artifacts import digest, read_model, read_samples
-from sparseswaps.figures import CAPTIONS
-from sparseswaps.files import replacing, write_json
-from sparseswaps.modeldir import weight_files
-from sparseswaps.provenance import source_digest
-from sparseswaps.report import SIZES, render
-from sparseswaps.study import warmstarts
-from sparseswaps.tables import beside_published, read_published, read_table, summary
+from sparseswaps.base.files import replacing, write_json
+from sparseswaps.model.directory import weight_files
+from sparseswaps.report.figures import CAPTIONS
+from sparseswaps.report.page import SIZES, render
+from sparseswaps.report.tables import beside_published, read_published, read_table, summary
+from sparseswaps.workflow.artifacts import digest, read_model, read_samples
+from sparseswaps.workflow.config import warmstarts
+from sparseswaps.workflow.provenance import source_digest
 
 STAGES = ("model", "samples", "capture", "allocation", "warmstart", "refine", "reconstruct", "chain")
 STAGES += ("masks", "assemble", "perplexity", "harness")
@@ -46,7 +46,6 @@ def main(snakemake, settings):
         stages=ran,
         provenance=about,
         sizes=sizes(snakemake),
-        measured=settings["measured"],
         published=beside_published(cells, read_published(published)) if published else None,
     )
     with replacing(snakemake.output.page) as partial:

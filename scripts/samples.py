@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from job import run
 
-from sparseswaps.artifacts import digest, read_model, write_samples
-from sparseswaps.documents import SETTINGS, load
-from sparseswaps.errors import InputError, naming
-from sparseswaps.modeldir import config_of, vocabulary
-from sparseswaps.pretrained import load_tokenizer
-from sparseswaps.text import check_vocabulary, draw
+from sparseswaps.base.errors import InputError, naming
+from sparseswaps.calibration.documents import SETTINGS, load
+from sparseswaps.calibration.sampling import check_vocabulary, draw
+from sparseswaps.model.directory import config_of, vocabulary
+from sparseswaps.model.loading import load_tokenizer
+from sparseswaps.workflow.artifacts import digest, read_model, write_samples
 
 
 def main(snakemake, settings):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas
 from job import run
 
-from sparseswaps.files import read_csv, read_json
-from sparseswaps.tables import (
+from sparseswaps.base.files import read_csv, read_json
+from sparseswaps.report.tables import (
     beside_published,
     best,
     cells_table,

@@ -3,9 +3,9 @@
 from first import first_masks
 from job import block_of, device, patterns, progress, run
 
-from sparseswaps.artifacts import read_grams, read_model, write_masks
-from sparseswaps.errors import naming
-from sparseswaps.progress import rows_of
+from sparseswaps.base.errors import naming
+from sparseswaps.pruning.progress import rows_of
+from sparseswaps.workflow.artifacts import read_grams, read_model, write_masks
 
 
 def main(snakemake, settings):

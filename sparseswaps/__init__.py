@@ -25,17 +25,17 @@ from pkgutil import resolve_name
 from typing import Any
 
 _PUBLIC = {
-    "prune": "sparseswaps.pruning:prune",
-    "Pruned": "sparseswaps.pruning:Pruned",
-    "Reconstruction": "sparseswaps.rebuild:Reconstruction",
-    "keep_zeros": "sparseswaps.apply:keep_zeros",
-    "apply_masks": "sparseswaps.apply:apply_masks",
-    "gram_matrix": "sparseswaps.gram:gram_matrix",
-    "parse_pattern": "sparseswaps.pattern:parse_pattern",
-    "warmstart": "sparseswaps.criteria:warmstart",
-    "refine_mask": "sparseswaps.refine:refine",  # `sparseswaps.refine` is the package that it comes from
-    "Refinement": "sparseswaps.refine:Refinement",
-    "InputError": "sparseswaps.errors:InputError",
+    "prune": "sparseswaps.pruning.model:prune",
+    "Pruned": "sparseswaps.pruning.model:Pruned",
+    "Reconstruction": "sparseswaps.layer.reconstruction:Reconstruction",
+    "keep_zeros": "sparseswaps.model.masked:keep_zeros",
+    "apply_masks": "sparseswaps.model.masked:apply_masks",
+    "gram_matrix": "sparseswaps.layer.gram:gram_matrix",
+    "parse_pattern": "sparseswaps.layer.pattern:parse_pattern",
+    "warmstart": "sparseswaps.layer.criteria:warmstart",
+    "refine_mask": "sparseswaps.layer.swaps.engine:refine",  # `sparseswaps.refine` is the package that it comes from
+    "Refinement": "sparseswaps.layer.swaps.engine:Refinement",
+    "InputError": "sparseswaps.base.errors:InputError",
 }
 __all__ = [*_PUBLIC]
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from sparseswaps.errors import InputError
-from sparseswaps.files import replacing
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.files import replacing
 
 TASKS = ("embedded_cloze", "embedded_choice")
 SEED = 0

@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sparseswaps.base.files import replacing
 from sparseswaps.embedded.corpus import documents
-from sparseswaps.files import replacing
 
 END = "<|endoftext|>"
 

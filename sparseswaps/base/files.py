@@ -1,0 +1,107 @@
+"""Writing artifacts: complete under their final name, or not there at all."""
+
+import csv
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sparseswaps.base.errors import BrokenFileError, InputError
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+}
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or a folder; renamed to `path` on success, deleted on failure.
+
+    What is left of attempts that were killed is deleted. An orphan that is still at one fails, and nothing else.
+    Raises InputError where the disk is full or may not be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
+            _remove(left)
+        yield partial
+        if path.is_dir():  # a folder cannot be renamed over one that holds something
+            _remove(path)
+        partial.replace(path)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        message = f"cannot be written: {error.strerror}; {_REMEDIES[error.errno]} and run snakemake again"
+        raise InputError(f"{path}: {message}") from None
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON; NaN and infinity are refused (ValueError)."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows that have the same keys, under a header of these; None becomes an empty field."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: str | Path) -> list[dict[str, Any]]:
+    """What `write_csv` wrote: numbers and truth values as such, None where a field is empty.
+
+    Raises BrokenFileError when it is not all there.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        rows = list(csv.DictReader(StringIO(text, newline="")))
+    except (UnicodeDecodeError, csv.Error):
+        text, rows = "", []
+    filled = all(None not in row and None not in row.values() for row in rows)
+    if not (text.endswith("\n") and filled and (rows or text == "\n")):
+        raise BrokenFileError(path, "not a whole table")
+    return [{name: _value(field) for name, field in row.items()} for row in rows]
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False", ""):
+        return {"True": True, "False": False, "": None}[text]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises InputError that names the file when it is missing or not JSON, and says what to do."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:  # also no UTF-8, or a number of thousands of digits
+        remedy = "copy or download it again, or if a job wrote it, delete it and run snakemake again"
+        raise BrokenFileError(path, f"not valid JSON ({error})", remedy) from None

@@ -1,1 +1,0 @@
-"""Published methods to compare with, from their papers' formulas: masks, and new weights for masks."""

@@ -1,0 +1,74 @@
+"""Text as tokens: how windows are drawn from documents for calibration."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparseswaps.base.errors import InputError
+
+if TYPE_CHECKING:  # importing it takes seconds, and whoever passes a tokenizer has done so
+    from transformers import PreTrainedTokenizerBase
+
+
+def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
+    """The token ids of one text, int64 [tokens], with the special tokens that the tokenizer adds by itself."""
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
+    """Raises InputError when token ids lie beyond a model's embeddings; None is a model that does not say."""
+    if vocabulary is not None and (largest := int(ids.max())) >= vocabulary:
+        raise InputError(
+            f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only: it is "
+            "another model's; put this model's own tokenizer files beside its weights"
+        )
+
+
+def draw(
+    documents: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    samples: int,
+    held_out: int,
+    seqlen: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw token windows for calibration, and further ones to be held out, none overlapping another.
+
+    Documents longer than `seqlen` tokens are visited in a seeded random order and give one window each, at a random
+    place (the usual C4 protocol). Only when they run out does a document that is long enough give another. Documents
+    that are not visited are never looked at.
+
+    Returns:
+        int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen].
+
+    Raises:
+        InputError: the text holds fewer windows than asked for.
+    """
+    random = torch.Generator().manual_seed(seed)
+    wanted = samples + held_out
+    windows: list[Tensor] = []
+    remaining: list[Tensor] = []  # windows of visited documents that were not drawn yet, [any number, seqlen]
+    for index in torch.randperm(len(documents), generator=random).tolist():
+        if len(windows) == wanted:
+            break
+        ids = tokenize(tokenizer, documents[index])
+        if len(ids) <= seqlen:
+            continue
+        count = len(ids) // seqlen
+        offset = int(torch.randint(len(ids) - count * seqlen + 1, (), generator=random))
+        cut = ids[offset : offset + count * seqlen].view(count, seqlen)
+        cut = cut[torch.randperm(count, generator=random)]
+        windows.append(cut[0])
+        remaining.append(cut[1:])
+    while len(windows) < wanted and (remaining := [cut for cut in remaining if len(cut)]):
+        windows.extend(cut[0] for cut in remaining[: wanted - len(windows)])
+        remaining = [cut[1:] for cut in remaining]
+    if len(windows) < wanted:
+        raise InputError(
+            f"the calibration text is too short: {samples} samples and {held_out} held-out ones of {seqlen} tokens "
+            f"were asked for, it gives {len(windows)}; ask for fewer or shorter ones, or give more text"
+        )
+    drawn = torch.stack(windows)
+    return drawn[:samples], drawn[samples:]

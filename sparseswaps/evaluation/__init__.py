@@ -1,0 +1,4 @@
+"""Perplexity and lm-eval tasks of a model in memory.
+
+May import: base, layer, model, calibration.
+"""

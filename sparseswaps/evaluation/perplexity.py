@@ -1,0 +1,100 @@
+"""Perplexity of a causal language model over disjoint windows of one token stream.
+
+The protocol of the pruning literature: the text is tokenised once, cut into windows of `seqlen` tokens (the rest is
+dropped), and the perplexity is exp(mean over windows of the window's mean cross-entropy). The number depends on
+`seqlen`, which is therefore part of the result.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.memory import sliced
+from sparseswaps.base.progress import Report, nobody
+
+LARGEST = math.log(sys.float_info.max)  # nats; exp() of more overflows
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and what it was measured on."""
+
+    perplexity: float
+    """exp(nll)."""
+    nll: float
+    """Mean over windows of the mean cross-entropy of a window, in nats per token."""
+    windows: int
+    seqlen: int
+    """Tokens per window, of which seqlen - 1 are predicted."""
+    tokens: int
+    """windows * seqlen."""
+
+
+def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
+    """Cut a token stream into disjoint windows; what is left at the end is dropped.
+
+    Args:
+        ids: int64, shape (N,).
+        seqlen: tokens per window, at least 2.
+        limit: keep at most that many windows, from the beginning; None keeps all.
+
+    Returns:
+        A view of `ids`, shape (n, seqlen), n = min(N // seqlen, limit).
+
+    Raises:
+        InputError: `seqlen` or `limit` is too small, or the text is shorter than one window.
+    """
+    if seqlen < 2:
+        raise InputError(f"seqlen: {seqlen} tokens leave nothing to predict; set it to 2 or more")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: {limit} windows; set it to 1 or more, or leave it out")
+    count = len(ids) // seqlen
+    if count == 0:
+        raise InputError(
+            f"seqlen: the evaluation text has {len(ids)} tokens, less than one window of {seqlen}; "
+            "lower seqlen or give a longer text"
+        )
+    return ids[: count * seqlen].view(count, seqlen)[:limit]
+
+
+@torch.inference_mode()
+def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = nobody) -> Perplexity:
+    """Measure the perplexity of `model` on `windows`.
+
+    Args:
+        model: a causal LM of transformers, or anything that maps `input_ids` (b, seqlen) to an output with `.logits`
+            (b, seqlen, vocabulary) and has `.device`; its dropout is switched off.
+        windows: int64, shape (n, seqlen), on any device.
+        batch_size: windows per forward pass; less once the GPU is out of memory.
+        progress: is told how many windows are done, and of how many tokens.
+
+    Raises:
+        InputError: a window's cross-entropy is not finite, or so large that its exponential is not.
+    """
+    model.eval()
+
+    def losses_of(rows: slice) -> list[float]:
+        batch = windows[rows].to(model.device)
+        logits = model(input_ids=batch, use_cache=False).logits
+        # One window at a time: a whole batch of logits in float32 would be the largest tensor of the evaluation.
+        pairs = zip(logits[:, :-1], batch[:, 1:], strict=True)
+        return torch.stack([functional.cross_entropy(row.float(), ids) for row, ids in pairs]).tolist()
+
+    def told(done: int, _: int) -> None:
+        progress(done, done * windows.shape[1])
+
+    batches = sliced(losses_of, len(windows), batch_size, "windows", "seqlen", told)
+    losses = [loss for batch in batches for loss in batch]
+    for index, loss in enumerate(losses):
+        if not loss < LARGEST:  # also true of NaN
+            raise InputError(
+                f"evaluation window {index} of {len(losses)}: the cross-entropy is {loss} nats; "
+                "the checkpoint's weights are broken, or its dtype overflows"
+            )
+    nll = math.fsum(losses) / len(losses)
+    return Perplexity(math.exp(nll), nll, len(losses), windows.shape[1], windows.numel())

@@ -1,0 +1,110 @@
+"""Warm starts: functions from a layer to its first mask.
+
+A new one is a function `(weight, gram, pattern, progress) -> mask` and its line in `WARMSTARTS`; `progress` may be told
+how many rows are done. One that ranks weights by a score is a function `(weight, gram) -> scores` under `@by_score`.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.memory import sliced
+from sparseswaps.base.progress import Report, nobody
+from sparseswaps.layer.baselines.admm import admm_mask
+from sparseswaps.layer.baselines.sparsegpt import sparsegpt_mask
+from sparseswaps.layer.gram import validate_layer
+from sparseswaps.layer.masks import keep_best
+from sparseswaps.layer.pattern import Pattern
+from sparseswaps.layer.swaps.engine import eliminate
+
+WarmStart = Callable[[Tensor, Tensor, Pattern, Report], Tensor]
+
+
+def by_score(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
+    """Turn a score per weight into a warm start: the highest scores of each block are kept."""
+
+    @wraps(score)
+    def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
+        scores = score(weight.float(), gram.float())  # of all rows: a score may compare them
+        rows = len(scores)
+        kept = sliced(lambda part: keep_best(scores[part], pattern), rows, rows, "rows", progress=progress)
+        return torch.cat(kept)
+
+    return warm_start
+
+
+@by_score
+def magnitude(weight: Tensor, gram: Tensor) -> Tensor:
+    """|W_ij|."""
+    return weight.abs()
+
+
+def wanda_scores(weight: Tensor, gram: Tensor) -> Tensor:
+    """|W_ij| ||X_j||_2, with ||X_j||_2 = sqrt(G_jj) (Sun et al., arXiv 2306.11695): float32 [d_out, d_in]."""
+    return weight.float().abs() * gram.diagonal().float().sqrt()
+
+
+wanda = by_score(wanda_scores)
+
+
+@by_score
+def ria(weight: Tensor, gram: Tensor) -> Tensor:
+    """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) sqrt(||X_j||_2) (Zhang et al., ICLR 2024), row by row.
+
+    The norm is over all tokens, not its mean over sequences: a common factor changes no ranking.
+    """
+    size = weight.abs()
+    relative = size / size.sum(0, keepdim=True) + size / size.sum(1, keepdim=True)
+    return relative.nan_to_num(0) * gram.diagonal().pow(0.25)
+
+
+def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
+    """Exact backward elimination on the Gram matrix, with the swap engine's machinery (`refine.engine.eliminate`)."""
+    return eliminate(weight, gram, pattern, progress=progress)
+
+
+@by_score
+def random(weight: Tensor, gram: Tensor) -> Tensor:
+    """Uniformly random, the same for the same weight on every machine and device and in every run."""
+    digest = sha256(weight.detach().cpu().contiguous().numpy()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+WARMSTARTS: dict[str, WarmStart] = {
+    "magnitude": magnitude,
+    "wanda": wanda,
+    "ria": ria,
+    "greedy": greedy,
+    "random": random,
+    "sparsegpt": sparsegpt_mask,
+    "admm": admm_mask,
+}
+
+
+@torch.no_grad()
+def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "wanda") -> Tensor:
+    """A layer's first mask, by a criterion.
+
+    Args:
+        weight: [d_out, d_in], any floating dtype.
+        gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
+        pattern: how many weights are kept, and of which (`parse_pattern`).
+        criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
+            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows differ in
+            sparsity; or `admm` (arXiv 2401.02938).
+
+    Returns:
+        boolean [d_out, d_in], True where kept.
+
+    Raises:
+        InputError: there is no such criterion, shapes or devices do not fit, a weight is not finite, the Gram matrix is
+            not symmetric or not positive semidefinite, or the pattern does not divide d_in.
+    """
+    if criterion not in WARMSTARTS:
+        raise InputError(f"criterion: {criterion!r} is not one of {', '.join(WARMSTARTS)}")
+    return WARMSTARTS[criterion](*validate_layer(weight, gram), pattern)

@@ -1,0 +1,115 @@
+"""The search in batched torch operations, in float64, for any device that has float64: all rows step together.
+
+Within N:M blocks every pair is formed. Across a whole row that would be up to d_in^2 / 4 pairs; there the bound of
+`bounds` shows of nearly all of them that they cannot win.
+"""
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from sparseswaps.base.progress import Report, nobody
+from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_correlation
+from sparseswaps.layer.swaps.cost import norms, rounding
+
+_PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
+
+Best = tuple[Tensor, Tensor, Tensor]  # cost, u, p: each [rows]; where the cost is not below 0, there is no swap
+
+
+def swap_rows(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    frozen: Tensor,
+    correlation: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report = nobody,
+) -> tuple[Tensor, Tensor]:
+    """See `sparseswaps.refine.engine.Backend`."""
+    weight, gram = weight.double(), gram.double()
+    swaps = torch.zeros_like(budget)
+    certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    s = norms(weight, gram)
+    alone = s * s + rounding(s)[:, None] * s
+    whole_rows = size == weight.shape[1]
+    bound = s * s * strongest_correlation(gram, size) if whole_rows else None
+    active = torch.arange(len(weight), device=weight.device)
+    while len(active):
+        w, c, kept = weight[active], correlation[active], mask[active]
+        pruning = (alone[active] + 2 * w * c).masked_fill(~kept | frozen[active], inf)  # what pruning u costs alone
+        keeping = (alone[active] - 2 * w * c).masked_fill(kept, inf)  # what keeping p costs alone
+        if whole_rows:
+            cost, u, p = best_in_row(w, gram, pruning, keeping, bound[active])
+        else:
+            cost, u, p = best_in_block(w, gram, pruning, keeping, size)
+        improving = cost < 0
+        certified[active[~improving]] = True
+        improving &= swaps[active] < budget[active]
+        active, u, p = active[improving], u[improving], p[improving]
+        correlation[active] += weight[active, u, None] * gram[u] - weight[active, p, None] * gram[p]
+        mask[active, u], mask[active, p] = False, True
+        swaps[active] += 1
+        progress(int(certified.sum()), int(swaps.sum()))
+    return swaps, certified
+
+
+def best_in_block(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, size: int) -> Best:
+    """The cheapest swap of each row with u and p in the same block of `size`, by forming every such pair."""
+    rows, d_in = w.shape
+    blocks = gram.view(d_in // size, size, d_in // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    found = []
+    for part in torch.arange(rows, device=w.device).split(max(1, _PAIRS // (d_in * size))):
+        x, a, b = (t[part].view(len(part), -1, size) for t in (w, pruning, keeping))
+        pairs = a[..., :, None] + b[..., None, :] - 2 * x[..., :, None] * x[..., None, :] * blocks
+        cost, flat = pairs.flatten(1).min(1)  # of equal costs the first: lowest u, then lowest p
+        u = flat // size
+        found.append((cost, u, u // size * size + flat % size))
+    return tuple(torch.cat(column) for column in zip(*found, strict=True))
+
+
+def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound: Tensor) -> Best:
+    """The cheapest improving swap of each row among all pairs (cost 0 where there is none), by peeling.
+
+    `bound` [rows, d_in] is rho_i s_i^2. The kept weight with the lowest bound is tried against all pruned ones and
+    closed, then the pruned weight with the lowest bound likewise, until no open pair can beat the best found.
+    """
+    row = torch.arange(len(w), device=w.device)
+    best = torch.zeros(len(w), dtype=torch.float64, device=w.device)
+    found = torch.full((2, len(w)), -1, device=w.device)  # u, p
+    sides = [(pruning, pruning - LAMBDA * bound), (keeping, keeping - bound / LAMBDA)]
+    turn = 0
+    while True:
+        floor = sides[0][1].amin(1) + sides[1][1].amin(1)
+        searching = (floor < best) | ((floor == best) & (found[0] >= 0))  # an equal pair may come first in order
+        if not searching.any():
+            return best, found[0], found[1]
+        (mine, least), (other, _) = sides[turn], sides[1 - turn]
+        i = least.argmin(1)
+        cost, j = (mine[row, i, None] + other - 2 * w[row, i, None] * w * gram[i]).min(1)
+        u, p = (i, j) if turn == 0 else (j, i)
+        earlier = (u < found[0]) | ((u == found[0]) & (p < found[1]))
+        better = searching & ((cost < best) | ((cost == best) & (found[0] >= 0) & earlier))
+        best = torch.where(better, cost, best)
+        found = torch.where(better, torch.stack([u, p]), found)
+        mine[row, i], least[row, i] = inf, inf
+        turn = 1 - turn
+
+
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
+    """See `sparseswaps.refine.engine.Backend`."""
+    w, gram = weight.double(), gram.double()
+    mask = torch.ones_like(w, dtype=torch.bool)
+    spare = torch.full((len(w), w.shape[1] // size), size - kept, device=w.device)
+    correlation, own = torch.zeros_like(w), norms(w, gram) ** 2
+    rows = torch.arange(len(w), device=w.device)
+    for _ in range(spare.shape[1] * (size - kept)):
+        eligible = mask & (spare > 0).repeat_interleave(size, dim=1)
+        u = (own + 2 * w * correlation).masked_fill(~eligible, inf).argmin(1)
+        mask[rows, u] = False
+        spare[rows, u // size] -= 1
+        correlation += w[rows, u, None] * gram[u]
+    progress(len(w), 0)  # all rows come to their end together
+    return mask

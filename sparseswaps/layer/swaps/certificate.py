@@ -1,0 +1,41 @@
+"""The certificate, checked without any of the search's code or bounds: every pair of a few rows, in float64."""
+
+import torch
+from torch import Tensor
+
+from sparseswaps.layer.gram import correlation
+from sparseswaps.layer.swaps.cost import norms, rounding
+
+_PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
+
+
+class CertificateError(RuntimeError):
+    """What a search said of its result is not so: a defect of the engine or of the machine."""
+
+
+def improvable(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
+    """Which rows have a swap that lowers their loss by more than twice what rounding can make of it.
+
+    Args:
+        weight: [rows, d_in], floating.
+        gram: [d_in, d_in], floating.
+        mask: boolean [rows, d_in].
+        frozen: boolean [rows, d_in], the weights that no swap may prune.
+        size: columns per block; u and p of a swap lie in the same one.
+
+    Returns:
+        boolean [rows].
+    """
+    s = norms(weight, gram)
+    uncertain = 2 * rounding(s)[:, None] * s
+    found = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    for row, (w, c) in enumerate(zip(weight.double(), correlation(weight, gram, mask), strict=True)):
+        alone = s[row] ** 2 + uncertain[row]
+        kept, pruned = (mask[row] & ~frozen[row]).nonzero().flatten(), (~mask[row]).nonzero().flatten()
+        if not (len(kept) and len(pruned)):
+            continue
+        for u in kept.split(max(1, _PAIRS // len(pruned))):
+            p = pruned[(pruned // size >= u[0] // size) & (pruned // size <= u[-1] // size)]
+            costs = (alone + 2 * w * c)[u, None] + (alone - 2 * w * c)[p] - 2 * w[u, None] * w[p] * gram[u][:, p]
+            found[row] |= ((costs < 0) & (u[:, None] // size == p // size)).any()
+    return found

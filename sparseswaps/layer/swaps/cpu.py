@@ -1,0 +1,328 @@
+"""The search on CPU cores: compiled, in float64, each row carried to its optimum with its state in a core's cache.
+
+Threads take rows as they become free; a row's result depends on nothing but the row.
+
+The best swap of a whole row is found by *peeling* (`_best_in_row`): the kept weight with the lowest bound is tried
+against all pruned ones, which is one pass over its row of the Gram matrix, and closed; then the pruned weight with the
+lowest bound likewise; until no open pair can beat the best that was found.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from sparseswaps.base.progress import Report, nobody
+from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_by_tile, strongest_correlation
+from sparseswaps.layer.swaps.cost import feature_norms, rounding
+
+_TILE = 64  # columns whose lowest bound is remembered together
+_ROWS = 8  # rows that a thread takes at a time
+
+# No NaN comes in (`refine` checks), infinities do: they mark what is closed.
+_compiled = njit(cache=True, nogil=True, fastmath={"contract", "nsz", "nnan"})
+
+
+@intrinsic
+def _lower(context, a, b):
+    """min(a, b) in a form that LLVM vectorises in a reduction; Python's min is not."""
+
+    def code(context, builder, signature, arguments):
+        kind = arguments[0].type
+        minimum = builder.module.declare_intrinsic("llvm.minnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(minimum, arguments, fastmath=("nnan", "nsz"))
+
+    return types.float64(types.float64, types.float64), code
+
+
+@_compiled
+def _lowest_of(values):
+    found = inf
+    for i in range(len(values)):
+        found = _lower(found, values[i])
+    return found
+
+
+@_compiled
+def _lowest_difference(cost, bound):
+    found = inf
+    for i in range(len(cost)):
+        found = _lower(found, cost[i] - bound[i])
+    return found
+
+
+@_compiled
+def _lowest_pair(cost, w, row, twice):
+    """The lowest of cost_j - twice w_j row_j."""
+    found = inf
+    for j in range(len(cost)):
+        found = _lower(found, cost[j] - twice * w[j] * row[j])
+    return found
+
+
+@_compiled
+def _floors(cost, bound, floors):
+    """The lowest cost - bound of each tile."""
+    for tile in range(len(floors)):
+        columns = slice(tile * _TILE, (tile + 1) * _TILE)
+        floors[tile] = _lowest_difference(cost[columns], bound[columns])
+
+
+@_compiled
+def _lowest(cost, bound, floors):
+    """The first index of the lowest cost - bound."""
+    tile = 0
+    for t in range(len(floors)):
+        if floors[t] < floors[tile]:
+            tile = t
+    found = tile * _TILE
+    for i in range(found, min(len(cost), found + _TILE)):
+        if cost[i] - bound[i] < cost[found] - bound[found]:
+            found = i
+    return found
+
+
+@_compiled
+def _cheapest_partner(cost, w, row, twice, floors, share, rho, limit):
+    """The lowest of cost_j - twice w_j row_j, and where its tile begins; infinite where none is below `limit`.
+
+    In tile t the interaction is bounded by share rho[t], besides what `floors` holds of it, and most are out of reach.
+    """
+    found, where = inf, 0
+    for tile in range(len(floors)):
+        if floors[tile] - share * rho[tile] <= limit:
+            columns = slice(tile * _TILE, (tile + 1) * _TILE)
+            lowest = _lowest_pair(cost[columns], w[columns], row[columns], twice)
+            if lowest < found:
+                found, where = lowest, tile * _TILE
+    return found, where
+
+
+@_compiled
+def _partner_in(cost, w, row, twice, start):
+    """The first index of the lowest of cost_j - twice w_j row_j in the tile that begins at `start`."""
+    found, partner = inf, start
+    for j in range(start, min(len(cost), start + _TILE)):
+        value = cost[j] - twice * w[j] * row[j]
+        if value < found:
+            found, partner = value, j
+    return partner
+
+
+@_compiled
+def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, floors_p):
+    """The cheapest swap over all pairs: its cost and the pair, or (0, -1, -1) where none improves.
+
+    `pruning` [d_in] is what each kept weight costs to prune by itself, `keeping` what each pruned one costs to keep;
+    infinite for the others, and used up by the search. `rho` [d_in, tiles] is the strongest correlation of a feature
+    within each tile of columns.
+    """
+    best, u, p = 0.0, -1, -1
+    _floors(pruning, bound_u, floors_u)
+    _floors(keeping, bound_p, floors_p)
+    lowest_u, lowest_p = _lowest_of(floors_u), _lowest_of(floors_p)
+    kept_side = True
+    while lowest_u + lowest_p < best or (u >= 0 and lowest_u + lowest_p == best):
+        if kept_side:
+            mine, other, bound, floors, floors_other, share = pruning, keeping, bound_u, floors_u, floors_p, LAMBDA
+        else:
+            mine, other, bound, floors, floors_other, share = keeping, pruning, bound_p, floors_p, floors_u, 1 / LAMBDA
+        i = _lowest(mine, bound, floors)
+        share *= s[i] * s[i]
+        cost, where = _cheapest_partner(other, w, gram[i], 2 * w[i], floors_other, share, rho[i], best - mine[i])
+        cost += mine[i]
+        if cost < best or (u >= 0 and cost == best):
+            j = _partner_in(other, w, gram[i], 2 * w[i], where)
+            first, second = (i, j) if kept_side else (j, i)
+            if cost < best or first < u or (first == u and second < p):
+                best, u, p = cost, first, second
+        mine[i] = inf
+        tile = i // _TILE
+        columns = slice(tile * _TILE, (tile + 1) * _TILE)
+        floors[tile] = _lowest_difference(mine[columns], bound[columns])
+        if kept_side:
+            lowest_u = _lowest_of(floors)
+        else:
+            lowest_p = _lowest_of(floors)
+        kept_side = not kept_side
+    return best, u, p
+
+
+@_compiled
+def _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
+    """The cheapest swap within any block of `size` columns; blocks whose bound is too high are passed over."""
+    for block in range(len(floors)):
+        lowest_u, lowest_p = inf, inf
+        for i in range(block * size, (block + 1) * size):
+            lowest_u = _lower(lowest_u, pruning[i] - bound_u[i])
+            lowest_p = _lower(lowest_p, keeping[i] - bound_p[i])
+        floors[block] = lowest_u + lowest_p
+    best, u, p = 0.0, -1, -1
+    likely = 0
+    for block in range(len(floors)):
+        if floors[block] < floors[likely]:
+            likely = block
+    for turn in range(-1, len(floors)):  # the most likely block first, for a low cost that discards the others
+        block = likely if turn < 0 else turn
+        if floors[block] > best:
+            continue
+        for i in range(block * size, (block + 1) * size):
+            if pruning[i] == inf:
+                continue
+            for j in range(block * size, (block + 1) * size):
+                cost = pruning[i] + keeping[j] - 2 * w[i] * w[j] * gram[i, j]
+                if cost < best or (cost == best and u >= 0 and (i < u or (i == u and j < p))):
+                    best, u, p = cost, i, j
+    return best, u, p
+
+
+@_compiled
+def _move(c, slope, prune, keep, pruning, keeping, row_u, row_p, w_u, w_p):
+    """Update the correlation vector for a swap, and what every weight costs by itself."""
+    for i in range(len(c)):
+        moved = c[i] + (w_u * row_u[i] - w_p * row_p[i])
+        c[i] = moved
+        pruning[i] = prune[i] + slope[i] * moved
+        keeping[i] = keep[i] + slope[i] * moved
+
+
+@_compiled
+def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, frozen, c, size, budget):
+    d_in = len(w)
+    slope, prune, keep, alone = np.empty(d_in), np.empty(d_in), np.empty(d_in), np.empty(d_in)
+    bound_u, bound_p, pruning, keeping = np.empty(d_in), np.empty(d_in), np.empty(d_in), np.empty(d_in)
+    for i in range(d_in):
+        own = s[i] * s[i]
+        alone[i] = own + unit * s[i]
+        bound_u[i], bound_p[i] = own * rho[i] * LAMBDA, own * rho[i] / LAMBDA
+        slope[i] = 2 * w[i] if kept[i] else -2 * w[i]
+        prune[i] = alone[i] if kept[i] and not frozen[i] else inf
+        keep[i] = inf if kept[i] else alone[i]
+    tiles = (d_in + _TILE - 1) // _TILE if size == d_in else d_in // size
+    floors_u, floors_p = np.empty(tiles), np.empty(tiles)
+    swaps = 0
+    u, p, w_u, w_p = 0, 0, 0.0, 0.0
+    while True:
+        _move(c, slope, prune, keep, pruning, keeping, gram[u], gram[p], w_u, w_p)
+        if size == d_in:
+            _, u, p = _best_in_row(w, gram, s, rho_tiles, pruning, keeping, bound_u, bound_p, floors_u, floors_p)
+        else:
+            _, u, p = _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors_u)
+        if u < 0:
+            return swaps, True
+        if swaps >= budget:
+            return swaps, False
+        w_u, w_p = w[u], w[p]
+        kept[u], kept[p] = False, True
+        slope[u], slope[p] = -slope[u], -slope[p]
+        prune[u], keep[u], prune[p], keep[p] = inf, alone[u], alone[p], inf
+        swaps += 1
+
+
+@_compiled
+def _swap_chunk(weight, s, unit, gram, rho, rho_tiles, size, mask, frozen, correlation, budget, swaps, certified):
+    for row in range(len(weight)):
+        swaps[row], certified[row] = _swap_row(
+            weight[row],
+            gram,
+            s[row],
+            rho,
+            rho_tiles,
+            unit[row],
+            mask[row],
+            frozen[row],
+            correlation[row],
+            size,
+            budget[row],
+        )
+
+
+@_compiled
+def _eliminate_chunk(weight, s, gram, size, kept, mask):
+    rows, d_in = weight.shape
+    c, alone, pruning = np.empty(d_in), np.empty(d_in), np.empty(d_in)
+    floors = np.empty((d_in + _TILE - 1) // _TILE)
+    spare, nothing = np.empty(d_in // size, np.int64), np.zeros(d_in)
+    for row in range(rows):
+        w = weight[row]
+        for i in range(d_in):
+            c[i] = 0
+            alone[i] = pruning[i] = s[row, i] * s[row, i] if kept < size else inf
+        spare[:] = size - kept
+        for _ in range(len(spare) * (size - kept)):
+            _floors(pruning, nothing, floors)
+            u = _lowest(pruning, nothing, floors)
+            mask[row, u] = False
+            alone[u] = inf
+            spare[u // size] -= 1
+            if spare[u // size] == 0:
+                alone[u // size * size : (u // size + 1) * size] = inf
+            pruned, twice = gram[u], 2 * w[u]
+            for i in range(d_in):
+                c[i] += twice * pruned[i]
+                pruning[i] = alone[i] + w[i] * c[i]
+
+
+def _on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[slice]:
+    """Do `work` for slices that make up all rows, on as many threads as torch uses. It must not call torch, which would
+    start threads of its own in each of these.
+
+    Yields each slice once it is done, in order.
+    """
+    slices = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for done, _ in zip(slices, pool.map(work, slices), strict=True):
+            yield done
+
+
+def swap_rows(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    frozen: Tensor,
+    correlation: Tensor,
+    size: int,
+    budget: Tensor,
+    progress: Report = nobody,
+) -> tuple[Tensor, Tensor]:
+    """See `sparseswaps.refine.engine.Backend`."""
+    swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
+    if size == weight.shape[1]:
+        tiles = strongest_by_tile(gram, _TILE)
+        rho = tiles.amax(1).double()
+    else:
+        tiles, rho = torch.empty(0, 0), strongest_correlation(gram, size)
+    layer = [t.numpy() for t in (gram, rho, tiles)]
+    of_rows = [t.numpy() for t in (mask, frozen, correlation, budget, swaps, certified)]
+    weights, scale = weight.numpy(), feature_norms(gram).numpy()
+
+    def work(rows: slice) -> None:
+        w = weights[rows].astype(np.float64)
+        s = np.abs(w) * scale
+        _swap_chunk(w, s, rounding(s), *layer, size, *(array[rows] for array in of_rows))
+
+    ended = made = 0
+    for rows in _on_all_threads(len(weight), work):
+        ended, made = ended + int(certified[rows].sum()), made + int(swaps[rows].sum())
+        progress(ended, made)
+    return swaps, certified
+
+
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
+    """See `sparseswaps.refine.engine.Backend`."""
+    mask = torch.ones(weight.shape, dtype=torch.bool)
+    weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()
+
+    def work(rows: slice) -> None:
+        w = weights[rows].astype(np.float64)
+        _eliminate_chunk(w, np.abs(w) * scale, entries, size, kept, result[rows])
+
+    for rows in _on_all_threads(len(weight), work):
+        progress(rows.stop, 0)
+    return mask

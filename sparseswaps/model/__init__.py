@@ -1,0 +1,4 @@
+"""Hugging Face folders and models: description, checkpoints, weights block by block, mask files.
+
+May import: base, embedded, layer.
+"""

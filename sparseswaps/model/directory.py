@@ -1,0 +1,217 @@
+"""What a model directory says of itself without reading a weight: quick enough for every start of the workflow."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.files import read_json
+from sparseswaps.base.tensor_file import open_tensors
+from sparseswaps.embedded import MODEL
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name, or organisation/name
+_PICKLES = {".bin", ".pt", ".pth"}
+_NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt"}
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a model's `source` is `name` or `organisation/name` on the hub: a directory of that name goes first."""
+    taken = source == "embedded" or Path(source).exists()
+    return not taken and HUB_ID.fullmatch(source) is not None
+
+
+def locate(settings: dict[str, Any]) -> Path:
+    """The directory of a model by its entry in a checked configuration, where a hub id's `revision` is a commit hash.
+
+    Raises InputError when a hub id is not in the cache; `hub.resolve` puts it there.
+    """
+    source, revision = settings["source"], settings["revision"]
+    if revision is None:
+        return MODEL if source == "embedded" else Path(source)
+    from huggingface_hub import try_to_load_from_cache  # a quarter of a second, for those who need it
+
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    if not isinstance(config, str):
+        raise InputError(f"{source!r} ({revision}) is gone from the hub's cache; run snakemake again")
+    return Path(config).parent
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model's language part.
+
+    Raises InputError when it is not there or not one, says that the weights are quantised, or makes transformers load
+    something else than the folder's weights with its own code.
+    """
+    parts = _parts(folder)
+    if any(part.get("quantization_config") for part in parts):
+        raise InputError(
+            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned here; "
+            "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
+        )
+    if "transformers_weights" in parts[0]:
+        raise InputError(f"{folder / 'config.json'}: transformers_weights names other weights; delete that key")
+    for key in ("attn_implementation", "experts_implementation"):
+        if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
+            raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model anew")
+    return parts[-1]
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """The `config.json` of a model, and that of its language part where it has others. Raises InputError when it is not
+    there or not one."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{str(folder)!r} is not a model directory: there is no config.json in it")
+    config = read_json(folder / "config.json")
+    parts = [config]
+    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
+        of_both = {key: config[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings") if key in config}
+        parts.append(of_both | config["text_config"])
+    if not isinstance(parts[-1], dict):
+        raise InputError(f"{folder / 'config.json'}: not the configuration of a model")
+    return parts
+
+
+def number(config: dict[str, Any], *keys: str) -> int | None:
+    """The first of the keys that a `config.json` gives a whole number for."""
+    return next((config[key] for key in keys if type(config.get(key)) is int), None)
+
+
+def depth(config: dict[str, Any]) -> int:
+    """The number of decoder blocks by a `config.json`. Raises InputError when it does not say."""
+    found = number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if not found or found < 1:
+        raise InputError("config.json says nowhere how many decoder blocks the model has (num_hidden_layers)")
+    return found
+
+
+def context(config: dict[str, Any]) -> int | None:
+    """The most tokens that a model takes by its `config.json`; None when it does not say."""
+    return number(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def vocabulary(config: dict[str, Any]) -> int | None:
+    """The number of token ids that a model has embeddings for by its `config.json`; None when it does not say."""
+    return number(config, "vocab_size", "n_vocab")
+
+
+def entry_file(source: str, names: Collection[str]) -> str:
+    """The one of a model's files by which transformers finds its weights: the single safetensors file, or the index.
+
+    Raises InputError when it is not among the names; where there are pickled weights, with the command to convert them.
+    """
+    for name in (SINGLE, INDEX):
+        if name in names:
+            return name
+    if any(Path(name).suffix in _PICKLES for name in names):
+        target = f"{Path(source).name}-safetensors"
+        convert = "; ".join(
+            [
+                "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T",
+                f"M.from_pretrained({source!r}, dtype='auto').save_pretrained({target!r})",
+                f"T.from_pretrained({source!r}).save_pretrained({target!r})",
+            ]
+        )
+        raise InputError(
+            f"{source!r} holds no {SINGLE} or {INDEX}, only pickled weights, which can run code when they are read; if "
+            f'you trust them, convert them with `python -c "{convert}"` and take {target!r} as source'
+        )
+    raise InputError(f"{source!r} holds no {SINGLE} or {INDEX}: save the model anew with save_pretrained()")
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The names of the weight files of an index, in order. Raises InputError when it is none or they lie elsewhere."""
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: not an index of tensors (no weight_map)")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name or not re.fullmatch(r"[^\\]{1,200}\.safetensors", name):
+            raise InputError(f"{index}: names {name!r}, which is not a file of that folder")
+    return names
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a model's safetensors files: the single one, or those of the index, as transformers reads them.
+
+    Raises InputError when there are none, or one is missing or lies elsewhere.
+    """
+    entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
+    names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / entry}: names {name!r}, which is not a file of that folder")
+    return _inside(folder, names)
+
+
+def _inside(folder: Path, names: list[str]) -> list[str]:
+    """The names. Raises InputError when one is a link that leads out of the folder, but for those of the hub's cache:
+    what is in the folder goes into checkpoints, and so to others."""
+    for name in names:
+        real = (folder / name).resolve()
+        cached = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+        if not cached and folder.resolve() not in real.parents:
+            raise InputError(f"{folder / name}: is a link to {real}, outside of that folder; put the file itself there")
+    return names
+
+
+def check_files(folder: Path) -> None:
+    """Check a model's files as far as that is quick: where they lie, and the headers of its weights.
+
+    Raises InputError naming a file that leads elsewhere, is truncated, or is none of safetensors.
+    """
+    companion_files(folder)
+    for name in weight_files(folder):
+        with open_tensors(folder / name, "np"):
+            pass
+
+
+def mask_files(path: str | Path) -> list[Path]:
+    """The files that a warm start made elsewhere is read from (`elsewhere.masks_from`): the weights of a model
+    directory, whose zeros are pruned, or a mask file.
+
+    Raises InputError when there are none, one is broken, or weights are stored otherwise than as they are.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{str(path)!r} is neither a model directory nor a mask file (masks.safetensors)")
+        with open_tensors(path, "np") as file:
+            if "sparseswaps" not in (file.metadata() or {}):
+                raise InputError(f"{str(path)!r} is no mask file; of a model name the directory")
+        return [path]
+    if any(_packed(part.get("quantization_config")) for part in _parts(path)):
+        raise InputError(
+            f"{path / 'config.json'}: has a quantization_config, and zeros cannot be read from compressed or quantised "
+            "weights; save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
+        )
+    check_files(path)
+    return [path / name for name in weight_files(path)]
+
+
+def _packed(config: Any) -> bool:
+    """Whether weights are stored otherwise than as they are by a model's `quantization_config`; compressed-tensors
+    writes one for weights that it left so, too."""
+    if not isinstance(config, dict) or config.get("quant_method") != "compressed-tensors":
+        return bool(config)
+    sparsity = config.get("sparsity_config")
+    formats = [config.get("format"), sparsity.get("format") if isinstance(sparsity, dict) else None]
+    return any(name not in (None, "dense") for name in formats)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file belongs to a model beside its weights: configuration, tokenizer, licence.
+
+    Weights in other formats or of other files do not, nor does the model card.
+    """
+    return Path(name).suffix not in _NO_COMPANIONS and not name.startswith(".") and name != "README.md"
+
+
+def companion_files(folder: Path) -> list[str]:
+    """The names of the files that belong to a model beside its weights. Raises InputError when one lies elsewhere."""
+    return _inside(folder, sorted(path.name for path in folder.iterdir() if path.is_file() and is_companion(path.name)))

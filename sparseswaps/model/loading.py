@@ -1,0 +1,36 @@
+"""Loading models and tokenizers with transformers, from local directories only."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sparseswaps.base.errors import InputError, reason
+from sparseswaps.model.directory import check_files
+
+
+def load_model(folder: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model in eval mode: in float32 on the CPU, in its checkpoint's dtype on a GPU.
+
+    Raises InputError when one of its files is broken, transformers cannot load it, or would fill parameters that the
+    checkpoint lacks with random numbers.
+    """
+    check_files(Path(folder))
+    dtype = torch.float32 if device == "cpu" else "auto"
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder}: transformers cannot load it: {reason(error)}") from None
+    if info["missing_keys"]:
+        raise InputError(f"{folder}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
+    return model.eval().to(device)
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer. Raises InputError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a broken file sets off in transformers and tokenizers
+        raise InputError(f"{folder}: transformers finds no tokenizer in it: {reason(error)}") from None

@@ -1,0 +1,52 @@
+"""Mask files: the masks of a block or of a whole model, a bit for each weight."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.tensor_file import read_tensors
+from sparseswaps.layer.masks import unpack
+
+
+class Masks(Mapping[str, Tensor]):
+    """The masks of a file by name, held as bits: one is boolean in its tensor's shape when it is asked for."""
+
+    def __init__(self, packed: dict[str, Tensor], d_in: dict[str, int]) -> None:
+        self._packed, self._d_in = packed, d_in
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack(self._packed[name], self._d_in[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each mask."""
+        return {name: (*packed.shape[:-1], self._d_in[name]) for name, packed in self._packed.items()}
+
+
+def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
+    """Read the mask file of a whole model, outside the workflow.
+
+    Returns:
+        The masks by tensor name, and the base model (`Model.base`), with the SHA-256 of
+        those of its `tensors` that have a mask.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    tensors, header = read_tensors(path)
+    try:
+        more = header["more"]
+        base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}
+        return Masks(tensors, {name: int(more["d_in"][name]) for name in tensors}), base
+    except (KeyError, TypeError, ValueError):
+        message = "not the mask file of a whole model (masks.safetensors beside its checkpoint)"
+        raise InputError(f"{path}: {message}") from None

@@ -1,0 +1,240 @@
+"""Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparseswaps.base.errors import InputError, naming
+from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.documents import load
+from sparseswaps.calibration.grams import Grams
+from sparseswaps.calibration.sampling import check_vocabulary, draw
+from sparseswaps.layer.criteria import WARMSTARTS
+from sparseswaps.layer.pattern import counted_after, parse_pattern
+from sparseswaps.layer.reconstruction import Reconstruction
+from sparseswaps.layer.refinement import Method
+from sparseswaps.model.blocks import find_blocks, put_weights
+from sparseswaps.model.description import Layer
+from sparseswaps.model.directory import context, vocabulary
+from sparseswaps.model.weights import InMemory
+from sparseswaps.pruning.block import Recipe, prune_block
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` did to a model.
+
+    Attributes:
+        masks: boolean, True where kept, by the name of each pruned parameter of the model, in its shape and on its
+            device: what `keep_zeros` takes.
+        losses: a row a layer, with the columns of the workflow's losses: `block`, `layer`, `d_out`, `d_in`, the
+            calibration `tokens` it saw, the weights `kept`; the pruning error ||W X - (M * W) X||^2 of the warm start
+            and of the mask, on calibration text (`loss_before`, `loss_after`) and on held-out text
+            (`held_out_before`, `held_out_after`; None without such); `swaps`, and how many of its `rows` are at their
+            local optimum (`rows_certified`); `seconds`; and others. `pandas.DataFrame(losses)` is the table.
+        curves: both errors (`loss`, `held_out`) of each layer by the swaps that a row could make so far (`budget`).
+    """
+
+    masks: dict[str, Tensor]
+    losses: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+
+
+def prune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    pattern: str | float,
+    warmstart: str = "wanda",
+    calibration: str | Sequence[str] | Tensor = "embedded",
+    *,
+    samples: int = 128,
+    held_out: int = 16,
+    seqlen: int = 2048,
+    seed: int = 0,
+    propagate: str = "dense",
+    max_swaps: int | None = None,
+    stop: str = "optimum",
+    freeze: float = 0,
+    shrinkage: float = 0,
+    between_rows: bool = False,
+    reconstruction: Reconstruction | None = None,
+    batch_size: int = 8,
+) -> Pruned:
+    """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
+
+    The method is that of SparseSwaps (arXiv 2512.10922). The arguments are keys of the workflow's configuration, with
+    its defaults, and of a model that is loaded in float32 on the CPU, where the workflow computes so, the masks are the
+    workflow's, bit by bit, with as many threads (`torch.set_num_threads(1)` by default).
+
+    Pruned are the linear layers of the decoder blocks, and the experts that transformers holds in one parameter for
+    all. What the calibration text does not reach stays dense, by name in the log (`logging`), as are the figures of
+    each layer once it is done. An error on the way leaves the blocks before it pruned.
+
+    Args:
+        model: a causal language model of transformers, whole on one device, in any floating dtype.
+        tokenizer: the model's own; None will do where `calibration` is token ids.
+        pattern: a sparsity per row, such as `"60%"` or 0.6, or N:M, such as `"2:4"`: N kept of every M.
+        warmstart: the criterion that makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`,
+            `sparsegpt` or `admm`.
+        calibration: `"embedded"`, the sources of Python's standard library, which needs no network; a .txt, .jsonl
+            (gzipped or not) or .parquet file; the id of a data set of the hub; documents, of which those longer than
+            `seqlen` give a sample each; or token ids, int64 [samples, seqlen], taken as they are and without
+            held-out ones.
+        samples: calibration sequences to draw.
+        held_out: further sequences whose Gram matrices refinement never sees.
+        seqlen: tokens per sequence.
+        seed: of the draw.
+        propagate: `"dense"` calibrates every block on the dense model's inputs; `"pruned"` on the outputs of the pruned
+            blocks before it.
+        max_swaps: swaps per row at most; None goes to the local optimum, 0 leaves the warm start as it is.
+        stop: `"held_out"` takes a layer's mask before its error on held-out text rises; `"optimum"` does not look.
+        freeze: part of each row's weights, those of highest Wanda score, that no swap prunes; in [0, 1).
+        shrinkage: swaps are chosen by (1 - s) G + s diag(G) instead of G; in [0, 1].
+        between_rows: whether rows exchange weights, too; then a matrix keeps what a sparsity says, its rows need not.
+        reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. New values
+            are rounded to the model's dtype, in the workflow to that of its files.
+        batch_size: sequences per forward pass; less once a GPU is out of memory.
+
+    Returns:
+        The masks and the figures of all layers; the model itself is pruned, and in the mode that it was in.
+
+    Raises:
+        InputError: one line that names the argument or the layer. The model is none of transformers' or not whole on
+            one device; an argument is none of its choices, the pattern does not divide a width, the text cannot be read
+            or is too short, token ids are not the model's; an activation or a weight is not finite; or the GPU has no
+            memory for a single sequence or row.
+    """
+    arguments = locals()
+    for name, (fits, allowed) in _ALLOWED.items():
+        if not fits(arguments[name]):
+            raise InputError(f"{name}: {arguments[name]!r} is not {allowed}")
+    _check_model(model)
+    parsed, weights = parse_pattern(pattern), InMemory(model)
+    if not any(weights.layers):
+        raise InputError("model: its decoder blocks hold neither linear layers nor experts, so nothing can be pruned")
+    for index, layers in enumerate(weights.layers):
+        for layer in layers:
+            with naming(f"block {index}, {layer.name}"):
+                parsed.blocks(layer.d_in)
+    with naming("calibration"):
+        ids, unseen = _token_ids(calibration, tokenizer, model, samples, held_out, seqlen, seed)
+    if stop == "held_out" and not len(unseen):
+        raise InputError("stop: held_out stops by held-out text, of which there is none")
+    recipe = Recipe(
+        lambda _layer, weight, gram, of: WARMSTARTS[warmstart](weight, gram, of),
+        lambda _block, _layer: parsed,
+        Method(max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows),
+        reconstruction,
+        counted_after(warmstart, between_rows),
+    )
+    prefix, blocks = find_blocks(model)
+    result = Pruned({}, [], [])
+
+    @torch.inference_mode()
+    def step(index: int, grams: Grams) -> dict[str, Tensor]:
+        block, layers = blocks[index], weights.layers[index]
+
+        def weight_of(layer: Layer) -> Tensor:
+            return layer.of_parameter(block.get_parameter(layer.parameter).data).contiguous()
+
+        found = prune_block(index, layers, grams, weight_of, recipe)
+        result.losses.extend(found.losses)
+        result.curves.extend(found.curves)
+        with torch.inference_mode(False):  # the masks are for training, too
+            for layer in grams.readers(layers):
+                name, parameter = f"{prefix}.{index}.{layer.parameter}", block.get_parameter(layer.parameter)
+                if name not in result.masks:
+                    result.masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+                layer.of_parameter(result.masks[name]).copy_(found.masks[layer.name])
+        return found.weights
+
+    training = model.training
+    model.eval()
+    try:
+        captured = capture(weights, ids, unseen, batch_size, step if propagate == "pruned" else None)
+        for index, block in enumerate(blocks):
+            if propagate == "pruned":
+                next(captured)  # which calls `step`
+            else:
+                put_weights(block, weights.layers[index], step(index, next(captured)))
+    finally:
+        model.train(training)
+    return result
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model: expected a causal language model of transformers, not a {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or parameter.device != model.device or not parameter.is_floating_point():
+            raise InputError(
+                f"model: {name} is {parameter.dtype} on {parameter.device}; load all of it on one device, not quantised"
+            )
+
+
+_Allowed = tuple[Callable[[Any], bool], str]  # whether a value is, and what it should be
+
+
+def _one_of(*choices: str) -> _Allowed:
+    return choices.__contains__, f"one of {', '.join(choices)}"
+
+
+def _whole(least: int) -> _Allowed:
+    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
+
+
+_ALLOWED = {  # what schemas/config.schema.yaml allows, which is not installed with the package
+    "warmstart": _one_of(*WARMSTARTS),
+    "propagate": _one_of("dense", "pruned"),
+    "stop": _one_of("optimum", "held_out"),
+    "samples": _whole(1),
+    "held_out": _whole(0),
+    "seqlen": _whole(2),
+    "seed": _whole(0),
+    "batch_size": _whole(1),
+    "max_swaps": (lambda value: value is None or (type(value) is int and value >= 0), "a number of swaps, or None"),
+    "freeze": (lambda value: isinstance(value, int | float) and 0 <= value < 1, "in [0, 1)"),
+    "shrinkage": (lambda value: isinstance(value, int | float) and 0 <= value <= 1, "in [0, 1]"),
+    "reconstruction": (
+        lambda value: value is None or isinstance(value, Reconstruction),
+        "a sparseswaps.Reconstruction",
+    ),
+}
+
+
+def _token_ids(
+    calibration: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model: PreTrainedModel,
+    samples: int,
+    held_out: int,
+    seqlen: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Those to calibrate on, int64 [samples, seqlen], and held-out ones, int64 [held_out, seqlen]."""
+    given = isinstance(calibration, Tensor)
+    if given:
+        if calibration.dtype != torch.int64 or calibration.ndim != 2 or not calibration.numel():
+            raise InputError(f"token ids are int64 [samples, seqlen], not {calibration.dtype} {[*calibration.shape]}")
+        if (least := int(calibration.min())) < 0:
+            raise InputError(f"{least} is no token id")
+        seqlen = calibration.shape[1]
+    config = model.config.get_text_config().to_dict()
+    if (most := context(config)) is not None and seqlen > most:
+        raise InputError(f"samples of {seqlen} tokens (seqlen), but the model takes {most}")
+    if given:
+        ids, unseen = calibration, calibration[:0]
+    else:
+        documents = load(calibration, "calibration") if isinstance(calibration, str) else calibration
+        in_memory = isinstance(documents, list | tuple)
+        if not isinstance(documents, Sequence) or (in_memory and not all(isinstance(text, str) for text in documents)):
+            raise InputError("expected the name of a text, a list of documents, or a tensor of token ids")
+        if tokenizer is None:
+            raise InputError("text needs the model's tokenizer")
+        ids, unseen = draw(documents, tokenizer, samples, held_out, seqlen, seed)
+    check_vocabulary(torch.cat([ids, unseen]), vocabulary(config))
+    return ids, unseen

@@ -1,0 +1,189 @@
+"""The sizes of a model by its config.json, without building it: what `needs` reckons with.
+
+Families name one thing differently; the names are here and nowhere else. Where a config.json cannot say whether a
+family has something (a third matrix in the MLP, biases), it is assumed to be there: no size is below the real one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.model.directory import depth, number
+
+# Families that transformers has no fused attention for.
+_UNFUSED = {"bloom", "codegen", "deepseek_v4", "flint", "gemma2", "gpt_neo", "gpt_neox_japanese", "gpt_oss", "gptj"}
+_UNFUSED |= {"granite_swa", "granitemoe_swa", "hy_v4", "mimo_v2_flash", "mpt", "openai-gpt", "vaultgemma", "xglm"}
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Matrices(NamedTuple):
+    """So many weights [d_out, d_in] of a block; `used` is the share of all tokens that each of them sees."""
+
+    count: int
+    d_out: int
+    d_in: int
+    used: float = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a decoder-only model.
+
+    Attributes:
+        blocks: decoder blocks.
+        hidden: width of the hidden states.
+        attention: heads x width of a head, which the attention's last layer reads.
+        key_value: key and value heads x width of a head.
+        unfused: heads whose attention scores are all held; 0 where attention is fused.
+        intermediate: width of the MLP, where there are no experts.
+        experts, expert: how many experts a block has (0: none), and the width of each.
+        active: how many of them a token goes through.
+        shared: width of the experts that every token goes through, all together; 0: none.
+        vocabulary: tokens of the vocabulary.
+        tied: whether the head is the embeddings.
+        bytes: of a stored weight.
+    """
+
+    blocks: int
+    hidden: int
+    attention: int
+    key_value: int
+    unfused: int
+    intermediate: int
+    experts: int
+    expert: int
+    active: int
+    shared: int
+    vocabulary: int
+    tied: bool
+    bytes: int
+
+    @cached_property
+    def matrices(self) -> tuple[Matrices, ...]:
+        """The weights of a block, with every MLP gated."""
+        found = [
+            Matrices(1, self.attention, self.hidden),
+            Matrices(2, self.key_value, self.hidden),
+            Matrices(1, self.hidden, self.attention),
+        ]
+        widths = [(1, self.intermediate, 1.0)]
+        if self.experts:
+            found.append(Matrices(1, self.experts, self.hidden))  # the router
+            widths = [(self.experts, self.expert, self.active / self.experts), (1, self.shared, 1.0)]
+        for count, width, used in widths:
+            if width:
+                found += [Matrices(2 * count, width, self.hidden, used), Matrices(count, self.hidden, width, used)]
+        return tuple(found)
+
+    @cached_property
+    def inputs(self) -> tuple[Matrices, ...]:
+        """The Gram matrices [d_in, d_in] of a block's distinct inputs.
+
+        One each for the attention's two and the MLP's two. With experts, one for each of an expert's two inputs, and
+        two for those that every token goes through.
+        """
+        widths = [(1, self.hidden, 1.0), (1, self.attention, 1.0)]
+        if self.experts:
+            used = self.active / self.experts
+            widths += [(self.experts, self.hidden, used), (self.experts, self.expert, used)]
+            widths += [(1, self.hidden, 1.0), (1, self.shared, 1.0)] if self.shared else []
+        else:
+            widths += [(1, self.hidden, 1.0), (1, self.intermediate, 1.0)]
+        return tuple(Matrices(count, width, width, used) for count, width, used in widths)
+
+    @cached_property
+    def prunable(self) -> int:
+        """Weights of a block's matrices."""
+        return sum(m.count * m.d_out * m.d_in for m in self.matrices)
+
+    @cached_property
+    def used(self) -> float:
+        """Weights of a block's matrices that a token is multiplied with."""
+        return sum(m.used * m.count * m.d_out * m.d_in for m in self.matrices)
+
+    @property
+    def mlp(self) -> int:
+        """Width of what a token goes through in an MLP, all its experts together."""
+        return self.active * self.expert + self.shared if self.experts else self.intermediate
+
+    @property
+    def widths(self) -> set[int]:
+        """What the layers of a block read."""
+        return {m.d_in for m in self.matrices}
+
+    @property
+    def widest(self) -> int:
+        """The largest d_in of a block's layers."""
+        return max(self.widths)
+
+    @cached_property
+    def block(self) -> int:
+        """Parameters of a block: its matrices, a bias each, and six vectors for its norms."""
+        return self.prunable + sum(m.count * m.d_out for m in self.matrices) + 6 * self.hidden
+
+    @cached_property
+    def gram(self) -> int:
+        """Entries of the Gram matrices of a block's distinct inputs."""
+        return sum(m.count * m.d_out * m.d_in for m in self.inputs)
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embeddings, or of the head."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model, with the last norm."""
+        return self.blocks * self.block + (1 if self.tied else 2) * self.embedding + 2 * self.hidden
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest tensor; a block's experts may be in one."""
+        return max(self.embedding, max(m.count * m.d_out * m.d_in for m in self.matrices))
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of the model's files."""
+        return self.parameters * self.bytes
+
+
+def sizes_of(config: Mapping[str, Any]) -> Sizes:
+    """The sizes by a `config.json` (see `modeldir.config_of`). Raises InputError when one is not in it."""
+    hidden = _needed(config, "hidden_size", "n_embd", "d_model")
+    heads = number(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
+    key_value_heads = number(config, "num_key_value_heads", "num_kv_heads") or heads
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon, GPT-BigCode
+        key_value_heads = 1
+    # With compressed attention, as DeepSeek's, the width of a head is in parts.
+    parts = (number(config, "qk_nope_head_dim") or 0) + (number(config, "qk_rope_head_dim") or 0)
+    head = max(parts, number(config, "head_dim") or -(-hidden // heads))
+    intermediate = number(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
+    experts = number(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
+    expert = number(config, "moe_intermediate_size") or intermediate
+    shared = number(config, "shared_expert_intermediate_size") or (number(config, "n_shared_experts") or 0) * expert
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return Sizes(
+        blocks=depth(config),
+        hidden=hidden,
+        attention=heads * head,
+        key_value=key_value_heads * head,
+        unfused=heads if config.get("model_type") in _UNFUSED else 0,
+        intermediate=intermediate,
+        experts=experts,
+        expert=expert,
+        active=min(experts, number(config, "num_experts_per_tok") or experts),
+        shared=shared,
+        vocabulary=_needed(config, "vocab_size"),
+        # Before release 5 transformers left out that it is, where its family's are, and never that it is not.
+        tied=config.get("tie_word_embeddings", "transformers_version" in config) is True,
+        bytes=_BYTES.get(str(dtype).removeprefix("torch."), 4),
+    )
+
+
+def _needed(config: Mapping[str, Any], *keys: str) -> int:
+    found = number(config, *keys)
+    if not found:
+        raise InputError(f"config.json does not say {keys[0]}, without which nothing can be planned")
+    return found

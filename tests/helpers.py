@@ -1,0 +1,297 @@
+"""What several test modules share: tiny models, studies and layers, and the workflow run on them."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import forked
+import pandas as pd
+import pytest
+import torch
+import yaml
+from filelock import FileLock
+
+from sparseswaps.layer.masks import keep_best
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.model.blocks import describe
+from sparseswaps.model.description import by_tensor
+from sparseswaps.workflow.artifacts import write_masks
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}
+
+EXPERTS = dict(num_local_experts=3, num_experts_per_tok=2, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+EXPERTS |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8, vocab_size=32, bos_token_id=0, eos_token_id=0)
+
+ON_CUDA = torch.cuda.is_available()  # else conftest has switched on Triton's interpreter, which runs on the CPU
+HAS_TRITON = find_spec("triton") is not None
+if HAS_TRITON and not ON_CUDA:
+    from sparseswaps.layer.swaps import cuda
+
+    # The interpreter is slow. So small a layer then takes several chunks, and lists overflow, as large ones do.
+    cuda._CHUNK, cuda._FEW = 16, 8
+
+FAST = ["cpu", "batched", pytest.param("cuda", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not there"))]
+
+
+def layer(seed: int, d_out: int, d_in: int, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random layer's weight [d_out, d_in] and inputs [d_in, tokens] of one kind of difficulty."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(d_out, d_in, generator=random)
+    inputs = torch.randn(d_in, 2 * d_in + 3, generator=random)
+    if kind == "correlated":
+        inputs = 0.2 * inputs + torch.randn(1, inputs.shape[1], generator=random)
+    elif kind == "rank deficient":
+        inputs = inputs[:, : max(1, d_in // 3)]
+    elif kind == "duplicated":
+        inputs[1::2] = inputs[: d_in - d_in % 2 : 2]
+    elif kind == "dead":
+        inputs[::3] = 0
+    elif kind == "outliers":
+        inputs[:: max(1, d_in // 2)] *= 1e4
+    elif kind == "zero weights":
+        weight[:, ::3] = 0
+    return weight, inputs
+
+
+def write_tiny_model(folder: Path, seed: int = 0, **changes) -> Path:
+    """A random bf16 Llama of two blocks, with the embedded tokenizer; its output reacts to its input."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from sparseswaps.embedded import MODEL
+
+    settings = dict(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**settings | changes)).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    return folder
+
+
+def tiny_study(model: Path, **changes) -> dict:
+    """A configuration that runs every stage in seconds."""
+    return {
+        "name": "tiny",
+        "models": {"tiny": {"source": str(model)}},
+        "calibrations": {"stdlib": {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}},
+        "patterns": ["60%", "2:4"],
+        "warmstarts": ["wanda"],
+        "refinements": {"none": {"max_swaps": 0}, "swaps": {}},
+        "evaluation": {
+            "perplexity": {"held_out": {"text": "embedded", "seqlen": 32, "windows": 8, "documents": 4}},
+            "lm_eval": {"tasks": ["embedded_choice"], "limit": 4},
+        },
+    } | changes
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """The workflow in a directory of its own, from this project or a copy of it."""
+
+    folder: Path
+    project: Path = REPOSITORY
+
+    def run(self, config: dict, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run snakemake on `config`; its output is in `.stdout`, standard error included."""
+        arguments = self._arguments(config, arguments)
+        output = Path(arguments[arguments.index("--configfile") + 1]).with_suffix(".out")
+        status = forked.snakemake(arguments, output)
+        said = output.read_text()
+        assert not check or status == 0, said
+        assert "%|" not in said  # a progress bar, in what is no terminal
+        return subprocess.CompletedProcess(arguments, status, said)
+
+    def start(self, config: dict, *arguments: str) -> subprocess.Popen:
+        """Start snakemake on `config` as its user does, but in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *self._arguments(config, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+        )
+
+    def _arguments(self, config: dict, arguments: tuple[str, ...]) -> list[str]:
+        with NamedTemporaryFile("w", prefix="study", suffix=".yaml", dir=self.folder.parent, delete=False) as file:
+            yaml.safe_dump(config, file)
+        places = ["--snakefile", self.project / "Snakefile", "--directory", self.folder, "--configfile", file.name]
+        return list(map(str, [*places, *arguments]))
+
+    def copy(self, folder: Path) -> "Workflow":
+        """A copy of all that counts, while others may be at their dry runs in the directory."""
+        momentary = shutil.ignore_patterns("auxiliary", "iocache", "locks", "log", "scripts")
+        shutil.copytree(self.folder, folder, ignore=momentary, dirs_exist_ok=True)
+        return Workflow(folder, self.project)
+
+    def planned(self, config: dict, *targets: str) -> dict[str, int]:
+        """The jobs that a dry run lists, by rule; empty when there is nothing to do."""
+        lines = self.run(config, "-n", "--quiet", "rules", "--", *targets).stdout.splitlines()
+        start = next((i for i, line in enumerate(lines) if line.startswith("job ")), None)
+        if start is None:
+            assert any("Nothing to be done" in line for line in lines), "\n".join(lines)
+            return {}
+        table = lines[start + 2 :]
+        jobs = dict(line.split() for line in table[: next(i for i, line in enumerate(table) if not line.strip())])
+        return {rule: int(count) for rule, count in jobs.items() if rule not in ("total", "all")}
+
+
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder of the whole session, which may have several processes, and whether it is still to be filled."""
+    place = factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / name
+    filled = place.with_suffix(".filled")
+    with FileLock(place.with_suffix(".lock")):
+        place.mkdir(exist_ok=True)
+        yield place, not filled.exists()
+        filled.touch()
+
+
+PATTERNS = {"60%": 1.4, "2:4": 1.6}  # pattern: how much perplexity it costs
+WARMSTARTS = {"magnitude": (3.0, 0.5), "wanda": (1.5, 0.3)}  # warm start: perplexity factor, error reduction at most
+REFINEMENTS = {"none": (0, 0.0), "swaps-1": (1, 0.3), "swaps-5": (5, 0.7), "swaps": (None, 1.0)}  # budget, progress
+LAYERS = {
+    "self_attn.q_proj": (192, 192),
+    "self_attn.k_proj": (64, 192),
+    "self_attn.v_proj": (64, 192),
+    "self_attn.o_proj": (192, 192),
+    "mlp.gate_proj": (512, 192),
+    "mlp.up_proj": (512, 192),
+    "mlp.down_proj": (192, 512),
+}
+DENSE = 8.02
+SETTINGS = {"samples": 128, "propagate": "dense", "method": "swaps", "stop": "optimum", "freeze": 0.0}
+SETTINGS |= {"shrinkage": 0.0, "between_rows": False, "reconstruction": "none"}
+
+
+def losses_of(pattern: str, warmstart: str, refinement: str, seed: int, blocks: int = 2) -> pd.DataFrame:
+    budget, progress = REFINEMENTS[refinement]
+    rows = []
+    for block in range(blocks):
+        for k, (layer, (d_out, d_in)) in enumerate(LAYERS.items()):
+            reduction = progress * (WARMSTARTS[warmstart][1] + 0.02 * k + 0.01 * block + 0.01 * seed)
+            reduction *= 0.9 if pattern == "2:4" else 1
+            loss = 1e3 * d_out * (1 + block) * PATTERNS[pattern]
+            swaps = d_out * (20 if budget is None else budget)
+            rows.append(
+                {
+                    "block": block,
+                    "layer": layer,
+                    "d_out": d_out,
+                    "d_in": d_in,
+                    "tokens": 4096,
+                    "unrouted": False,
+                    "kept": d_out * d_in // 2 if pattern == "2:4" else d_out * (d_in - int(0.6 * d_in)),
+                    "loss_before": loss,
+                    "loss_after": loss * (1 - reduction),
+                    "held_out_before": loss / 9,
+                    "held_out_after": loss / 9 * (1 - 0.8 * reduction),
+                    "swaps": swaps,
+                    "max_row_swaps": 30 if budget is None else budget,
+                    "rows": d_out,
+                    "rows_certified": d_out if refinement == "swaps" else 0,
+                    "seconds": swaps / 1e4,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def make_study(seeds: int = 1, blocks: int = 2) -> tuple:
+    """The four arguments of `cells_table` for a small, plausible study."""
+    cells: list[dict] = [{"model": "pico", "pattern": "dense"}]
+    losses: list = [None]
+    perplexities = [{"held_out": {"perplexity": DENSE, "seqlen": 256, "windows": 96, "tokens": 24576}}]
+    harness: list = [{"results": {"cloze": {"acc": 0.5, "acc_stderr": 0.02}, "choice": {"acc": 0.4, "acc_norm": 0.3}}}]
+    for seed in range(seeds):
+        for pattern, cost in PATTERNS.items():
+            for warmstart, (factor, _) in WARMSTARTS.items():
+                for refinement, (budget, progress) in REFINEMENTS.items():
+                    cell = {"model": "pico", "calibration": "c4", "seed": seed, "pattern": pattern}
+                    cell |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget} | SETTINGS
+                    cells.append(cell)
+                    losses.append(losses_of(pattern, warmstart, refinement, seed, blocks))
+                    perplexity = DENSE * cost * factor ** (2 - progress) + seed
+                    perplexities.append({"held_out": {"perplexity": perplexity, "seqlen": 256}})
+                    accuracy = 0.3 + 0.1 * progress
+                    harness.append({"results": {"cloze": {"acc": accuracy}, "choice": {"acc": accuracy / 2}}})
+    return cells, losses, perplexities, harness
+
+
+def mask_file(folder, path):
+    """A 2:4 mask file by magnitude for every layer of a model directory, as the workflow's rule masks writes it."""
+    model, pattern = describe(folder), parse_pattern("2:4")
+    masks = {}
+    for layers in model.blocks:
+        masks |= by_tensor(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
+    write_masks(path, masks.items(), model, "key", base=model.base, pattern=pattern.label)
+    return masks
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(block: str) -> list[str]:
+    return [line.partition("  #")[0].strip() for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def checkout(folder: Path) -> dict[str, str]:
+    """A checkout with its environment, as README's reader has it; the variables of a shell in it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (source := REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(source)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def bash(script: str, folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def on_a_cluster() -> list[str]:
+    """The commands that tests/test_slurm.py runs, after their installation."""
+    return commands(next(block for block in blocks("sh") if "profiles/slurm" in block))[1:]

@@ -1,0 +1,320 @@
+"""Long work shows itself: what functions tell, what the log and a terminal say of it, and that files hold no bars."""
+
+import fcntl
+import json
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import FAST, ON_CUDA, REPOSITORY, layer
+
+from sparseswaps.base import progress
+from sparseswaps.base.progress import Part, shown
+from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.grams import Grams
+from sparseswaps.embedded import MODEL
+from sparseswaps.evaluation.perplexity import perplexity
+from sparseswaps.layer.criteria import WARMSTARTS, wanda
+from sparseswaps.layer.gram import Inputs
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
+from sparseswaps.layer.refinement import Method, refine_layer
+from sparseswaps.layer.swaps import batched
+from sparseswaps.layer.swaps.engine import eliminate, refine
+from sparseswaps.model.blocks import describe
+from sparseswaps.model.checkpoint import Checkpoint, write_pruned
+from sparseswaps.model.loading import load_model
+from sparseswaps.model.weights import OnDisk
+from sparseswaps.pruning.progress import blocks_of, rows_of
+from sparseswaps.workflow.artifacts import write_grams, write_masks, write_model
+
+SCRIPTS = REPOSITORY / "scripts"
+PATTERN = parse_pattern("50%")
+
+
+def key(settings):
+    """The one parameter of a rule."""
+    return json.dumps({"settings": settings})
+
+
+class Told(list):
+    """A `Report` that keeps what it is told."""
+
+    def __call__(self, done, made):
+        self.append((done, made))
+
+
+def example(rows=11):
+    """A weight, of more rows than a thread takes at a time, its Gram matrix and Wanda's mask."""
+    weight, inputs = layer(5, rows, 16, "correlated")
+    gram = inputs @ inputs.T
+    return weight, gram, wanda(weight, gram, PATTERN)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("max_swaps", [None, 1])
+def test_all_rows_and_all_swaps_are_told(backend, max_swaps):
+    weight, gram, start = (t.to("cuda" if backend == "cuda" and ON_CUDA else "cpu") for t in example(3))
+    told = Told()
+    result = refine(weight, gram, start, PATTERN, max_swaps, backend, progress=told)
+    assert told[-1] == (3, result.swaps.sum())
+    assert told == sorted(told)
+    # The one before is the backend's: what it found at an optimum, and its swaps.
+    assert told[-2] == (result.certified.sum(), result.swaps.sum())
+    assert result.swaps.sum() > 2
+    told.clear()
+    eliminate(weight, gram, PATTERN, backend, told)
+    assert told[-1] == (3, 0)
+
+
+def test_rows_are_told_while_others_are_searched():
+    weight, gram, start = example()
+    told = Told()
+    refine(weight, gram, start, PATTERN, backend="cpu", progress=told)
+    assert [done for done, _ in told] == [8, 11, 11]
+    told.clear()
+    refine(weight, gram, start, PATTERN, backend="batched", progress=told)
+    assert len(told) > 3
+
+
+def test_rows_that_are_begun_again_for_want_of_memory_count_once(monkeypatch):
+    weight, gram, start = example()
+    search, tried = batched.swap_rows, []
+
+    def short_of_memory(part, *arguments):
+        tried.append(len(part))
+        found = search(part, *arguments)
+        if len(part) > 6:
+            raise torch.OutOfMemoryError
+        return found
+
+    monkeypatch.setattr(batched, "swap_rows", short_of_memory)
+    told = Told()
+    result = refine(weight, gram, start, PATTERN, backend="batched", progress=told)
+    assert tried[:2] == [11, 5]
+    assert told[-1] == (11, result.swaps.sum())
+    assert max(done for done, _ in told) == 11
+    assert max(made for _, made in told) == result.swaps.sum()
+
+
+@pytest.mark.parametrize("how", [Method(), Method(max_swaps=3), Method(stop="held_out"), Method(method="dsnot")])
+def test_a_layers_rows_come_to_their_end_once(how):
+    weight, gram, start = example()
+    _, other = layer(6, 11, 16, "correlated")
+    told = Told()
+    inputs = Inputs(gram, other @ other.T, torch.ones(16, dtype=torch.float64), 35, 1)
+    refined = refine_layer(weight, inputs, start, PATTERN, how, told)
+    assert told[-1][0] == 11
+    assert told == sorted(told)
+    if how.stop == "optimum":
+        assert told[-1][1] == refined.figures["swaps"]
+    else:  # what was made in the step that held-out text rejects counts as well
+        assert told[-1][1] > refined.figures["swaps"]
+
+
+@pytest.mark.parametrize("name", WARMSTARTS)
+def test_warm_starts_tell_their_rows(name):
+    weight, gram, _ = example()
+    told = Told()
+    WARMSTARTS[name](weight, gram, PATTERN, progress=told)
+    assert told[-1] == (11, 0)
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "sparsegpt", "admm"])
+def test_reconstructions_tell_their_rows(method):
+    weight, gram, start = example()
+    told = Told()
+    inputs = Inputs(gram, None, torch.ones(16, dtype=torch.float64), 35, 1)
+    reconstruct_layer(weight, inputs, start, Reconstruction(method, iterations=3), {"seconds": 0}, told)
+    assert told == [(11, 0)]
+
+
+def test_what_is_done_with_a_whole_model_is_told(tiny_model, tmp_path):
+    told = Told()
+    described = describe(tiny_model, progress=told)
+    assert [done for done, _ in told] == list(range(1, len(described.tensors) + 1))
+    told.clear()
+    Checkpoint(MODEL).hashes(told)
+    assert told[-1][1] == (MODEL / "model.safetensors").stat().st_size // 10**6 > 0
+
+    ids = torch.arange(5 * 8).view(5, 8)
+    for prune, passes in ((None, 1), (lambda *_: {}, 2)):
+        told.clear()
+        list(capture(OnDisk(described, "cpu"), ids, ids[:2], 2, prune, progress=told))
+        work = blocks_of(described.blocks, 7, again=prune is not None)
+        assert told[-1] == (2, 2 * 7 * passes) == (work.count, work.likely)
+        assert told == sorted(told)
+        assert {blocks for blocks, _ in told} == {0, 1, 2}
+
+    told.clear()
+    masks = {la.tensor: wanda(described.weight(la), torch.eye(la.d_in), PATTERN) for la in described.blocks[1]}
+    write_pruned(described.checkpoint, masks, tmp_path / "pruned", {}, progress=told)
+    assert told == [(done, 0) for done in range(1, len(masks) + 1)]
+
+    told.clear()
+    perplexity(load_model(str(tiny_model), "cpu"), ids, 2, told)
+    assert told == [(2, 16), (4, 32), (5, 40)]
+
+
+def test_time_left_is_by_cost_and_by_what_is_made_until_something_is_done(monkeypatch, caplog):
+    clock = iter([100.0, 110.0, 140.0, 200.0, 201.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    caplog.set_level(logging.INFO)
+    with shown("job", "rows", "swaps", [Part(10, 1.0, 400), Part(1000, 0.09, 4000)]) as (first, second):
+        first(0, 0)  # after 10 seconds: not yet a line
+        first(0, 100)  # after 40: a quarter of the tenth that is the first part
+        first(10, 2000)
+        second(100, 500)  # one second later: not yet
+    assert caplog.messages == [
+        "0 of 1,010 rows, 100 swaps, 2.5 swaps/s, 0:26:00 left",
+        "10 of 1,010 rows, 2,000 swaps, 20 swaps/s, 0:15:00 left",
+    ]
+
+
+def test_rows_take_time_as_their_products_do(tiny_model):
+    block = describe(tiny_model).blocks[0]
+    wide, narrow = (next(la for la in block if la.name == f"mlp.{name}_proj") for name in ("down", "up"))
+    assert (wide.d_in, narrow.d_in) == (64, 32)
+    assert rows_of([narrow, wide]) == [Part(64, 1024, 0.06 * 32 * 64), Part(32, 4096, 0.06 * 64 * 32)]
+    assert rows_of([narrow], 1) == [Part(64, 1024, 64)]
+    assert rows_of([narrow], 0)[0].share(0, 0) == 0
+
+
+# A script in a process of its own, which tells every state there is.
+JOB = """
+import runpy, sys
+from sparseswaps.base import progress
+progress.EVERY = progress._DRAWN = 0
+
+class Named(dict):
+    __getattr__ = dict.__getitem__
+
+snakemake = Named({name: Named(of) if isinstance(of, dict) else of for name, of in eval(sys.argv[2]).items()})
+runpy.run_path(sys.argv[1], {"snakemake": snakemake})
+"""
+# One that has bars of libraries, which would insist on them.
+LIBRARIES = """
+import sys
+from job import run
+from tqdm.auto import tqdm
+from huggingface_hub.utils import tqdm as of_hub
+
+def main(snakemake, settings):
+    for bar in (tqdm, of_hub):
+        for _ in bar(range(3), desc="a library", disable=False, leave=True):
+            pass
+    return "done"
+
+run(snakemake, main)
+"""
+
+
+def started(script, snakemake, **streams):
+    command = [sys.executable, "-c", JOB, str(script), repr(snakemake)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (SCRIPTS.parent, SCRIPTS))), "TERM": "xterm"}
+    return subprocess.Popen(command, env=environment, **streams)
+
+
+def in_file(script, snakemake, tmp_path):
+    """What a job writes to standard error where that is a file."""
+    with (tmp_path / "stderr").open("wb") as file:
+        assert started(script, snakemake, stderr=file).wait(120) == 0
+    return (tmp_path / "stderr").read_bytes().decode()
+
+
+def on_terminal(script, snakemake):
+    """What a job writes to standard error where that is a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    job = started(script, snakemake, stderr=theirs)
+    os.close(theirs)
+    written = b""
+    try:
+        while part := os.read(ours, 4096):
+            written += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    assert job.wait(120) == 0
+    return written.decode()
+
+
+@pytest.fixture(scope="module")
+def refinement(tmp_path_factory, tiny_model):
+    """What Snakemake tells the script of a refinement."""
+    folder = tmp_path_factory.mktemp("refinement")
+    model = describe(tiny_model)
+    write_model(folder / "model.json", model)
+    grams, starts = Grams(sequences=1), {}
+    for la in model.blocks[0]:
+        _, inputs = layer(la.d_in, 1, la.d_in, "correlated")
+        grams.reads[la.name], grams.tokens[la.name] = la.name, inputs.shape[1]
+        grams.matrix[la.name], grams.sums[la.name] = inputs @ inputs.T, inputs.double().sum(1)
+        starts[la.name] = wanda(model.weight(la), grams.matrix[la.name], PATTERN)
+    write_grams(folder / "gram", grams, model, "key")
+    write_masks(folder / "start", starts.items(), model, "key")
+    settings = dict(method="swaps", max_swaps=None, stop="optimum", freeze=0.0, shrinkage=0.0, between_rows=False)
+    settings |= dict(pattern="50%", counted="rows", gpu=False, threads=1)
+    return {
+        "rule": "refine",
+        "input": {"model": f"{folder}/model.json", "gram": f"{folder}/gram", "masks": f"{folder}/start"},
+        "output": {name: f"{folder}/{name}" for name in ("masks", "losses", "curves")},
+        "log": [f"{folder}/refine.block00.log"],
+        "params": {"key": key(settings)},
+        "wildcards": {"block": "block00"},
+        "resources": {},
+    }
+
+
+def test_the_log_has_lines_and_a_file_has_no_bars(refinement, tmp_path):
+    assert in_file(SCRIPTS / "refine.py", refinement, tmp_path) == ""
+    log = Path(refinement["log"][0]).read_bytes().decode()
+    assert "\r" not in log
+    lines = re.findall(r" (\d+) of 256 rows, ([\d,]+) swaps, [\d,.]+ swaps/s, (\S+) left\n", log)
+    assert [int(rows) for rows, _, _ in lines] == sorted(int(rows) for rows, _, _ in lines)
+    assert lines[-1][0] == "256"
+    assert lines[-1][2] == "0:00:00"
+    last = log.splitlines()[-1]
+    assert f", {lines[-1][1].replace(',', '')} swaps; " in last  # the stage's one line of result
+    assert ", on " in last
+
+
+def test_a_terminal_shows_a_bar_until_the_work_is_done(refinement):
+    *states, cleared, after = on_terminal(SCRIPTS / "refine.py", refinement).split("\r")
+    bar = re.compile(r"refine\.block00 +\d+%\|.+\| \d+ of 256 rows, [\d,.]+ swaps/s, \d+:\d\d:\d\d left")
+    assert sum(bar.match(state) is not None for state in states) > 5
+    assert "100%" in states[-1]
+    assert not any("\n" in state for state in states)
+    assert len(cleared) >= len(states[-1])
+    assert not cleared.strip()
+    assert after == ""
+
+
+def test_bars_of_libraries_are_none_in_a_file_and_leave_none_on_a_terminal(tmp_path):
+    (tmp_path / "bars.py").write_text(LIBRARIES)
+    snakemake = {"log": [f"{tmp_path}/log"], "resources": {}, "params": {"key": key({})}}
+    assert in_file(tmp_path / "bars.py", snakemake, tmp_path) == ""
+    written = on_terminal(tmp_path / "bars.py", snakemake)
+    assert written.count("a library:") >= 2
+    assert "\n" not in written
+    assert not written.split("\r")[-2].strip()
+
+
+def test_every_stage_ends_with_its_line_of_result(finished):
+    logs = list((finished[0].folder / "logs").rglob("*.log"))
+    stages = {path.name.split(".")[0] for path in logs}
+    assert stages >= {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
+    assert stages >= {"tasks", "harness", "tables", "figures", "report"}
+    for path in logs:
+        text = path.read_bytes().decode()
+        assert not re.search(r"\r|%\|", text), path
+        assert re.search(r"\S; [\d.]+ s, peak resident memory \d+ MB.*, on .+$", text.splitlines()[-1]), path

@@ -1,0 +1,446 @@
+import copy
+import logging
+from functools import partial
+
+import pytest
+import torch
+from families import MODELS, SIZES
+from helpers import write_tiny_model
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.calibration import capture as module
+from sparseswaps.calibration.activations import in_files
+from sparseswaps.calibration.capture import capture
+from sparseswaps.layer.criteria import wanda
+from sparseswaps.layer.masks import check_mask
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.model.blocks import describe, find_blocks, layers_of, put_weights
+from sparseswaps.model.checkpoint import write_pruned
+from sparseswaps.model.description import by_tensor
+from sparseswaps.model.weights import InMemory, OnDisk
+
+families = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
+
+
+def tokens(count, seed):
+    return torch.randint(0, 64, (count, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(config):
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)  # a model's dtype is written into its configuration
+    config._experts_implementation = "eager"
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(params=["in memory", "on disk"])
+def held(request, tmp_path):
+    """How a model's weights are held: a function from the model to its `Weights`."""
+
+    def hold(model):
+        if request.param == "in memory":
+            return InMemory(copy.deepcopy(model))
+        model.save_pretrained(tmp_path / "model", max_shard_size="5KB")
+        return OnDisk(describe(tmp_path / "model"), "cpu")
+
+    return hold
+
+
+class Watch(TorchFunctionMode):
+    """Sums up x^T x for whatever is multiplied with one of the model's matrices, wherever that happens."""
+
+    def __init__(self, model):
+        super().__init__()
+        parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.ndim > 1]
+        self.parameters = {parameter.untyped_storage().data_ptr(): (name, parameter) for name, parameter in parameters}
+        self.found = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (functional.linear, torch.addmm, torch.Tensor.matmul, torch.Tensor.__matmul__):
+            x, weight = args[1:3] if function is torch.addmm else args[:2]
+            if (start := weight.untyped_storage().data_ptr()) in self.parameters:
+                name, parameter = self.parameters[start]
+                expert = weight.storage_offset() // parameter.shape[-2:].numel()
+                flat = x.detach().reshape(-1, x.shape[-1]).double()
+                gram, count = self.found.get((name, expert), (0, 0))
+                self.found[name, expert] = gram + flat.T @ flat, count + len(flat)
+        return function(*args, **(kwargs or {}))
+
+
+def watched(model, place, layers, ids):
+    """The Gram matrix and the number of tokens of each of a block's matrices, in a plain forward pass of the model."""
+    with Watch(model) as watch, torch.no_grad():
+        model(input_ids=ids)
+    return {layer.matrix: watch.found[f"{place}.{layer.parameter}", layer.expert or 0] for layer in layers}
+
+
+@families
+def test_layers_in_memory_are_those_of_the_files(config, tmp_path):
+    tiny(config).save_pretrained(tmp_path)
+    expected = describe(tmp_path).blocks
+    assert layers_of(tiny(config)) == expected
+    assert layers_of(AutoModelForCausalLM.from_pretrained(tmp_path)) == expected
+
+
+@families
+def test_grams_are_those_of_the_models_own_forward_pass(config, held):
+    """Blocks replayed one by one, against everything that is multiplied in plain forward passes of the whole model."""
+    model = tiny(config)
+    samples, held_out = tokens(9, 1), tokens(3, 2)
+    prefix, _ = find_blocks(model)
+    weights = held(model)
+    captured = capture(weights, samples, held_out, batch_size=2)  # the last batches are smaller
+    for index, (grams, layers) in enumerate(zip(captured, weights.layers, strict=True)):
+        assert grams.unrouted == []  # every expert of these models sees enough
+        for split, ids in (("matrix", samples), ("held_out", held_out)):
+            expected = watched(model, f"{prefix}.{index}", layers, ids)
+            for layer in layers:
+                gram, count = expected[layer.matrix]
+                source = grams.reads[layer.name]
+                torch.testing.assert_close(getattr(grams, split)[source], gram.float(), rtol=1e-4, atol=1e-4)
+                assert split == "held_out" or grams.tokens[source] == count
+
+
+@families
+def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config, tmp_path):
+    tiny(config).bfloat16().save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    whole = InMemory(AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval())
+    whole.layers = described.blocks
+    passes = [capture(weights, tokens(5, 1), tokens(3, 2), 2) for weights in (whole, OnDisk(described, "cpu:0"))]
+    for one, other in zip(*passes, strict=True):  # only "cpu" itself computes in float32
+        assert one.reads == other.reads
+        assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
+
+
+@pytest.mark.gpu
+@families
+def test_captured_on_a_gpu_as_on_the_cpu(config, tmp_path):
+    tiny(config).save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    passes = [capture(OnDisk(described, device), tokens(9, 1), tokens(3, 2), 2) for device in ("cpu", "cuda")]
+    for one, other in zip(*passes, strict=True):
+        assert (one.reads, one.tokens) == (other.reads, other.tokens)
+        for name, gram in one.matrix.items():
+            torch.testing.assert_close(other.matrix[name].cpu(), gram, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@families
+def test_captured_on_a_gpu_twice_the_same(config, tmp_path):
+    """And so the same masks from run to run, since refinement takes no sums in any other order either."""
+    tiny(config).save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    passes = [capture(OnDisk(described, "cuda"), tokens(9, 1), tokens(3, 2), 2) for _ in range(2)]
+    for one, other in zip(*passes, strict=True):
+        assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
+
+
+def test_a_checkpoint_that_lacks_a_parameter_is_named(tmp_path):
+    tiny(MODELS[0]).save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"):
+        save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=f"lacks {name}"):
+            list(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), 2))
+
+
+def half(weights):
+    """A `prune` that keeps every other input of every layer, whatever the Gram matrices."""
+
+    def prune(index, _grams):
+        block = find_blocks(weights.model)[1][index]
+        of_layers = {s.name: s.of_parameter(block.get_parameter(s.parameter)) for s in weights.layers[index]}
+        return {name: weight * (torch.arange(weight.shape[1]) % 2 == 0) for name, weight in of_layers.items()}
+
+    return prune
+
+
+def by_matrix(layers, grams):
+    """Gram matrices by the matrix of the model that reads them."""
+    return {
+        layer.matrix: (grams.matrix[grams.reads[layer.name]], grams.held_out[grams.reads[layer.name]])
+        for layer in layers
+    }
+
+
+def same(some, others):
+    assert some.keys() == others.keys()
+    for matrix in some:
+        torch.testing.assert_close(some[matrix], others[matrix], rtol=1e-3, atol=1e-3)
+
+
+@families
+def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(config, held):
+    model = tiny(config)
+    samples, held_out = tokens(9, 1), tokens(3, 2)
+    weights = held(model)
+    chained = capture(weights, samples, held_out, 2, half(weights))
+    of_dense = list(capture(InMemory(copy.deepcopy(model)), samples, held_out, 2))[-1]
+    prefix, blocks = find_blocks(model)
+    mine = InMemory(model)
+    for index, (grams, layers) in enumerate(zip(chained, weights.layers, strict=True)):
+        # plain forward passes of the whole model, of which the blocks before this one are pruned
+        for split, ids in (("matrix", samples), ("held_out", held_out)):
+            expected = watched(model, f"{prefix}.{index}", layers, ids)
+            for layer in layers:
+                if (source := grams.reads[layer.name]) not in grams.unrouted:
+                    gram = expected[layer.matrix][0].float()
+                    torch.testing.assert_close(getattr(grams, split)[source], gram, rtol=1e-3, atol=1e-3)
+        put_weights(blocks[index], mine.layers[index], half(mine)(index, None))
+    assert any(not torch.allclose(grams.matrix[n], of_dense.matrix[n]) for n in grams.matrix if n in of_dense.matrix)
+
+
+def test_where_nothing_is_pruned_both_propagations_agree():
+    weights = InMemory(tiny(MODELS[0]))
+    samples, held_out = tokens(5, 1), tokens(3, 2)
+    passes = [capture(weights, samples, held_out, 2, *prune) for prune in ([lambda *_: {}], [])]
+    for layers, chained, dense in zip(weights.layers, *passes, strict=True):
+        same(by_matrix(layers, chained), by_matrix(layers, dense))
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("config", [MODELS[0], MODELS[-2]], ids=lambda config: config.model_type)
+def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, caplog):
+    model, most = tiny(config), 2
+    samples, held_out = tokens(7, 1), tokens(3, 2)
+    layers = layers_of(model)
+
+    def captured(batch_size):
+        weights = InMemory(copy.deepcopy(model))
+        return list(capture(weights, samples, held_out, batch_size, half(weights) if prune else None))
+
+    expected = captured(1)
+    down = model.model.layers[1].self_attn.o_proj
+
+    def greedy(_module, args):
+        if len(args[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    down.register_forward_pre_hook(greedy)
+    with caplog.at_level(logging.WARNING):
+        found = captured(7)
+    assert caplog.messages == [f"out of memory at {n} sequences: going on with {n // 2}" for n in (7, 3)]
+    for index, grams in enumerate(found):
+        same(by_matrix(layers[index], grams), by_matrix(layers[index], expected[index]))
+    most = 0
+    with pytest.raises(
+        InputError, match="out of GPU memory with one of the sequences at a time; lower the calibration's seqlen"
+    ):
+        list(capture(InMemory(model), samples, held_out, 7))
+
+
+def test_running_out_of_memory_while_batches_are_halved_loses_nothing(monkeypatch):
+    weights = InMemory(tiny(MODELS[0]))
+    samples, held_out = tokens(12, 1), tokens(3, 2)
+    expected = list(capture(weights, samples, held_out, 1))
+    failures = iter([False, True, True])  # the second and the third batch of the first block, or what follows from it
+    step, observe = module._step, module._observe
+
+    def failing(function, *arguments, **options):
+        if next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return function(*arguments, **options)
+
+    def observe_anew(*arguments, **options):
+        again = next(observed, True)
+        return failing(observe, *arguments, **options) if again else observe(*arguments, **options)
+
+    observed = iter([False])
+    monkeypatch.setattr(module, "_step", partial(failing, step))
+    monkeypatch.setattr(module, "_observe", observe_anew)
+    found = capture(weights, samples, held_out, 4)
+    for layers, one, other in zip(weights.layers, found, expected, strict=True):
+        assert one.tokens == other.tokens
+        same(by_matrix(layers, one), by_matrix(layers, other))
+    assert next(failures, None) is None  # all of them happened
+
+
+class Twice(torch.nn.Module):
+    """A block's MLP whose first layer is called twice, whose second for every other token, and whose third never."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.twice, self.few, self.never = (torch.nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        x = self.twice(x) + self.twice(x * 2)
+        return x + (self.few(x[..., :1, :]) if x[0, 0, 0] > 0 else 0) + functional.linear(x, self.never.weight)
+
+
+def test_layers_that_are_called_otherwise_than_once(caplog):
+    model = tiny(MODELS[0])
+    model.model.layers[0].mlp = Twice(16)
+    weights = InMemory(model)
+    inputs = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    with caplog.at_level(logging.WARNING):
+        grams = next(capture(weights, tokens(9, 1), tokens(3, 2), 3))
+    x = torch.cat([x.reshape(-1, 16) for x in inputs[-4:-1]])  # the first call only shows what the block returns
+    torch.testing.assert_close(grams.matrix["mlp.twice"], 5 * x.T @ x, rtol=1e-4, atol=1e-4)
+    assert grams.tokens["mlp.twice"] == 2 * 9 * 12
+    assert [layer.name for layer in grams.readers(weights.layers[0]) if "mlp" in layer.name] == ["mlp.twice"]
+    messages = " ".join(caplog.messages)
+    assert "mlp.never: never called with an input of its own, left dense" in messages
+    assert "model.layers.0.mlp.few:" in messages
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given, _: given + 1, r"model\.layers\.1: is not given what the block before it returns"),
+        (lambda given, options: (options.update(position_ids=given.sum()), given)[1], "depends on hidden states"),
+    ],
+)
+def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, message):
+    def between(_module, args, options):
+        return (change(args[0], options), *args[1:]), options
+
+    model = tiny(MODELS[0])
+    model.model.layers[1].register_forward_pre_hook(between, with_kwargs=True)
+    with pytest.raises(InputError, match=message):
+        next(capture(InMemory(model), tokens(2, 1), tokens(1, 2), 2))
+
+
+def test_hidden_states_may_wait_on_disk(tmp_path):
+    weights = InMemory(tiny(MODELS[0]).bfloat16())
+    samples, held_out = tokens(5, 1), tokens(3, 2)
+    files = capture(weights, samples, held_out, 2, keep=in_files(tmp_path))
+    for one, other in zip(files, capture(weights, samples, held_out, 2), strict=True):
+        assert one.matrix.keys() == other.matrix.keys()
+        assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_expert_that_sees_too_few_tokens_is_given_all_of_its_layer(held):
+    model = tiny(Qwen3MoeConfig(**SIZES, num_experts=6, num_experts_per_tok=1, moe_intermediate_size=12))
+    for block in model.model.layers:  # expert 5 is chosen never, 0 by nearly all tokens
+        block.mlp.gate.weight.data[:] = 0
+        block.mlp.gate.weight.data[1:5] = 0.02 * torch.randn(4, 16)
+        block.mlp.gate.weight.data[5] = -100 * block.mlp.gate.weight.data[1]
+    samples, held_out = tokens(5, 1), tokens(3, 2)
+    weights = held(model)
+    inputs = []
+    experts = model.model.layers[0].mlp.experts
+    hook = experts.register_forward_pre_hook(lambda _module, args: inputs.append((args[0], args[1])))
+    with torch.no_grad():
+        model(input_ids=samples)
+    hook.remove()
+    ((hidden, chosen),) = inputs
+    grams = next(capture(weights, samples, held_out, batch_size=2))
+    unrouted = 0
+    for layer in weights.layers[0]:
+        if layer.expert is None:
+            continue
+        routed = hidden[(chosen == layer.expert).any(-1)]
+        few = len(routed) < layer.d_in
+        x = hidden if few else routed
+        if layer.parameter.endswith("down_proj"):
+            gate, up = functional.linear(x, experts.gate_up_proj[layer.expert]).chunk(2, dim=-1)
+            x = functional.silu(gate) * up
+        source = grams.reads[layer.name]
+        torch.testing.assert_close(grams.matrix[source], (x.T @ x).detach(), rtol=1e-4, atol=1e-4)
+        assert grams.about(layer.name) == {"tokens": len(x), "unrouted": few}
+        unrouted += few
+    assert 0 < unrouted < len(weights.layers[0])
+
+
+@families
+@pytest.mark.parametrize("pattern", ["60%", "2:4"])
+def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_path):
+    dense = tiny(config)
+    dense.save_pretrained(tmp_path / "dense")
+    described, pattern = describe(tmp_path / "dense"), parse_pattern(pattern)
+    routers = {name for name, _ in dense.named_parameters() if "experts" not in name}
+    routers = {
+        name for name in routers if name.endswith((".gate.weight", "router.weight", "shared_expert_gate.weight"))
+    }
+    assert set(described.left_dense) == routers
+    masks, doubled = {}, {}
+    for index, grams in enumerate(capture(OnDisk(described, "cpu"), tokens(9, 1), tokens(3, 2), batch_size=5)):
+        found = {}
+        for layer in described.blocks[index]:
+            weight, gram = described.weight(layer), grams.matrix[grams.reads[layer.name]]
+            result = refine(weight, gram, wanda(weight, gram, pattern), pattern)
+            assert result.loss_after.sum() < result.loss_before.sum()
+            check_mask(result.mask, pattern)
+            found[layer.name] = result.mask
+        masks |= by_tensor(described.blocks[index], found)
+        twice = {layer.name: 2 * described.weight(layer) for layer in described.blocks[index]}
+        doubled |= by_tensor(described.blocks[index], twice)
+    write_pruned(described.checkpoint, masks, tmp_path / "pruned", {})
+    pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
+    write_pruned(described.checkpoint, masks, tmp_path / "doubled", {}, doubled.__getitem__)  # with new weights
+    for name, tensor in AutoModelForCausalLM.from_pretrained(tmp_path / "doubled").state_dict().items():
+        assert torch.equal(
+            tensor, pruned[name] if torch.equal(pruned[name], dense.state_dict()[name]) else 2 * pruned[name]
+        )
+    for name, tensor in dense.state_dict().items():
+        matrix = ".layers." in name or ".h." in name
+        if matrix and tensor.ndim >= 2 and not name.endswith("_bias") and name not in routers:
+            zeros = pruned[name] == 0
+            assert torch.equal(pruned[name], tensor.masked_fill(zeros, 0)), name
+            assert zeros.float().mean() == pytest.approx(1 - pattern.blocks(12)[1] / pattern.blocks(12)[0], abs=0.05)
+        else:
+            assert torch.equal(pruned[name], tensor), name
+
+
+def test_a_checkpoint_without_its_head_is_found(tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(next(config for config in MODELS if config.model_type == "gpt2"))
+    model.transformer.save_pretrained(tmp_path)  # its tensors are named h.0... and not transformer.h.0...
+    described = describe(tmp_path)
+    first = described.blocks[0][0]
+    assert first.tensor == "h.0.attn.c_attn.weight"
+    assert torch.equal(described.weight(first), model.transformer.h[0].attn.c_attn.weight.T)
+    assert (first.d_out, first.d_in) == (48, 16)
+
+
+def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog):
+    """Mamba takes the weight of `dt_proj` and multiplies by itself."""
+    model = tiny(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0))
+    model.save_pretrained(tmp_path)
+    described = describe(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        grams = next(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), batch_size=2))
+    assert "backbone.layers.0.mixer.dt_proj: never called with an input of its own, left dense" in caplog.messages
+    assert [layer.name for layer in grams.readers(described.blocks[0])] == [
+        "mixer.in_proj",
+        "mixer.x_proj",
+        "mixer.out_proj",
+    ]
+
+
+def test_layers_with_one_input_share_one_gram_matrix():
+    model = tiny(MODELS[0])
+    grams = next(capture(InMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
+    assert grams.reads == {
+        "self_attn.q_proj": "self_attn.q_proj",
+        "self_attn.k_proj": "self_attn.q_proj",
+        "self_attn.v_proj": "self_attn.q_proj",
+        "self_attn.o_proj": "self_attn.o_proj",
+        "mlp.gate_proj": "mlp.gate_proj",
+        "mlp.up_proj": "mlp.gate_proj",
+        "mlp.down_proj": "mlp.down_proj",
+    }
+    assert set(grams.matrix) == set(grams.held_out) == set(grams.reads.values())
+
+
+def test_no_held_out_text_gives_no_held_out_gram():
+    model = tiny(MODELS[0])
+    grams = next(capture(InMemory(model), tokens(2, 1), tokens(2, 2)[:0], batch_size=2))
+    assert grams.held_out == {}
+    assert len(grams.matrix) == 4
+
+
+def test_infinite_activations_name_their_layer(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "model"), dtype=torch.float32).eval()
+    model.model.layers[1].mlp.up_proj.weight.data.fill_(1e38)
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj: an input activation is NaN or Inf"):
+        list(capture(InMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))

@@ -1,0 +1,150 @@
+import gzip
+import json
+from collections.abc import Sequence
+
+import pandas
+import pytest
+import torch
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.calibration.documents import load
+from sparseswaps.calibration.sampling import check_vocabulary, draw
+from sparseswaps.embedded import corpus
+from sparseswaps.workflow.artifacts import digest
+
+
+class Letters:
+    """A tokenizer with a token for each character."""
+
+    def __call__(self, text, verbose=True):
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def documents(*lengths):
+    """Documents of these lengths; no character occurs twice among them all."""
+    start = 0x4E00
+    found = []
+    for length in lengths:
+        found.append("".join(map(chr, range(start, start + length))))
+        start += length
+    return found
+
+
+def test_each_long_document_gives_one_window():
+    text = documents(30, 10, 25, 11, 40)  # 10 is not longer than seqlen
+    calibration, held_out = draw(text, Letters(), samples=3, held_out=1, seqlen=10, seed=0)
+    assert calibration.shape == (3, 10)
+    assert held_out.shape == (1, 10)
+    origins = [next(i for i, t in enumerate(text) if chr(w[0]) in t) for w in torch.cat([calibration, held_out])]
+    assert sorted(origins) == [0, 2, 3, 4]
+
+
+def test_no_token_is_drawn_twice_when_documents_run_out():
+    drawn = torch.cat(draw(documents(35, 28), Letters(), samples=3, held_out=2, seqlen=10, seed=3))
+    assert len(drawn.unique()) == 50
+    for window in drawn:
+        assert torch.equal(window, torch.arange(window[0], window[0] + 10))
+
+
+def test_the_seed_decides():
+    text = documents(*[50] * 9)
+    first, again, other = (draw(text, Letters(), 4, 2, 10, seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+class Shelf(Sequence):
+    """Documents that are counted when they are looked at, as a data set on disk would read them."""
+
+    def __init__(self, documents):
+        self.documents, self.read = documents, []
+
+    def __len__(self):
+        return len(self.documents)
+
+    def __getitem__(self, index):
+        assert isinstance(index, int)
+        self.read.append(index)
+        return self.documents[index]
+
+
+def test_documents_that_are_not_drawn_are_not_read():
+    shelf = Shelf(documents(*[50] * 1000))
+    drawn = draw(shelf, Letters(), 4, 2, 10, seed=0)
+    assert len(shelf.read) == 6
+    assert torch.equal(torch.cat(drawn), torch.cat(draw(list(shelf.documents), Letters(), 4, 2, 10, seed=0)))
+
+
+def test_the_protocol_of_the_draw_does_not_change():
+    """Pinned: a study that names the hash of its samples must be able to draw them again."""
+    assert digest(*draw(documents(35, 5, 28, 90), Letters(), 3, 2, 10, seed=1)) == (
+        "1310853bf2796ac27075aac7f4347d8f4f2202f894f9796382e6848596510366"
+    )
+
+
+def test_a_tokenizer_of_another_model_is_named():
+    check_vocabulary(torch.tensor([[3, 99]]), 100)
+    check_vocabulary(torch.tensor([[3, 99]]), None)
+    with pytest.raises(InputError, match="gives token id 99, but the model has embeddings for 99 ids only"):
+        check_vocabulary(torch.tensor([[3, 99]]), 99)
+
+
+def test_too_short_a_text_is_said():
+    with pytest.raises(InputError, match="5 samples and 1 held-out ones of 10 tokens were asked for, it gives 5"):
+        draw(documents(35, 28), Letters(), samples=5, held_out=1, seqlen=10, seed=0)
+
+
+def test_files(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": body}) + "\n" for body in ("one", "", "two")))
+    pandas.DataFrame({"body": ["one", "", "two"], "n": [1, 2, 3]}).to_parquet(tmp_path / "b.parquet")
+    for name in ("c.jsonl.gz", "c.json.gz"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    assert load(str(tmp_path / "a.txt"), "calibration") == ["one", "two"]
+    for name in ("b.jsonl", "c.jsonl.gz", "c.json.gz", "b.parquet"):
+        assert load(str(tmp_path / name), "calibration", "body") == ["one", "", "two"]
+
+
+def test_broken_files_are_named_in_one_line(tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"text": "one"}\n\n{"body": "two"}\n')
+    (tmp_path / "no.jsonl").write_text('{"text": "one"}\n{"text"')
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "none.jsonl.gz").write_text("{}")
+    (tmp_path / "half.json.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 99)[:-9])
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    pandas.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "hole.parquet")
+    pandas.DataFrame({"body": ["one"]}).to_parquet(tmp_path / "other.parquet")
+    for name, message in {
+        "other.jsonl": "line 3 holds no text in its field 'text'",
+        "no.jsonl": "line 2 holds no text in its field 'text'",
+        "latin.txt": "cannot be read ('utf-8' codec can't decode",
+        "none.jsonl.gz": "cannot be read (Not a gzipped file",
+        "half.json.gz": "cannot be read (Compressed file ended before the end-of-stream marker",
+        "no.parquet": "cannot be read (",
+        "hole.parquet": "row 2 holds no text in its field 'text'",
+        "other.parquet": "cannot be read (",
+        "gone.txt": "cannot be read ([Errno 2]",
+    }.items():
+        with pytest.raises(InputError) as error:
+            load(str(tmp_path / name), "calibration")
+        assert str(error.value).startswith(f"text '{tmp_path / name}': {message}")
+        assert "\n" not in str(error.value)
+
+
+def test_the_splits_of_the_embedded_text_are_disjoint_files():
+    splits = {split: {name for name, _ in corpus.documents(split)} for split in corpus.SPLITS}
+    assert not splits["train"] & splits["calibration"]
+    assert not splits["train"] & splits["evaluation"]
+    assert not splits["calibration"] & splits["evaluation"]
+    assert all(len(names) > 30 for names in splits.values())
+    with pytest.raises(ValueError, match="expected one of train"):
+        corpus.documents("test")
+
+
+def test_the_split_is_the_names_alone(tmp_path):
+    (tmp_path / "json").mkdir()
+    for name in ("json/decoder.py", "json/__init__.py", "asyncio.py"):
+        (tmp_path / name).write_text("pass\n")
+    found = {name for split in corpus.SPLITS for name, _ in corpus.documents(split, tmp_path)}
+    assert found == {"json", "json.decoder", "asyncio"}
+    assert ("json.decoder", "pass\n") in corpus.documents(corpus.split_of("json.decoder"), tmp_path)

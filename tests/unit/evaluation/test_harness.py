@@ -1,0 +1,222 @@
+import json
+import math
+import socket
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.embedded import tasks
+from sparseswaps.embedded.corpus import documents
+from sparseswaps.evaluation.harness import _metrics, evaluate
+
+ITEMS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny random Llama in `model`, one that knows no numbers in `broken`, and the embedded tasks in `tasks`."""
+    folder = tmp_path_factory.mktemp("harness")
+    held_out = documents("evaluation")
+    tasks.write(folder / "tasks", held_out)
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for _, text in held_out[:10]), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    for name in ("model", "broken"):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        model.model.norm.weight.data[3] = math.nan
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """No network, and nothing left in the user's cache."""
+
+    def refuse(*_):
+        raise OSError("the harness reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
+    """`evaluate` on one of the models, whose forward pass may go through `forward(passes before, its own, ids)`."""
+    model = LlamaForCausalLM.from_pretrained(folder / name, dtype=dtype)
+    model.config.max_position_embeddings = context
+    if forward is not None:
+        passes, own = count(), model.forward
+        model.forward = lambda ids: forward(next(passes), own, ids)
+    arguments = {
+        "tasks": list(tasks.TASKS),
+        "include": [folder / "tasks"],
+        "limit": ITEMS,
+        "batch_size": 3,
+    }
+    return evaluate(model, PreTrainedTokenizerFast.from_pretrained(folder / name), **arguments | changes)
+
+
+def items(folder: Path, task: str) -> list[dict]:
+    return [json.loads(row) for row in (folder / "tasks" / f"{task}.jsonl").read_text().splitlines()[:ITEMS]]
+
+
+def scorer(folder: Path):
+    """(context, continuation) -> (its log-probability, whether every token of it is the likeliest)."""
+    model = LlamaForCausalLM.from_pretrained(folder / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+
+    @torch.no_grad()
+    def score(context: str, continuation: str) -> tuple[float, bool]:
+        ids = torch.tensor(tokenizer(context + continuation)["input_ids"])
+        start = len(tokenizer(context)["input_ids"])
+        logprobs = model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
+        target = ids[start:]
+        return logprobs.gather(1, target[:, None]).sum().item(), bool((logprobs.argmax(-1) == target).all())
+
+    return score
+
+
+def test_both_tasks_agree_with_a_direct_computation(folder):
+    result = run(folder)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["limit"] == ITEMS
+    assert result["samples"] == dict.fromkeys(tasks.TASKS, ITEMS)
+    assert set(result["versions"]) == {"lm_eval", *tasks.TASKS}
+    score = scorer(folder)
+
+    found = result["results"]["embedded_cloze"]
+    assert set(found) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
+    scores = [score(item["context"], item["target"]) for item in items(folder, "embedded_cloze")]
+    assert found["perplexity"] == pytest.approx(math.exp(-sum(score for score, _ in scores) / ITEMS), rel=1e-4)
+    assert found["acc"] == sum(greedy for _, greedy in scores) / ITEMS
+    assert found["perplexity_stderr"] > 0
+
+    found = result["results"]["embedded_choice"]
+    assert set(found) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
+    plain, normed = [], []
+    for item in items(folder, "embedded_choice"):
+        scores = [score(item["context"], "\n" + choice)[0] for choice in item["choices"]]
+        plain.append(np.argmax(scores) == item["label"])
+        normed.append(np.argmax(np.divide(scores, list(map(len, item["choices"])))) == item["label"])
+    assert found["acc"] == np.mean(plain)
+    assert found["acc_norm"] == np.mean(normed)
+    assert found["acc_stderr"] == pytest.approx(np.std(plain, ddof=1) / math.sqrt(ITEMS))
+
+
+def test_one_task_bfloat16_and_a_short_context(folder):
+    result = run(folder, tasks=["embedded_choice"], dtype=torch.bfloat16, context=128, limit=4)
+    assert set(result["results"]) == {"embedded_choice"}
+    assert result["samples"] == {"embedded_choice": 4}
+
+
+def test_few_shot_examples_are_those_that_lm_eval_draws(folder, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    text = (folder / "tasks" / "embedded_cloze.yaml").read_text().replace("task: embedded_cloze", "task: cloze")
+    (tmp_path / "cloze.yaml").write_text(f"{text}num_fewshot: 1\nfewshot_split: test\n")
+    found = run(folder, tasks=["cloze"], include=[tmp_path])["results"]["cloze"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+    expected = simple_evaluate(
+        HFLM(pretrained=LlamaForCausalLM.from_pretrained(folder / "model"), tokenizer=tokenizer, batch_size=3),
+        tasks=["cloze"],
+        limit=ITEMS,
+        task_manager=TaskManager(include_path=[tmp_path], include_defaults=False),
+        bootstrap_iters=0,
+    )["results"]["cloze"]
+    assert {name: found[name] for name in ("acc", "perplexity")} == {
+        name: expected[f"{name},none"] for name in ("acc", "perplexity")
+    }
+    assert found["perplexity"] != run(folder, tasks=["embedded_cloze"])["results"]["embedded_cloze"]["perplexity"]
+
+
+def test_an_answer_longer_than_the_context(folder):
+    with pytest.raises(InputError, match="more tokens than the model's context, here 2"):
+        run(folder, tasks=["embedded_choice"], context=2)
+
+
+def test_an_unknown_task_is_named(folder, tmp_path, monkeypatch):
+    # lm-eval reads its own 14 000 definitions from beside this file; that takes several seconds.
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "manager.py"))
+    with pytest.raises(InputError, match=r"evaluation\.lm_eval\.tasks.*'arc_nosuch'"):
+        run(folder, tasks=["embedded_cloze", "arc_nosuch"])
+
+
+def test_data_out_of_reach(folder, tmp_path):
+    text = (folder / "tasks" / "embedded_cloze.yaml").read_text()
+    (tmp_path / "gone.yaml").write_text(text.replace(".jsonl", "-gone.jsonl"))
+    with pytest.raises(InputError, match="data of embedded_cloze cannot be read"):
+        run(folder, tasks=["embedded_cloze"], include=[tmp_path])
+
+
+def test_broken_weights_are_no_result(folder):
+    with pytest.raises(InputError, match="log-likelihood of item 0 is nan"):
+        run(folder, "broken", tasks=["embedded_choice"])
+
+
+def test_all_is_asked_again_with_smaller_batches_where_memory_is_short(folder, caplog):
+    asked = []
+
+    def forward(passes, own, ids):
+        if len(ids) > 2 and passes >= 2:  # some of the answers are there by then
+            raise torch.OutOfMemoryError
+        asked.append(len(ids))
+        return own(ids)
+
+    expected = run(folder, batch_size=2)
+    assert run(folder, batch_size=4, forward=forward) == expected
+    assert asked[:2] == [4, 4]
+    assert max(asked[2:]) == 2
+    assert "out of memory at 4 requests: going on with 2" in caplog.messages
+
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(InputError, match="out of GPU memory with one of the requests at a time; set gpu: false"):
+        run(folder, forward=fail)
+
+
+def test_metrics():
+    values = {
+        "alias": "task",
+        "sample_len": 10,
+        "f1,none": np.float32(0.5),
+        "f1_stderr,none": "N/A",
+        "exact_match,strict-match": 1,
+        "exact_match_stderr,strict-match": math.nan,
+    }
+    assert _metrics(values) == {
+        "f1": 0.5,
+        "f1_stderr": None,
+        "exact_match@strict-match": 1.0,
+        "exact_match@strict-match_stderr": None,
+    }

@@ -1,0 +1,175 @@
+"""Swaps between rows, against trying every pair."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseswaps.layer.criteria import wanda
+from sparseswaps.layer.gram import row_loss
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.layer.swaps import between_rows as between
+from sparseswaps.layer.swaps.between_rows import best_pairs, exchange
+from sparseswaps.layer.swaps.cost import norms, rounding
+from sparseswaps.layer.swaps.engine import refine
+
+UNLIMITED = torch.iinfo(torch.int64).max
+
+
+def layer(seed: int, d_out: int, d_in: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight whose rows differ in scale, and inputs [d_in, tokens] that share a factor."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(d_out, d_in, generator=random) * torch.exp(torch.randn(d_out, 1, generator=random))
+    return weight, torch.randn(d_in, 2 * d_in, generator=random) + torch.randn(1, 2 * d_in, generator=random)
+
+
+def flips(weight, gram, mask):
+    """What it changes the error to flip each single entry of the mask, by the definition: float64 [d_out, d_in]."""
+    before = row_loss(weight, gram, mask)
+    changes = torch.empty(weight.shape, dtype=torch.float64)
+    for column in range(weight.shape[1]):
+        flipped = mask.clone()
+        flipped[:, column] ^= True
+        changes[:, column] = row_loss(weight, gram, flipped) - before
+    return changes
+
+
+def pairs(weight, gram, mask, frozen, budget):
+    """What every swap between rows that have a budget changes: {(r, u, r', p): change}."""
+    change = flips(weight, gram, mask).tolist()
+    some = (budget > 0)[:, None].expand(mask.shape)
+    pruning, keeping = ((mask & ~frozen & some).nonzero().tolist(), (~mask & some).nonzero().tolist())
+    return {(r, u, q, p): change[r][u] + change[q][p] for r, u in pruning for q, p in keeping if r != q}
+
+
+@st.composite
+def examples(draw):
+    """A layer of any difficulty: weight [1 to 5, d_in], Gram matrix, mask of any counts, frozen weights, budget."""
+    d_out, d_in = draw(st.integers(1, 5)), draw(st.integers(1, 8))
+    seed = draw(st.integers(0, 10**6))
+    weight, inputs = layer(seed, d_out, d_in)
+    kind = draw(st.sampled_from(["plain", "dead", "outliers", "duplicated", "zero weights", "equal rows"]))
+    if kind == "dead":
+        inputs[::2] = 0
+    elif kind == "outliers":
+        inputs[:: max(1, d_in // 2)] *= 1e5
+    elif kind == "duplicated":
+        inputs[1::2] = inputs[: d_in - d_in % 2 : 2]
+    elif kind == "zero weights":
+        weight[:, ::2] = 0
+    elif kind == "equal rows":
+        weight = weight[:1].repeat(d_out, 1)
+    random = torch.Generator().manual_seed(seed + 1)
+    kept = torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.4, 0.7, 1.0]), min_size=d_out, max_size=d_out)))
+    mask = torch.rand(weight.shape, generator=random) < kept[:, None]
+    frozen = torch.rand(weight.shape, generator=random) < draw(st.sampled_from([0.0, 0.3]))
+    budget = torch.tensor(draw(st.lists(st.sampled_from([0, 1, 2, UNLIMITED]), min_size=d_out, max_size=d_out)))
+    return weight, inputs.double() @ inputs.double().T, mask, frozen, budget
+
+
+@given(examples())
+@settings(max_examples=40, deadline=None)
+def test_ends_where_no_pair_improves(example):
+    weight, gram, start, frozen, budget = example
+    mask = start.clone()
+    swaps = exchange(weight, gram, mask, frozen, budget)
+    s = norms(weight, gram)
+    slack = 100 * float(rounding(s).max() * s.sum())
+    assert min(pairs(weight, gram, mask, frozen, budget - swaps).values(), default=0) >= -slack
+    before, after = (row_loss(weight, gram, m).sum() for m in (start, mask))
+    assert after <= before + slack
+    assert swaps.any() == (mask != start).any()
+    assert mask.sum() == start.sum()
+    assert mask[start & frozen].all()
+    assert (swaps <= budget).all()
+    assert ((mask != start).sum(1) <= swaps).all()
+    if len(weight) == 1:
+        assert torch.equal(mask, start)
+
+
+@given(examples())
+@settings(max_examples=30, deadline=None)
+def test_the_first_swap_is_the_best_of_all(example):
+    weight, gram, mask, frozen, budget = example
+    every = pairs(weight, gram, mask, frozen, budget)
+    start, calls = mask.clone(), []
+
+    def only_once(*costs):
+        calls.append(best_pairs(*costs)[:1])
+        return calls[0] if len(calls) == 1 else []
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(between, "best_pairs", only_once)
+        exchange(weight, gram, mask, frozen, budget)
+    s = norms(weight, gram)
+    slack = 100 * float(rounding(s).max() * s.sum())
+    best = min(every.values(), default=0)
+    if calls[0]:
+        (r, u), (q, p) = (start & ~mask).nonzero().tolist()[0], (mask & ~start).nonzero().tolist()[0]
+        assert every[r, u, q, p] <= best + slack
+    else:
+        assert best >= -slack
+        assert torch.equal(mask, start)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_rows_are_paired_best_first(costs):
+    pruning, keeping = map(list, zip(*costs, strict=True))
+    rows, expected = set(range(len(costs))), []
+    while True:
+        options = [(pruning[u] + keeping[p], u, p) for u in rows for p in rows if u != p]
+        cost, *pair = min(options, default=(0, -1, -1))
+        if cost >= 0:
+            break
+        expected.append(tuple(pair))
+        rows -= set(pair)
+    assert best_pairs(pruning, keeping) == expected
+
+
+def test_by_hand():
+    # Features without correlation: pruning costs w^2, keeping gains it. Row 0 is rich, and gives to 1 what it lacks;
+    # of its equal weights the first; row 2 has nothing to give that would be worth less.
+    weight = torch.tensor([[1.0, 1.0, 9.0, 9.0], [5.0, 7.0, 8.0, 3.0], [9.0, 6.0, 0.5, 9.0]])
+    mask = torch.tensor([[True, True, True, True], [False, False, True, False], [True, True, False, True]])
+    frozen, budget = torch.zeros_like(mask), torch.full((3,), UNLIMITED)
+    one, two = mask.clone(), mask.clone()
+    assert exchange(weight, torch.eye(4), one, frozen, torch.tensor([1, 1, 1])).tolist() == [1, 1, 0]
+    assert one.tolist() == [[False, True, True, True], [False, True, True, False], [True, True, False, True]]
+    assert exchange(weight, torch.eye(4), two, None, budget).tolist() == [2, 2, 0]
+    assert two.tolist() == [[False, False, True, True], [True, True, True, False], [True, True, False, True]]
+    frozen[0, :2] = True
+    three = mask.clone()
+    exchange(weight, torch.eye(4), three, frozen, budget)
+    assert three.tolist() == [[True, True, True, True], [False, True, True, False], [True, False, False, True]]
+
+
+@pytest.mark.parametrize(("gain", "swaps"), [(0, 0), (1e-9, 1)])
+def test_a_swap_must_gain_more_than_rounding(gain, swaps):
+    weight, inputs = layer(6, 1, 30)
+    gram = inputs.double() @ inputs.double().T
+    for column in range(30):  # two rows alike, but that one lacks a weight: to give it the other's changes nothing
+        rows = weight.double() * torch.tensor([[1], [1 + gain]], dtype=torch.float64)
+        mask, frozen = torch.ones(2, 2, 30, dtype=torch.bool)
+        mask[1, column] = frozen[0, column] = False
+        assert exchange(rows, gram, mask, frozen, torch.ones(2).long()).tolist() == [swaps, swaps]
+
+
+def test_a_layer_in_turn_with_its_rows_own_swaps():
+    weight, inputs = layer(3, 40, 60)
+    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
+    mask = refine(weight, gram, wanda(weight, gram, pattern), pattern).mask
+    losses, kept = [row_loss(weight, gram, mask).sum()], mask.sum()
+    for turn in range(3):
+        again = mask.clone()
+        swaps = exchange(weight, gram, mask, None, torch.full((40,), UNLIMITED))
+        losses.append(row_loss(weight, gram, mask).sum())
+        exchange(weight, gram, again, None, torch.full((40,), UNLIMITED))
+        assert torch.equal(mask, again)
+        mask = refine(weight, gram, mask, pattern).mask
+        losses.append(row_loss(weight, gram, mask).sum())
+        assert swaps.sum() > (200, 5, 0)[turn]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[1] < 0.9 * losses[0]
+    assert mask.sum() == kept
+    assert mask.sum(1).max() > 40 > 8 > mask.sum(1).min()

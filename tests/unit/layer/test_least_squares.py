@@ -1,0 +1,177 @@
+"""Least squares on a mask: the exact solution, and never a step back."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.layer import least_squares as reconstruct
+from sparseswaps.layer.criteria import wanda
+from sparseswaps.layer.gram import output_error, product, row_loss
+from sparseswaps.layer.least_squares import least_squares, objective
+from sparseswaps.layer.pattern import parse_pattern
+
+
+def layer(seed: int, d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight, and inputs [d_in, tokens] that share a factor, of scales that differ."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(d_out, d_in, generator=random)
+    inputs = torch.randn(d_in, tokens, generator=random) + torch.randn(1, tokens, generator=random)
+    return weight, inputs * torch.exp(torch.randn(d_in, 1, generator=random))
+
+
+def exact(weight, gram, mask, damping):
+    """The solution by a factorisation of each row's own matrix, float64."""
+    new = torch.zeros(weight.shape, dtype=torch.float64)
+    for w, m, v in zip(weight.double(), mask, new, strict=True):
+        ridge = damping * gram.diagonal().mean() * torch.eye(int(m.sum()), dtype=torch.float64)
+        v[m] = torch.linalg.solve(gram[m][:, m] + ridge, gram[m] @ w + ridge @ w[m])
+    return new
+
+
+@pytest.mark.parametrize("damping", [0, 0.01, 1])
+def test_is_the_exact_solution_of_every_row(damping):
+    weight, inputs = layer(0, 6, 40, 200)
+    gram = inputs.double() @ inputs.double().T
+    mask = torch.rand(6, 40, generator=torch.Generator().manual_seed(1)) < torch.linspace(0, 1, 6)[:, None]
+    new = least_squares(weight, gram, mask, damping, 200)
+    assert new.dtype == torch.float32
+    torch.testing.assert_close(new.double(), exact(weight, gram, mask, damping), rtol=1e-3, atol=1e-4)
+    least = objective(weight, gram, exact(weight, gram, mask, damping), mask, damping)
+    torch.testing.assert_close(objective(weight, gram, new, mask, damping), least, rtol=1e-7, atol=1e-6)
+    assert new[mask.sum(1) == 40].equal(weight[mask.sum(1) == 40])  # nothing was pruned: nothing to make up for
+
+
+def test_the_objective_is_its_definition():
+    weight, inputs = layer(0, 5, 12, 30)
+    gram = inputs @ inputs.T
+    mask = wanda(weight, gram, parse_pattern("50%"))
+    new = least_squares(weight, gram, mask, 0.1, 3)
+    of_outputs = (((new - weight) @ inputs).double() ** 2).sum(1)
+    torch.testing.assert_close(output_error(weight, gram, new), of_outputs, rtol=1e-4, atol=1e-4)
+    pull = 0.1 * gram.diagonal().mean() * ((new - weight * mask) ** 2).sum(1)
+    torch.testing.assert_close(objective(weight, gram, new, mask, 0.1), of_outputs + pull, rtol=1e-4, atol=1e-4)
+    assert torch.equal(row_loss(weight, gram, mask), output_error(weight, gram, weight * mask))
+
+
+def test_the_error_falls_with_every_iteration_to_the_least(monkeypatch):
+    weight, inputs = layer(3, 32, 256, 300)
+    gram = inputs @ inputs.T
+    mask = wanda(weight, gram, parse_pattern("60%"))
+
+    def error(new):
+        return objective(weight, gram, new, mask, 0.01)
+
+    errors = [error(least_squares(weight, gram, mask, 0.01, iterations)) for iterations in range(10)]
+    assert torch.equal(errors[0], row_loss(weight, gram, mask))
+    for before, after in pairwise(errors):
+        assert (after < before).all()
+    least = error(exact(weight, gram.double(), mask, 0.01))
+    assert (least < 0.8 * errors[0]).all()
+    assert (error(least_squares(weight, gram, mask, 0.01, 20)) - least < 1e-6 * errors[0]).all()
+    products = []
+    monkeypatch.setattr(reconstruct, "product", lambda *of: products.append(of) or product(*of))
+    assert (error(least_squares(weight, gram, mask, 0.01, 500)) - least < 1e-7 * errors[0]).all()
+    assert len(products) < 30  # no more than it takes
+
+
+@st.composite
+def examples(draw):
+    """A layer of any difficulty: its weight, Gram matrix, a random mask, a damping."""
+    d_in = draw(st.integers(1, 24))
+    weight, inputs = layer(draw(st.integers(0, 10**6)), draw(st.integers(1, 4)), d_in, draw(st.integers(1, 50)))
+    kind = draw(st.sampled_from(["plain", "dead", "outliers", "duplicated", "nearly singular", "small"]))
+    if kind == "dead":
+        inputs[::2] = 0
+    elif kind == "outliers":
+        inputs[:: max(1, d_in // 2)] *= 1e6
+    elif kind == "duplicated":
+        inputs[1::2] = inputs[: d_in - d_in % 2 : 2]
+    elif kind == "nearly singular":
+        inputs = inputs[:1] + 1e-3 * inputs
+    elif kind == "small":
+        inputs *= 1e-15
+    weight = weight.to(draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64])))
+    gram = inputs @ inputs.T if draw(st.booleans()) else inputs.double() @ inputs.double().T
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) < 0.5
+    return weight, gram, mask, draw(st.sampled_from([0, 1e-6, 0.01, 10]))
+
+
+@given(examples(), st.sampled_from([0, 1, 5, 100]))
+@settings(max_examples=100, deadline=None)
+def test_no_row_ends_worse_than_it_began(example, iterations):
+    weight, gram, mask, damping = example
+    new = least_squares(weight, gram, mask, damping, iterations)
+    assert new.isfinite().all()
+    assert not new[~mask].any()
+    assert torch.equal(new.to(weight.dtype).float(), new)
+    start = weight.float().masked_fill(~mask, 0)
+    before, after = (objective(weight, gram, v, mask, damping) for v in (start, new))
+    assert (after <= before).all()
+    dead = gram.diagonal() == 0
+    assert torch.equal(new[:, dead], start[:, dead])
+    if not iterations:
+        assert torch.equal(new, start)
+
+
+def test_what_rounding_breaks_is_not_kept():
+    # Features (10, 1) and (10, -1) of two tokens make up for (0, b) by +t and -t. In bfloat16 the weight 1 can be moved
+    # by about t, the weight 3 cannot, and what the first token then gets is worse than what the second one lacked.
+    inputs = torch.tensor([[10, 1], [10, -1], [0, 1.2 / 128]], dtype=torch.float64)
+    weight, mask = torch.tensor([[1.0, 3.0, 1.0]]), torch.tensor([[True, True, False]])
+    new = least_squares(weight, inputs @ inputs.T, mask, 0, 9)
+    torch.testing.assert_close(new, torch.tensor([[1 + 0.6 / 128, 3 - 0.6 / 128, 0]]))
+    assert not torch.equal(new, weight * mask)
+    assert torch.equal(least_squares(weight.bfloat16(), inputs @ inputs.T, mask, 0, 9), weight * mask)
+
+
+def test_a_gram_matrix_that_is_singular_but_for_rounding():
+    gram = torch.tensor([[1, 1 + 1e-7, 0.5], [1 + 1e-7, 1, 0.5002], [0.5, 0.5002, 1]], dtype=torch.float64)
+    weight, mask = torch.ones(1, 3), torch.tensor([[True, True, False]])
+    new = least_squares(weight, gram, mask, 0, 9)  # along (1, -1) there is no minimum
+    torch.testing.assert_close(new, torch.tensor([[1.25, 1.25, 0]]), rtol=1e-3, atol=0)
+
+
+def test_dead_features_stand_in_nobodys_way():
+    weight, inputs = layer(5, 4, 24, 60)
+    mask = torch.rand(4, 24, generator=torch.Generator().manual_seed(1)) < 0.5
+    inputs[::3] = 0
+    alive = inputs.any(1)
+    gram = inputs @ inputs.T
+    new = least_squares(weight, gram, mask, 0, 100)
+    without = least_squares(weight[:, alive], gram[alive][:, alive], mask[:, alive], 0, 100)
+    torch.testing.assert_close(new[:, alive], without)
+    assert not torch.equal(without, (weight * mask)[:, alive])
+
+
+def test_rows_are_solved_in_parts_where_memory_is_short(monkeypatch, caplog):
+    weight, inputs = layer(4, 11, 24, 60)
+    gram = inputs @ inputs.T
+    mask = wanda(weight, gram, parse_pattern("50%"))
+    whole = least_squares(weight, gram, mask, 0.01, 30)
+    solve = reconstruct._conjugate_gradients
+
+    def limited(gram, kept, *rest):
+        if len(kept) > 3:
+            raise torch.OutOfMemoryError
+        return solve(gram, kept, *rest)
+
+    monkeypatch.setattr(reconstruct, "_conjugate_gradients", limited)
+    torch.testing.assert_close(least_squares(weight, gram, mask, 0.01, 30), whole)
+    assert caplog.messages == ["out of memory at 11 rows: going on with 5", "out of memory at 5 rows: going on with 2"]
+
+
+def test_what_does_not_fit_is_refused():
+    weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
+    for arguments, message in [
+        ((weight, torch.eye(3), mask, 0.01), r"needs a \[4, 4\] Gram"),
+        ((weight, gram, mask[:1], 0.01), "boolean mask"),
+        ((weight, gram, mask.int(), 0.01), "boolean mask"),
+        ((weight, gram, mask, -1), "damping is -1"),
+        ((weight, gram, mask, float("nan")), "damping is nan"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            least_squares(*arguments, 10)

@@ -1,0 +1,444 @@
+"""The swap engine: its cost, its steps and its certificate, against the definition and the plain oracle."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import FAST, HAS_TRITON, ON_CUDA, layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.layer.criteria import wanda
+from sparseswaps.layer.gram import row_loss
+from sparseswaps.layer.masks import keep_best
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.layer.swaps import engine
+from sparseswaps.layer.swaps.bounds import strongest_correlation
+from sparseswaps.layer.swaps.certificate import CertificateError, improvable
+from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
+from sparseswaps.layer.swaps.engine import eliminate, refine, walk
+
+KINDS = ["random", "correlated", "rank deficient", "duplicated", "dead", "outliers", "zero weights"]
+SIZES = {"0%": [1, 6], "30%": [7, 16], "50%": [2, 12], "60%": [1, 5, 24], "95%": [20]}
+SIZES |= {"1:2": [2, 10], "2:4": [4, 16], "3:4": [12], "2:3": [9], "3:5": [15], "4:8": [24], "16:32": [32, 64]}
+
+
+@st.composite
+def examples(draw):
+    """A weight [1 to 3, d_in], its Gram matrix in float64, a pattern, and a random mask of the pattern."""
+    pattern = draw(st.sampled_from(sorted(SIZES)))
+    d_in = draw(st.sampled_from(SIZES[pattern]))
+    seed = draw(st.integers(0, 10**6))
+    weight, inputs = layer(seed, draw(st.integers(1, 3)), d_in, draw(st.sampled_from(KINDS)))
+    pattern = parse_pattern(pattern)
+    scores = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed + 1))
+    start = draw(st.sampled_from(["pattern", "any counts", "all kept", "all pruned"]))
+    mask = {
+        "pattern": keep_best(scores, pattern),
+        "any counts": scores < torch.rand(len(weight), 1, generator=torch.Generator().manual_seed(seed + 2)),
+        "all kept": torch.ones_like(weight, dtype=torch.bool),
+        "all pruned": torch.zeros_like(weight, dtype=torch.bool),
+    }[start]
+    return weight, inputs.double() @ inputs.double().T, pattern, mask
+
+
+def run(backend, weight, gram, mask, pattern, max_swaps=None, frozen=None):
+    """`refine` by a backend, on the GPU where there is one for it; everything comes back to the CPU."""
+    place = "cuda" if backend == "cuda" and ON_CUDA else "cpu"
+    frozen = None if frozen is None else frozen.to(place)
+    result = refine(weight.to(place), gram.to(place), mask.to(place), pattern, max_swaps, backend, frozen)
+    return type(result)(**{name: value.cpu() for name, value in vars(result).items()})
+
+
+def losses_of_all_swaps(weight, gram, mask, size):
+    """The loss of one row [d_in] after each feasible swap, by evaluating the definition."""
+    found = {}
+    for u in mask.nonzero().flatten().tolist():
+        for p in (~mask).nonzero().flatten().tolist():
+            if u // size == p // size:
+                found[u, p] = mask.clone()
+                found[u, p][u], found[u, p][p] = False, True
+    if not found:
+        return {}
+    losses = row_loss(weight.expand(len(found), -1), gram, torch.stack(list(found.values())))
+    return dict(zip(found, losses.tolist(), strict=True))
+
+
+def uncertainty(weight, gram):
+    """What rounding can make of a row's loss, generously: float64 [rows]."""
+    s = norms(weight, gram)
+    return 100 * rounding(s) * s.sum(1)
+
+
+@given(examples())
+@settings(max_examples=50, deadline=None)
+def test_swap_cost_is_the_change_of_the_loss(example):
+    weight, gram, _, mask = example
+    w, m = weight[0].double(), mask[0]
+    before = float(row_loss(w[None], gram, m[None]))
+    c = gram @ w.masked_fill(m, 0)
+    slack = float(uncertainty(weight, gram)[0]) + 1e-300
+    for (u, p), after in losses_of_all_swaps(w, gram, m, len(w)).items():
+        assert float(swap_cost(w, c, gram, u, p)) == pytest.approx(after - before, abs=slack, rel=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_by_hand(backend):
+    # One token: contributions w x of the pruned weights +10 and -1, of the kept ones +9 and -9; the error is 81. The
+    # best swap prunes -9 and keeps -1, which leaves 10 - 9 = 1; the best u and the best p by themselves leave 100.
+    weight, gram = torch.tensor([[10.0, -1.0, 9.0, -9.0]]), torch.ones(4, 4)
+    mask = torch.tensor([[False, False, True, True]])
+    result = run(backend, weight, gram, mask, parse_pattern("50%"), max_swaps=1)
+    assert result.loss_before.item() == 81
+    assert result.loss_after.item() == 1
+    assert result.mask.tolist() == [[False, True, True, False]]
+    assert mask.tolist() == [[False, False, True, True]]  # the input is as it was
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("pattern", ["50%", "4:8"])
+def test_of_equal_swaps_the_lowest_pair_is_made(backend, pattern):
+    # Whole numbers, no interaction: u = 2 and u = 5 are equally good to prune, p = 1, 3 and 6 to keep. Exact in floats.
+    weight = torch.tensor([[4.0, 3.0, 1.0, 3.0, 4.0, 1.0, 3.0, 4.0]])
+    mask = torch.tensor([[True, False, True, False, True, True, False, False]])
+    mask[0, 7] = False
+    gram = torch.eye(8)
+    gram[7, 7] = 0  # nothing is gained by keeping a dead feature
+    result = run(backend, weight, gram, mask, parse_pattern(pattern), max_swaps=1)
+    assert result.mask.tolist() == [[True, True, False, False, True, True, False, False]]
+
+
+@pytest.mark.parametrize("backend", FAST)
+@given(examples(), st.sampled_from([None, 0, 1, 3]))
+@settings(max_examples=60, deadline=None)
+def test_backends_do_what_the_oracle_does(backend, example, max_swaps):
+    weight, gram, pattern, start = example
+    ours = run(backend, weight, gram, start, pattern, max_swaps)
+    oracle = run("reference", weight, gram, start, pattern, max_swaps)
+    slack = uncertainty(weight, gram)
+    assert ((ours.loss_after - oracle.loss_after).abs() <= 1e-5 * oracle.loss_after + slack).all()
+    assert (ours.loss_after <= ours.loss_before + slack).all()
+    if max_swaps is not None:
+        assert (ours.swaps <= max_swaps).all()
+    size = pattern.blocks(weight.shape[1]).size
+    counts = [mask.view(len(weight), -1, size).sum(-1) for mask in (start, ours.mask)]
+    assert torch.equal(*counts)
+    for row in range(len(weight)):
+        others = losses_of_all_swaps(weight[row].double(), gram, ours.mask[row], size).values()
+        if ours.certified[row]:
+            assert min(others, default=torch.inf) >= ours.loss_after[row] - slack[row]
+        else:
+            assert ours.swaps[row] == max_swaps
+            assert min(others) < ours.loss_after[row] + slack[row]
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("pattern", ["60%", "2:4", "5:8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["random", "correlated", "outliers", "duplicated"])
+def test_masks_equal_the_oracles_where_nothing_ties(backend, pattern, dtype, kind):
+    weight, inputs = layer(3, 4, 40, kind)
+    weight, gram, pattern = weight.to(dtype), inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    ours = run(backend, weight, gram, start, pattern)
+    oracle = run("reference", weight, gram, start, pattern)
+    assert torch.equal(ours.mask, oracle.mask)
+    assert torch.equal(ours.swaps, oracle.swaps)
+    assert ours.swaps.sum() > 5
+    assert ours.certified.all()
+
+
+def test_the_compiled_search_agrees_with_the_batched_one_on_a_larger_layer():
+    weight, inputs = layer(3, 24, 400, "correlated")  # more than one tile of columns, and no multiple of it
+    inputs *= torch.logspace(-1, 1, 400)[:, None]
+    gram = inputs @ inputs.T
+    for pattern in map(parse_pattern, ("30%", "60%", "4:8", "10:20")):
+        start = wanda(weight, gram, pattern)
+        one, other = (run(backend, weight, gram, start, pattern) for backend in ("cpu", "batched"))
+        assert torch.equal(one.mask, other.mask)
+        assert torch.equal(one.swaps, other.swaps)
+        assert one.swaps.sum() > 100
+        assert torch.equal(eliminate(weight, gram, pattern), eliminate(weight, gram, pattern, "batched"))
+
+
+def test_the_number_of_threads_changes_nothing():
+    weight, inputs = layer(9, 50, 96, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
+    start = wanda(weight, gram, pattern)
+    threads = torch.get_num_threads()
+    one = refine(weight, gram, start, pattern)
+    try:
+        torch.set_num_threads(3)
+        three = refine(weight, gram, start, pattern)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one.mask, three.mask)
+
+
+def test_a_budget_is_a_prefix_and_losses_never_rise():
+    weight, inputs = layer(5, 8, 48, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
+    start = keep_best(weight.abs(), pattern)
+    optimum = refine(weight, gram, start, pattern)
+    losses = [refine(weight, gram, start, pattern, max_swaps=budget).loss_after for budget in range(12)]
+    assert torch.equal(losses[0], optimum.loss_before)
+    for before, after in pairwise(losses):
+        assert (after <= before).all()
+    half_way = refine(weight, gram, start, pattern, max_swaps=4).mask
+    assert torch.equal(refine(weight, gram, half_way, pattern).mask, optimum.mask)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("pattern", ["60%", "4:8"])
+def test_frozen_weights_stay_and_the_rest_is_as_good_as_the_oracle_makes_it(backend, pattern):
+    weight, inputs = layer(6, 3, 40, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    free = run(backend, weight, gram, start, pattern)
+    frozen = torch.rand(start.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    frozen |= ~free.mask & (torch.arange(len(weight)) > 0)[:, None]  # of all rows but the first, what was pruned
+    ours, oracle = (run(name, weight, gram, start, pattern, frozen=frozen) for name in (backend, "reference"))
+    assert torch.equal(ours.mask, oracle.mask)
+    assert ours.certified.all()
+    assert ours.mask[frozen & start].all()
+    assert not free.mask[frozen & start].all()  # it makes a difference
+    assert (ours.loss_after <= ours.loss_before).all()
+
+
+@pytest.mark.parametrize("pattern", ["60%", "4:8"])
+def test_a_walk_passes_where_each_budget_ends(pattern):
+    weight, inputs = layer(5, 8, 48, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = keep_best(-weight.abs(), pattern)
+    steps = list(walk(weight, gram, start, pattern, [0, 1, 2, 1000, 2000]))
+    assert len(steps) == 4  # the optimum ends it
+    for step, budget in zip(steps, [0, 1, 2, None], strict=True):
+        alone = refine(weight, gram, start, pattern, budget)
+        for name in ("mask", "swaps", "certified", "stop"):
+            assert torch.equal(getattr(step, name), getattr(alone, name)), name
+        torch.testing.assert_close(step.loss_after, alone.loss_after, rtol=1e-12, atol=0)
+        assert torch.equal(step.loss_before, steps[0].loss_after)
+
+
+def test_rows_that_exchange_weights_end_lower_and_keep_as_many_in_all():
+    weight, inputs = layer(5, 8, 48, "random")
+    weight *= torch.linspace(0.5, 2, 8)[:, None]  # a weight of the last row is worth more than one of the first
+    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
+    start = wanda(weight, gram, pattern)
+    alone = refine(weight, gram, start, pattern)
+    together = refine(weight, gram, start, pattern, between_rows=True)
+    assert together.mask.sum() == start.sum()
+    assert (together.mask.sum(1) != start.sum(1)).any()
+    assert together.certified.all()
+    assert together.loss_after.sum() < alone.loss_after.sum()
+    torch.testing.assert_close(together.loss_after, row_loss(weight, gram, together.mask), rtol=1e-12, atol=0)
+    # neither a row's own swaps nor those between rows improve it any more
+    assert torch.equal(refine(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
+    with pytest.raises(InputError, match="pattern 2:4 says what each block keeps"):
+        refine(weight, gram, wanda(weight, gram, parse_pattern("2:4")), parse_pattern("2:4"), between_rows=True)
+
+
+def test_losses_are_those_of_the_masks_and_the_drift_is_rounding():
+    weight, inputs = layer(8, 12, 300, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
+    result = refine(weight, gram, keep_best(weight.abs(), pattern), pattern)
+    torch.testing.assert_close(result.loss_after, row_loss(weight, gram, result.mask), rtol=1e-12, atol=0)
+    assert result.swaps.sum() > 100
+    assert 0 < result.drift.max() < 1e-11
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_rows_may_keep_different_counts(backend):
+    weight, inputs = layer(7, 4, 16, "correlated")
+    gram = inputs @ inputs.T
+    mask = torch.arange(16).expand(4, 16) < torch.tensor([[0], [5], [11], [16]])
+    result = run(backend, weight, gram, mask, parse_pattern("50%"))
+    assert result.mask.sum(1).tolist() == [0, 5, 11, 16]
+    assert result.swaps[[0, 3]].tolist() == [0, 0]
+    assert result.certified.all()
+
+
+@given(examples())
+@settings(max_examples=50, deadline=None)
+def test_no_interaction_exceeds_its_bound(example):
+    weight, gram, pattern, _ = example
+    size = pattern.blocks(weight.shape[1]).size
+    rho, s = strongest_correlation(gram, size), norms(weight, gram)[0]
+    w = weight[0].double()
+    column = torch.arange(len(w))
+    pairs = (column[:, None] // size == column // size) & (column[:, None] != column)
+    interaction = (2 * w[:, None] * w * gram).abs()
+    bound = 2 * s[:, None] * s * torch.minimum(rho[:, None], rho)
+    assert (interaction <= bound * (1 + 1e-12))[pairs].all()
+    assert (rho <= 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("backend", FAST)
+@given(examples())
+@settings(max_examples=30, deadline=None)
+def test_elimination_prunes_what_costs_least(backend, example):
+    weight, gram, pattern, _ = example
+    place = "cuda" if backend == "cuda" and ON_CUDA else "cpu"
+    ours = eliminate(weight.to(place), gram.to(place), pattern, backend).cpu()
+    oracle = eliminate(weight, gram, pattern, "reference")
+    size, kept = pattern.blocks(weight.shape[1])
+    assert (ours.view(len(weight), -1, size).sum(-1) == kept).all()
+    losses = [row_loss(weight, gram, mask) for mask in (ours, oracle)]
+    if not has_ties(weight, gram):
+        assert torch.equal(ours, oracle)
+        torch.testing.assert_close(*losses)
+
+
+def has_ties(weight, gram):
+    """Whether prunings may cost the same by construction: duplicated or dead features, zero weights, low rank."""
+    s = norms(weight, gram)
+    rank = torch.linalg.matrix_rank(gram)
+    return bool((s == 0).any()) or bool((strongest_correlation(gram, len(gram)) > 1 - 1e-9).any()) or rank < len(gram)
+
+
+def test_what_does_not_fit_is_refused():
+    weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
+    half = parse_pattern("50%")
+    indefinite = torch.eye(4)
+    indefinite[0, 1] = indefinite[1, 0] = 2
+    outlier = indefinite.clone()
+    outlier[3, 3] = 1e12  # a large feature must not hide what is wrong between the others
+    for arguments, message in [
+        ((weight, torch.eye(3), mask, half), r"needs a \[4, 4\] Gram"),
+        ((weight, torch.ones(4, 3), mask, half), r"needs a \[4, 4\] Gram"),
+        ((weight, gram, mask.int(), half), "boolean mask"),
+        ((weight * float("inf"), gram, mask, half), "weight holds NaN or Inf"),
+        ((weight, gram * float("nan"), mask, half), "Gram matrix holds NaN or Inf"),
+        ((weight, gram + torch.ones(4, 4).triu(1), mask, half), "not symmetric"),
+        ((weight, indefinite, mask, half), "not positive semidefinite"),
+        ((weight, outlier, mask, half), "not positive semidefinite"),
+        ((weight, -gram, mask, half), "not positive semidefinite"),
+        ((weight, gram, mask[:, :3], half), "boolean mask"),
+        ((weight[0], gram, mask, half), "floating-point matrix"),
+        ((weight.int(), gram, mask, half), "floating-point matrix"),
+        ((weight[:, :0], gram, mask, half), "floating-point matrix"),
+        ((weight.double() * 1e160, gram, mask, half), "a loss overflows"),
+        ((weight, gram, mask, half, -1), "max_swaps"),
+        ((weight, gram, mask, half, 1.5), "max_swaps"),
+        ((weight, gram, mask, parse_pattern("2:3")), "2:3 does not divide"),
+        ((weight, gram, mask, half, None, "warp"), "backend 'warp'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            refine(*arguments)
+    with pytest.raises(InputError, match=r"needs a \[4, 4\] Gram"):
+        eliminate(weight, torch.eye(3), half)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("pattern", ["60%", "2:4"])
+def test_views_and_parameters_are_taken(backend, pattern):
+    weight, inputs = layer(13, 5, 12, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    expected = run(backend, weight, gram, start, pattern)
+    strided = [t.T.contiguous().T for t in (weight, gram, start)]
+    assert torch.equal(run(backend, *strided, pattern).mask, expected.mask)
+    assert torch.equal(run(backend, torch.nn.Parameter(weight), gram, start, pattern).mask, expected.mask)
+    assert expected.swaps.any()
+
+
+def test_a_feature_whose_squares_vanish_is_a_dead_one():
+    weight, inputs = layer(14, 3, 16, "random")
+    inputs[2] *= 1e-24  # its square is 0 in float32, its products with the others are not
+    gram, pattern = inputs @ inputs.T, parse_pattern("50%")
+    assert gram[2, 2] == 0
+    assert gram[2].any()
+    result = refine(weight, gram, keep_best(-weight.abs(), pattern), pattern)
+    assert result.certified.all()
+    assert result.swaps.sum() > 3
+
+
+def test_a_backend_for_another_device_is_refused(monkeypatch):
+    weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(InputError, match="backend 'cuda': the tensors are on cpu"):
+        refine(weight, gram, mask, parse_pattern("50%"), backend="cuda")
+    with pytest.raises(InputError, match=r"needs a .* Gram matrix there, not one of .* on meta"):
+        refine(weight, gram.to("meta"), mask, parse_pattern("50%"))
+    with pytest.raises(InputError, match="the mask is on meta"):
+        refine(weight, gram, mask.to("meta"), parse_pattern("50%"))
+
+
+def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
+    class Greedy:
+        @staticmethod
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
+            mask.fill_(True)
+            return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
+
+    monkeypatch.setattr(engine, "backend_of", lambda *_: Greedy)
+    weight, gram = torch.ones(2, 4), torch.eye(4)
+    with pytest.raises(CertificateError, match="how many weights a block keeps"):
+        refine(weight, gram, torch.eye(2, 4, dtype=torch.bool), parse_pattern("50%"))
+
+
+def test_a_wrong_certificate_is_an_error(monkeypatch):
+    class Liar:
+        @staticmethod
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
+            return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
+
+    weight, inputs = layer(1, 6, 16, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern("50%")
+    start = keep_best(-weight.abs(), pattern)
+    assert improvable(weight, gram, start, torch.zeros_like(start), 16).all()
+    optimum = refine(weight, gram, start, pattern).mask
+    assert not improvable(weight, gram, optimum, torch.zeros_like(optimum), 16).any()
+    monkeypatch.setattr(engine, "backend_of", lambda *_: Liar)
+    with pytest.raises(CertificateError, match="row 0 is not at the optimum"):
+        refine(weight, gram, start, pattern)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not there")
+def test_the_kernels_compile_for_a_gpu(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, Path(__file__).with_name("compile_kernels.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d_in", [256, 1000])
+@pytest.mark.parametrize("pattern", ["60%", "2:4", "4:8"])
+def test_cuda_gives_the_masks_of_the_cpu(pattern, d_in):
+    weight, inputs = layer(11, 64, d_in, "correlated")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    here = refine(weight, gram, start, pattern)
+    there = refine(weight.cuda(), gram.cuda(), start.cuda(), pattern)
+    assert there.mask.is_cuda
+    assert torch.equal(there.mask.cpu(), here.mask)
+    assert torch.equal(there.swaps.cpu(), here.swaps)
+    again = refine(weight.cuda(), gram.cuda(), start.cuda(), pattern)
+    assert torch.equal(again.mask, there.mask)
+    assert torch.equal(again.loss_after, there.loss_after)  # from run to run to the bit
+    masks = [eliminate(weight.to(place), gram.to(place), pattern).cpu() for place in ("cuda", "cpu")]
+    torch.testing.assert_close(*(row_loss(weight, gram, mask) for mask in masks))  # near-ties may be rounded apart
+    oracle = refine(weight[:1].cuda(), gram.cuda(), start[:1].cuda(), pattern, 1, "reference")
+    assert torch.equal(oracle.mask.cpu(), refine(weight[:1], gram, start[:1], pattern, 1).mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d_in", [14336, 28672])
+@pytest.mark.parametrize("pattern", ["60%", "2:4"])
+def test_cuda_holds_for_wide_layers(pattern, d_in):
+    random = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(4, d_in, generator=random, device="cuda")
+    inputs = torch.randn(d_in, 2048, generator=random, device="cuda")
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    one, other = (refine(weight, gram, start, pattern, 50, backend) for backend in ("cuda", "batched"))
+    assert one.swaps.sum() == 200
+    assert torch.equal(one.mask, other.mask)
+    assert (eliminate(weight, gram, pattern).sum(1) == start.sum(1)).all()

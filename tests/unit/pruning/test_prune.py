@@ -1,0 +1,235 @@
+"""Pruning without the workflow: the same masks, from one call."""
+
+import inspect
+import pkgutil
+import re
+import runpy
+from dataclasses import asdict
+
+import pandas
+import pytest
+import torch
+import yaml
+from helpers import REPOSITORY
+from jsonschema import Draft202012Validator
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import sparseswaps
+from sparseswaps.base.errors import InputError
+from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.documents import load
+from sparseswaps.calibration.sampling import draw
+from sparseswaps.model.loading import load_model, load_tokenizer
+from sparseswaps.model.weights import InMemory
+from sparseswaps.pruning import model as pruning
+from sparseswaps.workflow.config import SCHEMA
+
+SIZES = {"samples": 8, "held_out": 4, "seqlen": 32}
+
+
+@pytest.fixture
+def loaded(tiny_model):
+    return load_model(str(tiny_model), "cpu"), load_tokenizer(str(tiny_model))
+
+
+@pytest.mark.parametrize(("pattern", "slug"), [("60%", "60pct"), ("2:4", "2of4")])
+def test_masks_and_losses_are_the_workflows(finished, loaded, tiny_model, pattern, slug):
+    folder = finished[0].folder / "results" / "tiny" / "stdlib" / "seed0" / slug / "wanda" / "swaps"
+    model, tokenizer = loaded
+    found = sparseswaps.prune(model, tokenizer, pattern, **SIZES)
+    by_workflow = load_model(str(tiny_model), "cpu")
+    masks = sparseswaps.apply_masks(by_workflow, folder / "masks.safetensors")
+    assert found.masks.keys() == masks.keys()
+    assert all(torch.equal(found.masks[name], mask) for name, mask in masks.items())
+    pruned = by_workflow.state_dict()
+    assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
+    for name in ("losses", "curves"):
+        table = pandas.concat([pandas.read_csv(folder / name / f"block0{block}.csv") for block in range(2)])
+        mine = pandas.DataFrame(getattr(found, name))
+        assert list(mine) == list(table)
+        for column in set(table) - {"seconds"}:
+            assert list(mine[column]) == list(table[column]), column
+
+
+def test_arguments_are_keys_of_the_configuration_with_its_defaults_and_limits():
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]
+    known = {"batch_size": schema["batch_size"], "warmstart": schema["warmstarts"]["items"]}
+    known["seed"] = schema["seeds"]["items"] | {"default": schema["seeds"]["default"][0]}
+    for stage in ("calibrations", "refinements"):
+        known |= schema[stage]["additionalProperties"]["properties"]
+    arguments = inspect.signature(sparseswaps.prune).parameters
+    for name in arguments.keys() - {"model", "tokenizer", "pattern", "calibration", "reconstruction"}:
+        assert arguments[name].default == known[name].get("default", "wanda"), name
+        fits, _ = pruning._ALLOWED.get(name, (None, None))
+        for value in [-1, 0, 0.5, 1, 2, None, "1", *known[name].get("enum", [])]:
+            assert fits is None or fits(value) == Draft202012Validator(known[name]).is_valid(value), (name, value)
+    options = schema["reconstructions"]["additionalProperties"]["properties"]
+    assert asdict(sparseswaps.Reconstruction()) == {name: option["default"] for name, option in options.items()}
+
+
+def test_a_text_its_documents_and_its_token_ids_give_the_same_masks(loaded, tiny_model):
+    _, tokenizer = loaded
+    documents = load("embedded", "calibration")
+    ids, _ = draw(documents, tokenizer, samples=8, held_out=0, seqlen=32, seed=3)
+    texts = [
+        ("embedded", SIZES | {"held_out": 0, "seed": 3}),
+        (documents, SIZES | {"held_out": 0, "seed": 3}),
+        (ids, {}),
+    ]
+    masks = []
+    for calibration, sizes in texts:
+        of = (load_model(str(tiny_model), "cpu"), tokenizer if sizes else None)
+        found = sparseswaps.prune(*of, "50%", calibration=calibration, max_swaps=2, **sizes)
+        assert {row["held_out_after"] for row in found.losses} == {None}
+        assert max(row["max_row_swaps"] for row in found.losses) == 2
+        masks.append(found.masks)
+    for other in masks[1:]:
+        assert all(torch.equal(mask, other[name]) for name, mask in masks[0].items())
+
+
+def test_a_model_in_training_goes_on_with_its_zeros(loaded):
+    """Pruned inputs, rows that differ in sparsity, and new weights; then training."""
+    model, tokenizer = loaded
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    found = sparseswaps.prune(
+        model.train(),
+        tokenizer,
+        0.5,
+        warmstart="sparsegpt",
+        propagate="pruned",
+        stop="held_out",
+        between_rows=True,
+        reconstruction=sparseswaps.Reconstruction(),
+        **SIZES,
+    )
+    assert model.training
+    assert all(row["loss_after"] < row["loss_before"] for row in found.losses)
+    sparseswaps.keep_zeros(model, found.masks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        for name, mask in found.masks.items():
+            weight = model.get_parameter(name)
+            assert mask.sum() == mask.numel() / 2
+            assert not weight[~mask].any()
+            assert not torch.equal(weight[mask], before[name][mask])
+            before[name] = weight.detach().clone()
+        ids = torch.arange(24).view(2, 12) + step
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    untouched = before.keys() - found.masks.keys()
+    assert "model.embed_tokens.weight" in untouched
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pattern": "60"}, "pattern '60': the sparsity 60 is outside"),
+        ({"pattern": "2:3"}, "block 0, self_attn.q_proj: pattern 2:3 does not divide d_in = 32"),
+        ({"warmstart": "wnada"}, "warmstart: 'wnada' is not one of magnitude, wanda"),
+        ({"propagate": "both"}, "propagate: 'both' is not one of dense, pruned"),
+        ({"samples": 0}, "samples: 0 is not a whole number of at least 1"),
+        ({"freeze": 1}, r"freeze: 1 is not in \[0, 1\)"),
+        ({"shrinkage": -0.5}, r"shrinkage: -0.5 is not in \[0, 1\]"),
+        ({"max_swaps": "5"}, "max_swaps: '5' is not a number of swaps, or None"),
+        ({"reconstruction": True}, "reconstruction: True is not a sparseswaps.Reconstruction"),
+        ({"pattern": "2:4", "between_rows": True}, "block 0, self_attn.q_proj: pattern 2:4 says what each block keeps"),
+        ({"seqlen": 65}, r"calibration: samples of 65 tokens \(seqlen\), but the model takes 64"),
+        ({"calibration": ["too short"]}, "calibration: the calibration text is too short"),
+        ({"calibration": "none.txt"}, "calibration: text 'none.txt': cannot be read"),
+        ({"calibration": [1, 2]}, "calibration: expected the name of a text, a list of documents, or a tensor"),
+        ({"calibration": torch.ones(2, 8)}, r"calibration: token ids are int64 \[samples, seqlen\], not torch.float32"),
+        ({"calibration": torch.full((2, 8), -1)}, "calibration: -1 is no token id"),
+        ({"calibration": torch.full((2, 8), 2048)}, "calibration: the tokenizer gives token id 2048"),
+        ({"calibration": torch.ones(2, 8).long(), "stop": "held_out"}, "stop: held_out stops by held-out text"),
+        ({"tokenizer": None}, "calibration: text needs the model's tokenizer"),
+        ({"model": torch.nn.Linear(2, 2)}, "model: expected a causal language model of transformers, not a Linear"),
+    ],
+)
+def test_bad_input_is_one_line_and_prunes_nothing(loaded, changes, message):
+    model, tokenizer = loaded
+    arguments = {"model": model, "tokenizer": tokenizer, "pattern": "60%"} | SIZES | changes
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=message) as error:
+        sparseswaps.prune(**arguments)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model.training
+
+
+def test_a_model_that_is_not_there_is_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=8, hidden_size=8, num_attention_heads=1))
+    with pytest.raises(InputError, match=r"model: model.embed_tokens.weight is torch.float32 on meta; load all of it"):
+        sparseswaps.prune(model, None, "60%", calibration=torch.ones(1, 4).long())
+
+
+def test_one_layer_from_its_activations_to_its_mask(loaded):
+    """What the five lines of the README do is what is done to that layer of a model."""
+    model, tokenizer = loaded
+    ids, _ = draw(load("embedded", "calibration"), tokenizer, samples=8, held_out=0, seqlen=32, seed=0)
+    layer, seen = model.model.layers[0].mlp.down_proj, []
+    hook = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in ids.split(3):
+            model(input_ids=batch)
+    hook.remove()
+    captured = next(capture(InMemory(model), ids, ids[:0], batch_size=3))
+    gram, pattern = sparseswaps.gram_matrix(iter(seen)), sparseswaps.parse_pattern("2:4")
+    assert torch.equal(gram, captured.matrix["mlp.down_proj"])
+    start = sparseswaps.warmstart(layer.weight, gram, pattern, "ria")
+    found = sparseswaps.refine_mask(layer.weight, gram, start, pattern)
+    assert isinstance(found, sparseswaps.Refinement)
+    pruned = sparseswaps.prune(model, None, "2:4", "ria", calibration=ids, batch_size=3)
+    assert torch.equal(found.mask, pruned.masks["model.layers.0.mlp.down_proj.weight"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "there are none"),
+        (torch.ones(3, 4).long(), "expected floating-point tensors"),
+        ([torch.ones(3, 4), torch.ones(3, 5)], "a batch has 5 features, those before it 4"),
+        (torch.full((3, 4), torch.inf), "NaN or Inf"),
+    ],
+)
+def test_inputs_that_have_no_gram_matrix(inputs, message):
+    with pytest.raises(InputError, match=f"inputs: .*{message}"):
+        sparseswaps.gram_matrix(inputs)
+
+
+def test_criteria_and_methods_that_there_are_not():
+    with pytest.raises(InputError, match="method: 'ls' is not one of least_squares, sparsegpt, admm"):
+        sparseswaps.Reconstruction("ls")
+    weight, gram = torch.ones(2, 4), torch.eye(4)
+    with pytest.raises(InputError, match="criterion: 'wnada' is not one of magnitude"):
+        sparseswaps.warmstart(weight, gram, sparseswaps.parse_pattern("50%"), "wnada")
+    with pytest.raises(InputError, match=r"needs a \[4, 4\] Gram matrix"):
+        sparseswaps.warmstart(weight, gram[:3, :3], sparseswaps.parse_pattern("50%"))
+
+
+def test_public_names_are_there_and_none_is_a_modules():
+    """A module that is imported takes its name in the package, so that a function could not have it as well."""
+    modules = {module.name for module in pkgutil.iter_modules(sparseswaps.__path__)}
+    assert {"refine", "pruning", "gram"} <= modules
+    assert modules.isdisjoint(sparseswaps.__all__)
+    assert set(sparseswaps.__all__) <= set(dir(sparseswaps))
+    from sparseswaps.layer.swaps.engine import refine
+
+    assert sparseswaps.refine_mask is refine
+    for name in sparseswaps.__all__:
+        assert inspect.getdoc(getattr(sparseswaps, name)), name
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+    of = runpy.run_path(str(REPOSITORY / ".ci" / "api.py"))
+    assert of["PAGE"].read_text(encoding="utf-8") == of["page"](), "docs/api is stale: run `make docs`, commit it"
+    for name in sparseswaps.__all__:
+        assert f'id="{name}"' in of["page"]()
+
+
+def test_the_example_runs(capsys):
+    """As it is: it asserts for itself that the zeros are kept."""
+    runpy.run_path(str(REPOSITORY / "examples" / "prune.py"))
+    table = dict(re.findall(r"^(\S.*\S) +(\d+\.\d\d)$", capsys.readouterr().out, re.MULTILINE))
+    dense, start, refined, trained = map(float, table.values())
+    assert dense < trained < refined < start

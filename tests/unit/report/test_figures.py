@@ -1,0 +1,333 @@
+import re
+
+import pandas as pd
+import pytest
+from helpers import DENSE, LAYERS, REPOSITORY, make_study
+from matplotlib.container import BarContainer
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.report import figures, tables
+
+WIDTH = 6.9
+TYPES = [name.partition(".")[2] for name in LAYERS]
+
+
+def frames(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every cell, and the layers of the refinement that goes to the optimum."""
+    study = make_study(seeds)
+    return tables.cells_table(*study), tables.layers_table(*study[:2]).query("refinement == 'swaps'")
+
+
+@pytest.fixture(scope="module")
+def one_seed():
+    return frames(1)
+
+
+@pytest.fixture(scope="module")
+def two_seeds():
+    return frames(2)
+
+
+def legend_texts(figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def curves(axis) -> dict[str, list[float]]:
+    return {line.get_label(): [round(float(y), 6) for y in line.get_ydata()] for line in axis.get_lines()}
+
+
+def test_by_layer_has_a_panel_per_warmstart_and_pattern(one_seed):
+    figure = figures.error_reduction_by_layer(one_seed[1], WIDTH)
+    assert [axis.get_title() for axis in figure.axes] == ["60% sparsity", "2:4 sparsity", "", ""]
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "from magnitude:\nerror reduction (%)",
+        "",
+        "from wanda:\nerror reduction (%)",
+        "",
+    ]
+    assert legend_texts(figure) == TYPES
+    wanda = curves(figure.axes[2])
+    assert wanda["q_proj"] == [30, 31]
+    assert wanda["down_proj"] == [42, 43]
+    looks = {(line.get_marker(), line.get_linestyle(), line.get_color()) for line in figure.axes[0].get_lines()}
+    assert len({marker for marker, *_ in looks}) == len(LAYERS)
+    assert not figure.axes[0].collections  # one seed has no band
+
+
+def test_several_seeds_are_a_mean_with_a_band(two_seeds):
+    figure = figures.error_reduction_by_layer(two_seeds[1], WIDTH)
+    assert curves(figure.axes[2])["q_proj"] == [30.5, 31.5]
+    assert len(figure.axes[0].collections) == len(LAYERS)
+    curve = figures.swaps_curve(two_seeds[0], "held_out", WIDTH)
+    assert curves(curve.axes[0])["60%, wanda"][-1] == pytest.approx(8.02 * 1.4 * 1.5 + 0.5)
+    assert len(curve.axes[0].collections) == 4
+
+
+def test_by_type_bars_are_means_over_blocks(one_seed):
+    figure = figures.error_reduction_by_type(one_seed[1], WIDTH)
+    magnitude, wanda = figure.axes
+    assert (magnitude.get_title(), wanda.get_title()) == ("warm start: magnitude", "warm start: wanda")
+    bars = [bars for bars in wanda.containers if isinstance(bars, BarContainer)]
+    assert [bars.get_label() for bars in bars] == legend_texts(figure) == ["60% sparsity", "2:4 sparsity"]
+    assert [bar.get_height() for bar in bars[0]] == pytest.approx([30.5, 32.5, 34.5, 36.5, 38.5, 40.5, 42.5])
+    low, high = bars[0].errorbar.lines[2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(0.5**0.5)  # of 30 and 31
+    assert [label.get_text() for label in wanda.get_xticklabels()] == TYPES
+    assert len({bar.get_hatch() for group in bars for bar in group}) == 2
+
+
+def test_types_are_last_names_unless_ambiguous():
+    names = ["attention.dense", "attention.query", "mlp.dense", "mlp.experts.0.up", "mlp.experts.1.up"]
+    assert list(figures._types(names).values()) == ["attention.dense", "query", "mlp.dense", "up", "up"]
+
+
+def dots(axis) -> dict[float, float]:
+    """Perplexity by height of the markers of a panel, from the highest down."""
+    markers = [line for line in axis.get_lines() if len(line.get_xdata()) == 1]
+    return {float(y): float(x) for y, x in sorted((line.get_ydata()[0], line.get_xdata()[0]) for line in markers)}
+
+
+def test_perplexity_by_pattern(one_seed):
+    figure = figures.perplexity_by_pattern(one_seed[0], "held_out", WIDTH)
+    sixty, two_of_four = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["60% sparsity", "2:4 sparsity"]
+    assert figure.legends[0].get_title().get_text() == "perplexity on held_out (seqlen 256)"
+    assert [label.get_text() for label in sixty.get_yticklabels()] == ["warm start", "swaps"]
+    assert legend_texts(figure) == ["magnitude", "wanda", "dense (8.02)"]
+    for axis, cost in ((sixty, 1.4), (two_of_four, 1.6)):
+        expected = [DENSE * cost * factor**power for power in (2, 1) for factor in (3, 1.5)]
+        assert list(dots(axis).values()) == pytest.approx(expected)
+        assert axis.get_xscale() == "log"  # 8 to 115
+    faces = {line.get_ydata()[0]: line.get_markerfacecolor() for line in sixty.get_lines()[:4]}
+    assert [face == "white" for _, face in sorted(faces.items())] == [True, True, False, False]
+    narrow = figures.perplexity_by_pattern(one_seed[0].query("warmstart != 'magnitude'"), "held_out", WIDTH)
+    assert narrow.axes[0].get_xscale() == "linear"
+
+
+def test_a_panel_has_its_methods_and_numbers_for_what_is_far(one_seed):
+    cells = one_seed[0].query("refinement not in ['swaps-1', 'swaps-5']")
+    rival = cells.query("refinement == 'swaps' and warmstart == 'wanda'").assign(refinement="dsnot", method="dsnot")
+    cells = pd.concat([cells, rival], ignore_index=True)
+    cells.loc[(cells["warmstart"] == "magnitude") & (cells["refinement"] == "none"), "perplexity/held_out"] = 54321
+    axis = figures.perplexity_by_pattern(cells, "held_out", WIDTH).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["warm start", "swaps", "dsnot"]
+    assert len(dots(axis)) == 5  # dsnot was not run from magnitude, and leaves no gap
+    assert [text.get_text() for text in axis.texts] == ["54321"]
+    assert axis.get_xlim()[1] == pytest.approx(10 * DENSE * 1.4 * 1.5)
+
+
+def test_a_dense_model_far_off_gets_no_room(one_seed):
+    cells = one_seed[0].copy()
+    cells.loc[cells["pattern"] == "dense", "perplexity/held_out"] = 1.1
+    figure = figures.perplexity_by_pattern(cells, "held_out", WIDTH)
+    assert figure.axes[0].get_xlim()[0] > 10
+    assert legend_texts(figure)[-1] == "dense (1.10)"
+
+
+def test_seeds_are_whiskers(two_seeds):
+    axis = figures.perplexity_by_pattern(two_seeds[0], "held_out", WIDTH).axes[0]
+    (low, y), (high, _) = axis.collections[-1].get_segments()[0]  # swaps from wanda
+    assert high - low == pytest.approx(2**0.5)  # two seeds, one apart
+    assert dots(axis)[y] == pytest.approx((low + high) / 2)
+
+
+def test_perplexity_by_calibration(one_seed):
+    cells = one_seed[0].query("refinement in ['none', 'swaps'] or pattern == 'dense'")
+    assert figures.perplexity_by_calibration(cells, "held_out", WIDTH) is None
+    less = cells.query("pattern != 'dense'").assign(calibration="c4-16", samples=16)
+    assert figures.perplexity_by_calibration(pd.concat([cells, less], ignore_index=True), "held_out", WIDTH) is None
+    other = cells.query("warmstart == 'wanda'").assign(calibration="c4-pruned", propagate="pruned")
+    figure = figures.perplexity_by_calibration(pd.concat([cells, other], ignore_index=True), "held_out", WIDTH)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["wanda", "wanda, swaps"]
+    assert legend_texts(figure) == ["c4", "c4-pruned", "dense (8.02)"]
+    assert len(dots(figure.axes[1])) == 4
+
+
+def of_samples(cells: pd.DataFrame) -> pd.DataFrame:
+    """The same cells for 16, 32 and 64 samples; every doubling divides perplexity by two."""
+    dense, pruned = cells.query("pattern == 'dense'"), cells.query("pattern != 'dense'")
+    parts = [
+        pruned.assign(calibration=f"c4-{n}", samples=n, **{"perplexity/held_out": pruned["perplexity/held_out"] / n})
+        for n in (16, 32, 64)
+    ]
+    return pd.concat([dense, *parts], ignore_index=True).astype({"samples": "Int64"})
+
+
+def test_samples_curve(one_seed):
+    figure = figures.settings_curve(of_samples(one_seed[0]), "held_out", "samples", WIDTH)
+    perplexity, error = figure.axes
+    assert [label.get_text() for label in perplexity.get_xticklabels()] == ["16", "32", "64"]
+    assert perplexity.get_xlabel() == "calibration samples"
+    assert legend_texts(figure) == ["60%, magnitude", "60%, wanda", "2:4, magnitude", "2:4, wanda"]
+    refined, starts = perplexity.get_lines()[:4], perplexity.get_lines()[4:8]
+    for line, start in zip(refined, starts, strict=True):
+        first = line.get_ydata()[0]
+        assert line.get_ydata() == pytest.approx([first, first / 2, first / 4])
+        assert start.get_ydata() == pytest.approx(
+            first * {"o": 3, "s": 1.5}[line.get_marker()] / 2.0 ** pd.Series(range(3))
+        )
+        assert start.get_linewidth() < line.get_linewidth()
+    assert len(error.get_lines()) == 2 * 4
+    assert figures.settings_curve(one_seed[0], "held_out", "samples", WIDTH) is None
+
+
+def with_freezing(cells: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Two refinements more, that differ from swaps in one setting, and one that differs in another as well."""
+    swaps = cells.query("refinement == 'swaps'")
+    more = [swaps.assign(refinement=f"kept-{value}", **{setting: value}) for value in (0.1, 0.25)]
+    more.append(swaps.assign(refinement="matrix", between_rows=True, **{"perplexity/held_out": 1e6}))
+    return pd.concat([cells, *more], ignore_index=True)
+
+
+@pytest.mark.parametrize("setting", ["freeze", "shrinkage"])
+def test_curves_of_refinements_with_all_else_equal(two_seeds, setting):
+    figure = figures.settings_curve(with_freezing(two_seeds[0], setting), "held_out", setting, WIDTH)
+    perplexity = figure.axes[0]
+    assert [label.get_text() for label in perplexity.get_xticklabels()] == ["0", "0.1", "0.25"]
+    wanda = curves(perplexity)["60%, wanda"]
+    assert wanda == pytest.approx([DENSE * 1.4 * 1.5 + 0.5] * 3)  # means over seeds, without `matrix`
+    low, high = perplexity.collections[1].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2**0.5)
+    assert len(perplexity.get_lines()) == 4 + 1
+    assert figures.settings_curve(two_seeds[0], "held_out", setting, WIDTH) is None
+
+
+def by_swaps(seeds: int = 1, held_out: float | None = 0.2) -> pd.DataFrame:
+    """A table of curves, each seed's with an end of its own."""
+    cells = make_study(seeds)[0]
+    tables_of = []
+    for cell in cells:
+        if cell.get("refinement") not in ("swaps", "swaps-5"):
+            tables_of.append(None)
+            continue
+        budgets = [0, 1, 2, 5] + ([10, 30 + cell["seed"]] if cell["refinement"] == "swaps" else [])
+        loss = [100.0 * 0.9**k + cell["seed"] * (k > 0) for k in range(len(budgets))]
+        curve = pd.DataFrame({"block": 0, "layer": "a", "budget": budgets, "loss": loss})
+        tables_of.append(curve.assign(held_out=[held_out and held_out * value for value in loss]))
+    return tables.curves_table(cells, tables_of)
+
+
+def test_held_out_curve():
+    figure = figures.held_out_curve(by_swaps(), WIDTH)
+    assert [axis.get_title() for axis in figure.axes] == ["60% sparsity", "2:4 sparsity"]
+    assert legend_texts(figure) == ["magnitude", "wanda", "calibration text", "held-out text"]
+    lines = figure.axes[1].get_lines()
+    assert len(lines) == 2 * 2  # of swaps: swaps-5 are only its beginning
+    assert list(lines[0].get_xdata()) == [0, 1, 2, 5, 10, 30]
+    assert list(lines[0].get_ydata()) == pytest.approx([100 * 0.9**k for k in range(6)])
+    assert [line.get_markerfacecolor() for line in lines[:2]] == [lines[0].get_color(), "white"]
+    seeds = figures.held_out_curve(by_swaps(seeds=2), WIDTH)
+    assert list(seeds.axes[0].get_lines()[0].get_xdata()) == [0, 1, 2, 5, 10, 31]  # at 30 seed 1 was on its way
+    assert len(seeds.axes[0].collections) == 4
+    assert figures.held_out_curve(by_swaps(held_out=None), WIDTH) is None
+    assert figures.held_out_curve(by_swaps().iloc[:0], WIDTH) is None
+
+
+def test_held_out_curve_of_one_warm_start_compares_refinements():
+    table = by_swaps().query("warmstart == 'wanda' and refinement == 'swaps'")
+    table = pd.concat([table, table.assign(refinement="early")], ignore_index=True)
+    assert legend_texts(figures.held_out_curve(table, WIDTH))[:2] == ["swaps", "early"]
+
+
+def test_swaps_curve(one_seed):
+    figure = figures.swaps_curve(one_seed[0], "held_out", WIDTH)
+    perplexity, error = figure.axes
+    assert [label.get_text() for label in perplexity.get_xticklabels()] == ["0", "1", "5", "optimum"]
+    assert legend_texts(figure) == ["60%, magnitude", "60%, wanda", "2:4, magnitude", "2:4, wanda"]
+    assert len(perplexity.get_lines()) == 4 + 1  # and the dense model
+    assert len(error.get_lines()) == 2 * 4  # calibration and held out
+    calibration, held_out = (line.get_ydata() for line in error.get_lines()[2:4])
+    assert calibration == pytest.approx([100, 100 - 0.3 * 36.5, 100 - 0.7 * 36.5, 100 - 36.5])
+    assert held_out == pytest.approx([100, 100 - 0.24 * 36.5, 100 - 0.56 * 36.5, 100 - 0.8 * 36.5])
+
+
+def test_swaps_curve_needs_three_budgets(one_seed):
+    cells = one_seed[0]
+    few = cells[cells["refinement"].isin(["none", "swaps"]) | (cells["pattern"] == "dense")]
+    assert figures.swaps_curve(few, "held_out", WIDTH) is None
+    assert figures.swaps_curve(cells[cells["warmstart"] != "wanda"], "held_out", WIDTH) is not None
+
+
+def test_another_refinement_is_another_line(one_seed):
+    cells = one_seed[0]
+    other = cells[cells["refinement"].str.startswith("swaps", na=False)]
+    other = other.assign(refinement=other["refinement"].str.replace("swaps", "frozen"))
+    figure = figures.swaps_curve(pd.concat([cells, other], ignore_index=True), "held_out", WIDTH)
+    assert legend_texts(figure)[:2] == ["60%, magnitude, swaps", "60%, magnitude, frozen"]
+
+
+def test_reconstruction_has_its_own_curve(one_seed):
+    cells = one_seed[0].query("warmstart == 'wanda'")
+    new = cells.assign(refinement=cells["refinement"] + "+ls", **{"perplexity/held_out": 1.0})
+    new["refinement"] = new["refinement"].astype("str")
+    figure = figures.swaps_curve(pd.concat([cells, new], ignore_index=True), "held_out", WIDTH)
+    assert curves(figure.axes[0])["60%, wanda, swaps+ls"] == [1, 1, 1, 1]  # it begins at none+ls
+
+
+def test_without_held_out_and_dense(one_seed):
+    cells = one_seed[0].query("pattern != 'dense'").assign(held_out_error_reduction=float("nan"))
+    assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
+    assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
+
+
+def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_seed):
+    """Of a study with more patterns and warm starts than stand side by side."""
+    width = 5.5
+    dense, cells = (one_seed[0].query(f"pattern {sign} 'dense'") for sign in ("==", "!="))
+    layers = one_seed[1]
+    for name, more in (("warmstart", ("ria", "greedy", "sparsegpt", "admm")), ("pattern", ("50%", "70%", "4:8"))):
+        first = cells[name].iloc[0]
+        cells = pd.concat([cells, *(cells[cells[name] == first].assign(**{name: value}) for value in more)])
+        layers = pd.concat([layers, *(layers[layers[name] == first].assign(**{name: value}) for value in more)])
+    cells = pd.concat([dense, cells], ignore_index=True)
+    drawn = [
+        figures.error_reduction_by_layer(layers, width),
+        figures.error_reduction_by_type(layers, width),
+        figures.perplexity_by_pattern(cells, "held_out", width),
+        figures.swaps_curve(cells, "held_out", width),
+        figures.settings_curve(of_samples(cells), "held_out", "samples", width),
+        figures.held_out_curve(by_swaps(), width),
+    ]
+    for figure in drawn:
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert figure.get_figwidth() <= width
+        assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+
+
+def test_bad_input_is_named(one_seed):
+    with pytest.raises(InputError, match="'wikitext2', only on 'held_out'"):
+        figures.swaps_curve(one_seed[0], "wikitext2", WIDTH)
+
+
+def test_nothing_refined_is_no_figure(one_seed):
+    assert figures.error_reduction_by_layer(one_seed[1].iloc[:0], WIDTH) is None
+    assert figures.error_reduction_by_type(one_seed[1].iloc[:0], WIDTH) is None
+
+
+def test_saved_files(one_seed, tmp_path):
+    for name in ("first", "second"):
+        figures.save(figures.perplexity_by_pattern(one_seed[0], "held_out", WIDTH), tmp_path / name, dpi=150)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pdf", "first.png", "second.pdf", "second.png"]
+    pdf = (tmp_path / "first.pdf").read_bytes()
+    assert pdf == (tmp_path / "second.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"CreationDate" not in pdf
+    assert not re.search(rb"/Subtype /Image", pdf)
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf.replace(b" ", b"")
+    assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_are_no_formulas(one_seed, tmp_path):
+    cells = one_seed[0].assign(warmstart=one_seed[0]["warmstart"].str.replace("wanda", "a$b^c$_{"))
+    figures.save(figures.perplexity_by_pattern(cells, "held_out", WIDTH), tmp_path / "figure", dpi=150)
+
+
+def test_every_figure_has_a_caption():
+    """What rule figures names its files by is what rule report looks for."""
+    script = (REPOSITORY / "scripts" / "figures.py").read_text()
+    settings = {f"{name}_curve" for name in figures.NUMBERS}
+    functions = {name for name in figures.CAPTIONS if callable(getattr(figures, name, None))}
+    assert functions | settings == set(figures.CAPTIONS)
+    assert all(name in script for name in functions)

@@ -1,0 +1,142 @@
+"""The configurations that come with the project: that they can be run, and that what they say they need is planned."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy
+import pytest
+import yaml
+from helpers import LLAMA, REPOSITORY
+from safetensors.numpy import save_file
+
+from sparseswaps.workflow import config as study
+from sparseswaps.workflow.plan.plan import Planner, table
+from sparseswaps.workflow.plan.sizes import sizes_of
+
+FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml"))
+TABLE = (REPOSITORY / "configs" / "README.md").read_text(encoding="utf-8")
+
+
+def config_json(hidden, intermediate, blocks, heads, key_values, vocabulary, context, **more):
+    """What counts of a config.json; the rest is as Llama's."""
+    return LLAMA | {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_values,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+        **more,
+    }
+
+
+TIED, WHOLE = {"tie_word_embeddings": True}, {"torch_dtype": "float32"}
+GEMMA = config_json(3584, 14336, 42, 16, 8, 256000, 8192, model_type="gemma2", head_dim=256, **WHOLE)
+GEMMA |= {"transformers_version": "4.42.0"}
+del GEMMA["tie_word_embeddings"]  # which its file leaves out
+EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+MODELS = {
+    "HuggingFaceTB/SmolLM2-135M": config_json(576, 1536, 30, 9, 3, 49152, 8192, **TIED),
+    "Qwen/Qwen2.5-7B": config_json(3584, 18944, 28, 28, 4, 152064, 131072),
+    "meta-llama/Llama-3.1-8B": config_json(4096, 14336, 32, 32, 8, 128256, 131072),
+    "google/gemma-2-9b": GEMMA,
+    "mistralai/Mixtral-8x7B-v0.1": config_json(4096, 14336, 32, 32, 8, 32000, 32768, **EXPERTS),
+    "01-ai/Yi-1.5-9B": config_json(4096, 11008, 48, 32, 4, 64000, 4096),
+    "deepseek-ai/deepseek-llm-7b-base": config_json(4096, 11008, 30, 32, 32, 102400, 4096),
+    "assets/babyllama105": config_json(128, 352, 5, 8, 4, 105, 256, **TIED, **WHOLE),
+    "assets/stories260k": config_json(64, 172, 5, 8, 4, 512, 512, **TIED, **WHOLE),
+}
+HUB = {source for source in MODELS if not source.startswith("assets/")}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """In a folder where every model of the configurations is a directory with little but its config.json: a directory
+    goes before what the hub has of its name. Their texts are there, empty."""
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(REPOSITORY / "configs")
+    for source, config in MODELS.items():
+        Path(source).mkdir(parents=True)
+        Path(source, "config.json").write_text(json.dumps(config))
+        save_file({"none": numpy.zeros(1)}, Path(source, "model.safetensors"))
+    Path("assets/text").mkdir()
+    for name in ("tinystories_calibration.txt", "tinystories_eval.txt"):
+        Path("assets/text", name).touch()
+
+
+def load(file):
+    return yaml.safe_load((REPOSITORY / file).read_text(encoding="utf-8"))
+
+
+def rounded(text):
+    """A figure of the plan to two digits."""
+    number, unit = text.split()
+    return f"{float(f'{float(number):.2g}'):g} {unit}"
+
+
+def needed(planner):
+    """The last line of a plan, rounded: time of all jobs, memory of the largest on the host and the GPU, all disk."""
+    (line,) = (line for line in table(planner).splitlines() if line.startswith("in all"))
+    *_, gpu, host, disk, _, time = re.split(r" {2,}", line)
+    return [text if text == "-" else rounded(text) for text in (time, host, gpu, disk)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_the_table_says_what_is_planned(file, elsewhere):
+    planner = Planner(study.check(load(file)))
+    (row,) = re.findall(rf"\]\({file.relative_to('configs')}\) \| .* \|$", TABLE, re.MULTILINE)
+    assert row.removesuffix(" |").split(" | ")[2:] == needed(planner)
+
+
+def test_the_table_has_no_other_configuration():
+    assert len(re.findall(r"^\| \[", TABLE, re.MULTILINE)) == len(FILES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_heads_have_the_command_and_where_models_are_the_hubs_what_is_planned(file, elsewhere):
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
+    assert f"#   snakemake --configfile {file}" in lines
+    config = study.check(load(file))
+    if set(model["source"] for model in config["models"].values()) <= HUB:
+        planner = Planner(config)
+        time, host, gpu, disk = needed(planner)
+        of_gpu = f"{gpu} of GPU memory, " if config["gpu"] else ""
+        whose = "model's" if len(config["models"]) == 1 else "models'"
+        files = rounded(f"{sum(sizes.checkpoint for sizes in planner.sizes.values()) / 1e9} GB")
+        needs = f"# `snakemake plan`: {time}, {host} of memory, {of_gpu}{disk} of disk beside the {whose} {files}."
+        assert needs in lines
+        said = "# It has not been run yet. GPU times are estimates, never measured; one card of 80 GB is enough."
+        assert any(line.startswith(said) for line in lines) == config["gpu"]
+
+
+def most(config):
+    """GPU memory of the largest job."""
+    return max(row.most.gpu for row in Planner(study.check(config)).rows())
+
+
+def test_one_card_of_80_gb_is_enough_but_for_the_evaluation_of_mixtral(elsewhere):
+    for file in FILES:
+        assert most(load(file)) < 80e9
+    wikitext2 = {"perplexity": {"wikitext2": {"text": "wikitext2"}}}
+    mixtral = load("configs/mixtral-8x7b.yaml") | {"checkpoints": True, "evaluation": wikitext2}
+    assert 80 * 2**30 < most(mixtral) < 141e9
+
+
+@pytest.mark.parametrize(
+    ("source", "parameters"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M", 134.5e6),
+        ("Qwen/Qwen2.5-7B", 7.62e9),
+        ("meta-llama/Llama-3.1-8B", 8.03e9),
+        ("google/gemma-2-9b", 9.24e9),
+        ("mistralai/Mixtral-8x7B-v0.1", 46.7e9),
+        ("01-ai/Yi-1.5-9B", 8.83e9),
+        ("deepseek-ai/deepseek-llm-7b-base", 6.91e9),
+        ("assets/babyllama105", 936_448),
+        ("assets/stories260k", 260_032),
+    ],
+)
+def test_sizes_are_those_that_the_models_are_known_by(source, parameters):
+    assert sizes_of(MODELS[source]).parameters == pytest.approx(parameters, rel=0.03 if parameters < 1e6 else 0.002)

@@ -1,0 +1,221 @@
+"""What `snakemake plan` says, and that the rules ask for the same."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pandas
+import pytest
+import torch
+from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
+from safetensors.torch import save_file
+
+from sparseswaps.workflow import config as study
+from sparseswaps.workflow.plan import needs
+from sparseswaps.workflow.plan.needs import Draw, Machine, Mask
+from sparseswaps.workflow.plan.plan import Planner, table
+from sparseswaps.workflow.plan.sizes import Matrices, sizes_of
+
+CORE, GPU = Machine(gpu=False, threads=1), Machine(gpu=True, threads=1)
+TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
+BOTH = {"stdlib": TEXT, "chained": TEXT | {"propagate": "pruned"}}
+PAPER = Draw(samples=128, held_out=16, seqlen=2048)
+OPTIMUM = Mask(whole_rows=True, sparsity=0.6, criterion="wanda", max_swaps=None)
+
+
+def counted(config):
+    return Counter(stage for stage, _ in Planner(study.check(config)).jobs())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"calibrations": {"chained": BOTH["chained"]}, "seeds": [0, 1], "warmstarts": ["wanda", "ria"]},
+        {"calibrations": BOTH, "exclude": [{"pattern": "2:4", "calibration": "stdlib", "refinement": "none"}]},
+        {"calibrations": BOTH, "exclude": [{"pattern": "2:4", "calibration": "stdlib"}]},
+        {"evaluation": {}},
+        {"checkpoints": False},
+        {
+            "calibrations": BOTH,
+            "patterns": ["60%", {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}],
+            "reconstructions": {"ls": {}},
+            "checkpoints": False,
+        },
+    ],
+    ids=["dense", "pruned", "both", "without a start", "no evaluation", "no checkpoints", "reconstructed"],
+)
+def test_jobs_are_those_that_snakemake_would_run(tmp_path, tiny_model, changes):
+    config = tiny_study(tiny_model, **changes)
+    planned = Workflow(tmp_path).planned(config)
+    stages = Counter()
+    for rule, count in planned.items():
+        stages[rule.removesuffix("_tiny").removesuffix("_rebuilt")] += count
+    assert counted(config) == stages
+
+
+def test_the_plan_is_printed_and_does_nothing(tmp_path, tiny_model):
+    config = tiny_study(tiny_model, calibrations=BOTH)
+    done = Workflow(tmp_path).run(config, "--cores", "1", "--quiet", "all", "--", "plan")
+    assert table(Planner(study.check(config))) in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_table_sums_its_lines(tiny_model):
+    planner = Planner(study.check(tiny_study(tiny_model, calibrations=BOTH)))
+    lines = table(planner).splitlines()
+    first, last = (i for i, line in enumerate(lines) if line.startswith("---"))
+    jobs = [int(re.search(r"\b\d+\b", line)[0]) for line in lines[first + 1 : last]]
+    assert len(jobs) == len(planner.rows()) == 14
+    assert lines[last + 1].split()[:3] == ["in", "all", str(sum(jobs))]
+    assert sum(jobs) == sum(1 for _ in planner.jobs())
+
+
+def test_a_plan_says_what_it_assumed(tiny_model):
+    config = tiny_study(tiny_model)
+    assert "GPU times are estimates: not measured yet." in table(Planner(study.check(config | {"gpu": True})))
+    of_cpu = table(Planner(study.check(config)))
+    assert "GPU times" not in of_cpu
+    assert "Evaluation texts without" not in of_cpu
+    open_ended = {"perplexity": {"all": {"text": "embedded", "seqlen": 32}}, "lm_eval": {"tasks": ["embedded_choice"]}}
+    said = table(Planner(study.check(config | {"evaluation": open_ended})))
+    assert "texts without `windows` are taken to have 300,000 tokens" in said
+    assert "tasks without `limit` are taken to have 2,000 items" in said
+
+
+def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
+    config = json.dumps(tiny_study(tmp_path))
+    code = (
+        "import json, sys; from sparseswaps import study; from sparseswaps.workflow.plan.plan import Planner, table;"
+        f"print(table(Planner(study.check(json.loads({config!r})))));"
+        "assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert re.search(r"^assemble +tiny +4 +- +[\d.]+ GB +64\.3 GB", done.stdout, re.MULTILINE)  # 4 x 16.07
+
+
+@pytest.mark.parametrize("attempt", [1, 3])
+def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_model, attempt):
+    config = tiny_study(tiny_model, calibrations=BOTH)
+    listed = Workflow(tmp_path).run(config, "-n", "--attempt", attempt).stdout
+    planner = Planner(study.check(config))
+    found = {}
+    for rule, about in re.findall(r"^(?:rule|localrule) (\w+):\n((?:    .*\n)+)", listed, re.MULTILINE):
+        wildcards = dict(re.findall(r"(\w+)=([^,\n]+)", re.search(r"wildcards: (.*)|$", about)[1] or ""))
+        asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", about)}
+        if rule != "all":
+            found[rule] = asked, planner.needs(rule.removesuffix("_tiny"), {"model": "tiny"} | wildcards)
+    assert {rule.removesuffix("_tiny") for rule in found} == set(counted(config))
+    for rule, (asked, planned) in found.items():
+        assert asked["mem_mb"] == math.ceil(planned.host / 1e6 * 1.5 ** (attempt - 1)), rule
+        assert asked["disk_mb"] == math.ceil(planned.disk / 1e6), rule
+        assert asked["gpu_mb"] == 0
+        assert asked["runtime"] == math.ceil(10 * 1.5 ** (attempt - 1)), rule
+
+
+def test_jobs_took_no_more_memory_than_planned(finished):
+    workflow, config = finished
+    most = {row.stage: row.most.host / 1e6 for row in Planner(study.check(config)).rows()}
+    used = {}
+    for path in (workflow.folder / "logs").rglob("*.tsv"):
+        stage = path.name.split(".")[0]
+        used[stage] = max(used.get(stage, 0), pandas.read_csv(path, sep="\t", na_values="-")["max_rss"].fillna(0).max())
+    assert set(used) == set(most)
+    assert all(used[stage] < most[stage] for stage in most), used
+
+
+def test_gram_matrices_and_blocks_of_a_real_size():
+    sizes = sizes_of(LLAMA)
+    gram = 3 * 4096**2 + 14336**2
+    assert needs.capture(sizes, PAPER, 8, CORE).disk == 32 * 2 * 4 * gram
+    assert needs.capture(sizes, Draw(128, 0, 2048), 8, CORE).disk == 32 * 4 * gram
+    terms = needs.capture_terms(sizes, PAPER, 8, CORE)
+    block = 2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336
+    assert terms["blocks"] == pytest.approx(3 * 4 * block, rel=0.001)  # norms and biases besides
+    assert terms["gram"] >= 2 * 8 * gram
+    assert terms["hidden"] == 144 * 2048 * 4096 * 4
+    assert needs.capture_terms(sizes, PAPER, 8, GPU)["hidden"] == terms["hidden"] / 2
+    libraries = needs.capture(sizes, PAPER, 8, CORE).host - sum(terms.values())
+    assert libraries == 1e9
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        lambda sizes, machine: needs.capture(sizes, PAPER, 8, machine),
+        lambda sizes, machine: needs.warmstart(sizes, PAPER, OPTIMUM, machine),
+        lambda sizes, machine: needs.refine(sizes, PAPER, OPTIMUM, machine),
+        lambda sizes, machine: needs.reconstruct(sizes, PAPER, 50, machine),
+        lambda sizes, machine: needs.chain(sizes, PAPER, OPTIMUM, 50, 8, machine),
+        lambda sizes, machine: needs.perplexity(sizes, False, 2048, None, 8, machine),
+        lambda sizes, machine: needs.harness(sizes, False, 7, None, 16, machine),
+    ],
+    ids=["capture", "warmstart", "refine", "reconstruct", "chain", "perplexity", "harness"],
+)
+def test_a_job_computes_on_the_gpu_or_on_the_host(job):
+    llama, mixtral = sizes_of(LLAMA), sizes_of(LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2})
+    on_host, on_gpu = job(llama, CORE), job(llama, GPU)
+    assert on_host.gpu == 0
+    assert on_gpu.gpu > 5e9
+    assert on_gpu.host < on_host.host
+    assert on_gpu.seconds < on_host.seconds
+    larger = job(mixtral, GPU)
+    assert larger.host > on_gpu.host
+    assert larger.seconds > on_gpu.seconds
+
+
+def test_a_gpu_is_slower_in_float32_and_the_host_is_not():
+    half, whole = sizes_of(LLAMA), sizes_of(LLAMA | {"torch_dtype": "float32"})
+    for machine, slower in ((GPU, 5), (CORE, 1)):
+        assert machine.products(half) == slower * machine.products(whole)
+        seconds = [needs.harness(sizes, False, 7, None, 16, machine).seconds for sizes in (half, whole)]
+        assert seconds[1] / seconds[0] == pytest.approx(slower, rel=0.02)
+
+
+def test_long_windows_take_longer_for_the_attention_and_more_memory_where_that_is_not_fused():
+    """With random weights in SmolLM2-135M's sizes, 2048 tokens a window took 1.45 times what 512 did, on one core."""
+    small = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "tie_word_embeddings": True}
+    sizes = sizes_of(LLAMA | small | {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152})
+    long, short = (needs.perplexity(sizes, False, seqlen, 10**6 // seqlen, 1, CORE) for seqlen in (2048, 512))
+    assert 1.25 < long.seconds / short.seconds < 1.65
+    gemma = LLAMA | {"model_type": "gemma2"}
+    apart = needs.capture_terms(sizes_of(gemma), PAPER, 4, GPU)["batch"]
+    apart -= needs.capture_terms(sizes_of(LLAMA), PAPER, 4, GPU)["batch"]
+    assert apart == 8 * 4 * 32 * 2048**2
+
+
+def test_a_batch_of_logits_is_held_twice_where_a_family_scales_them():
+    sizes = sizes_of(LLAMA)
+    one, many = (needs.perplexity(sizes, False, 2048, None, batch, GPU).gpu for batch in (4, 8))
+    assert many - one > 2 * 4 * 2048 * 128256 * 2
+
+
+def test_a_larger_budget_takes_longer_until_the_optimum_is_reached():
+    sizes = sizes_of(LLAMA)
+    masks = [Mask(True, 0.6, "wanda", budget) for budget in (0, 1, 25, 100, 10**6)]
+    seconds = [needs.refine(sizes, PAPER, mask, CORE).seconds for mask in masks]
+    assert seconds == sorted(set(seconds))
+    assert seconds[-1] == needs.refine(sizes, PAPER, OPTIMUM, CORE).seconds
+
+
+def test_a_warm_start_made_elsewhere_is_read_and_not_sorted():
+    sizes, theirs = sizes_of(LLAMA), Mask(True, 0.6, None, None)
+    made, read = needs.warmstart(sizes, PAPER, OPTIMUM, CORE), needs.warmstart(sizes, PAPER, theirs, CORE)
+    assert read.seconds < made.seconds
+    assert read.host - made.host == sizes.blocks * sizes.prunable / 8  # a file of all masks
+    chains = [needs.chain(sizes, PAPER, mask, 0, 8, CORE) for mask in (OPTIMUM, theirs)]
+    assert chains[1].host - chains[0].host == pytest.approx(read.host - made.host)
+
+
+def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measured():
+    """One core, on layers of language models and of d_in 1536 and 4096."""
+    cases = json.loads((REPOSITORY / "benchmarks" / "results" / "engine-cpu.json").read_text())["cases"]
+    for case in cases:
+        mask = Mask(case["pattern"] != "2:4", 0.6, "wanda", None)
+        expected = needs.layer_seconds(Matrices(1, case["d_out"], case["d_in"]), mask, CORE.rates)
+        assert 1 / 3 < expected / case["call_s"]["median"] < 3, case["name"]

@@ -1,0 +1,184 @@
+"""Models and samples that cannot be taken: one line each, from the stage that can know first, and nothing is lost."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import Workflow, tiny_study, write_tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.model.blocks import describe
+from sparseswaps.model.directory import check_files
+from sparseswaps.model.loading import load_model, load_tokenizer
+from sparseswaps.workflow import config as study
+from sparseswaps.workflow.artifacts import read_model, write_model
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy of the tiny model, to be spoilt."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def refused(model):
+    """What the workflow's start says of a model."""
+    with pytest.raises(InputError) as error:
+        study.check(tiny_study(model))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def set_config(model, **changes):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(model, tmp_path):
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(tensors, model / "pytorch_model.bin")
+    message = refused(model)
+    assert message.startswith(
+        f"config key models.tiny.source: '{model}' holds no model.safetensors or model.safetensors."
+    )
+    assert "only pickled weights" in message
+    command = re.search("`(.*)`", message)[1]
+    python, *arguments = shlex.split(command)
+    assert python == "python"  # of the environment that snakemake runs in, which need not be activated here
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    assert message.endswith("and take 'model-safetensors' as source")
+    converted = tmp_path / "model-safetensors"
+    study.check(tiny_study(converted))
+    again = load_model(str(converted), "cpu").state_dict()
+    assert all(torch.equal(again[name], tensor.float()) for name, tensor in tensors.items())
+    assert load_file(converted / "model.safetensors").popitem()[1].dtype == torch.bfloat16
+    assert load_tokenizer(str(converted))("text") == load_tokenizer(str(model))("text")
+
+
+@pytest.mark.parametrize("place", [{}, {"text_config": {"num_hidden_layers": 2}}])
+def test_quantised_weights_are_refused_at_the_start(model, place):
+    set_config(model, quantization_config={"quant_method": "bitsandbytes"}, **place)
+    assert "has a quantization_config, and quantised weights cannot be pruned here; take" in refused(model)
+
+
+@pytest.mark.parametrize("size", [4, 100, -1])
+def test_a_truncated_file_is_named_at_the_start_and_by_the_model_stage(model, size):
+    check_files(model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    message = r"model\.safetensors: not a readable safetensors file \(.*\); copy, download or make it again"
+    assert re.search(message, refused(model))
+    with pytest.raises(InputError, match=message):
+        describe(model)
+
+
+def test_an_index_that_names_a_missing_shard_is_named_at_the_start(model):
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert "index.json: names 'model-00002-of-00002.safetensors', which is not a file of that folder" in refused(model)
+
+
+def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path):
+    write_model(tmp_path / "model.json", describe(model))
+    assert read_model(tmp_path / "model.json") == describe(model)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.json: the weights of .* are gone from .*; delete the file and run"):
+        read_model(tmp_path / "model.json")
+    shutil.rmtree(model)
+    with pytest.raises(InputError, match="are gone from"):
+        read_model(tmp_path / "model.json")
+
+
+def own_code(model):
+    """Make a model of a family that transformers does not know, with its code beside its weights."""
+    (model / "own.py").write_text(OWN_CODE)
+    set_config(
+        model, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    )
+
+
+def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # for the processes of the workflow
+    own_code(model)
+    for load in (describe, lambda folder: load_model(str(folder), "cpu")):
+        with pytest.raises(InputError, match=r"if you trust that, set models\.<name>\.trust_remote_code: true"):
+            load(model)
+    text = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32, "propagate": "pruned"}
+    config = tiny_study(model, calibrations={"stdlib": text})
+    workflow = Workflow(tmp_path)
+    target = "results/tiny/stdlib/seed0/2of4/wanda/none/perplexity/held_out.json"
+    done = workflow.run(config, "--cores", "1", "--", target, check=False)
+    assert (
+        "it needs the code in its own files; if you trust that, set models.<name>.trust_remote_code: true"
+        in done.stdout
+    )
+    assert "Traceback" not in done.stdout
+    config["models"]["tiny"]["trust_remote_code"] = True
+    workflow.run(config, "--cores", "2", "--", target)
+    assert json.loads((tmp_path / target).read_text())["perplexity"] > 1
+    checkpoint = (tmp_path / target).parent.parent / "checkpoint"
+    assert (checkpoint / "own.py").read_text() == OWN_CODE
+    pruned = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
+    assert type(pruned).__name__ == "OwnModel"
+
+
+def copy_of(finished, folder):
+    """A copy of the finished workflow, and its artifacts but the samples, which a failing draw takes with it."""
+    workflow = finished[0].copy(folder / "copy")
+    kept = [path for path in (workflow.folder / "results").rglob("*.safetensors") if "tiny" in path.parts]
+    return workflow, {path: path.read_bytes() for path in kept if path.name != "samples.safetensors"}
+
+
+def test_a_tokenizer_of_another_model_is_named_by_the_stages_that_use_it(finished, tmp_path):
+    workflow, before = copy_of(finished, tmp_path)
+    model = write_tiny_model(tmp_path / "model", vocab_size=1000)
+    config = finished[1] | {"models": {"tiny": {"source": str(model)}}}
+    targets = ["results/tiny/stdlib/seed0/samples.safetensors", "results/tiny/dense/perplexity/held_out.json"]
+    done = workflow.run(config, "--cores", "1", "--", *targets, check=False)
+    found = re.findall(
+        r"(\w+): error: config key (\S+), .*gives token id (\d+), .*embeddings for 1000 ids", done.stdout
+    )
+    assert {(rule, key) for rule, key, _ in found} == {
+        ("samples", "calibrations.stdlib.text"),
+        ("perplexity", "evaluation.perplexity.held_out.text"),
+    }
+    assert all(1000 <= int(token) < 2048 for *_, token in found)
+    assert "Traceback" not in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_samples_can_be_pinned(finished, tmp_path):
+    workflow, before = copy_of(finished, tmp_path)
+    target = "results/tiny/stdlib/seed0/samples.safetensors"
+    log = (workflow.folder / "logs/tiny/stdlib/seed0/samples.log").read_text()
+    drawn = re.search(r"SHA-256 of the token ids ([0-9a-f]{64})", log)[1]
+    assert drawn in (workflow.folder / "results/reports/tiny/report.html").read_text()
+    calibration = finished[1]["calibrations"]["stdlib"]
+    pinned = finished[1] | {"calibrations": {"stdlib": calibration | {"sha256": "0" * 64}}}
+    done = workflow.run(pinned, "--cores", "1", "--", target, check=False)
+    message = f"config key calibrations.stdlib.sha256: the token ids that were drawn have another, {drawn}"
+    assert message in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
+    pinned["calibrations"]["stdlib"]["sha256"] = ["0" * 64, drawn]
+    workflow.run(pinned, "--cores", "1", "--", target)
+    assert workflow.planned(pinned, target) == {}

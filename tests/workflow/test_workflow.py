@@ -1,0 +1,365 @@
+"""The real workflow on a tiny model: what it writes, what it does again, and what it says of bad input."""
+
+import json
+import re
+import shutil
+import time
+
+import pandas
+import pytest
+import torch
+from helpers import Workflow, tiny_study, write_tiny_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MixtralConfig
+
+import sparseswaps
+from sparseswaps.embedded import MODEL
+from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.model.loading import load_model, load_tokenizer
+from sparseswaps.workflow.artifacts import read_masks, read_model
+
+CELLS = [(pattern, refinement) for pattern in ("60pct", "2of4") for refinement in ("none", "swaps")]
+
+
+def cell(workflow, pattern, refinement):
+    return workflow.folder / "results" / "tiny" / "stdlib" / "seed0" / pattern / "wanda" / refinement
+
+
+@pytest.mark.parametrize(("pattern", "refinement"), CELLS)
+def test_the_checkpoint_is_the_masks_times_the_dense_model(finished, tiny_model, pattern, refinement):
+    folder = cell(finished[0], pattern, refinement)
+    dense = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+    described = read_model(finished[0].folder / "results" / "tiny" / "model.json")
+    masks = read_masks(folder / "masks.safetensors", described)
+    assert len(masks) == 14
+    size_and_kept = parse_pattern({"60pct": "60%", "2of4": "2:4"}[pattern]).blocks
+    for name, weight in dense.items():
+        if name in masks:
+            size, kept = size_and_kept(weight.shape[1])
+            assert torch.equal(pruned[name], weight * masks[name])
+            zeros = (pruned[name] == 0).view(len(weight), -1, size).sum(-1)
+            assert (zeros == size - kept).all(), name  # exact in every row and block; no dense weight is zero
+        else:
+            assert torch.equal(pruned[name], weight), name
+
+
+def test_families_with_layers_of_their_own_kind(tmp_path):
+    """Transposed layers, and experts, with hidden states on disk."""
+    width = dict(vocab_size=2048, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
+    width |= dict(initializer_range=0.2, bos_token_id=0, eos_token_id=0, max_position_embeddings=64)
+    more = dict(intermediate_size=48, num_key_value_heads=1, head_dim=16)
+    experts = dict(num_local_experts=3, num_experts_per_tok=2)
+    configs = {
+        "gpt2": GPT2Config(**width),
+        "mixtral": MixtralConfig(**width, **more, **experts),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "models" / name)
+        AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path / "models" / name)
+    workflow = Workflow(tmp_path)
+    study = tiny_study(tmp_path, patterns=["2:4"], refinements={"swaps": {}}, evaluation={}, activations="disk")
+    study["models"] = {name: {"source": str(tmp_path / "models" / name)} for name in configs}
+    workflow.run(study, "--cores", "2")
+    for name in configs:
+        folder = tmp_path / "results" / name / "stdlib" / "seed0" / "2of4" / "wanda" / "swaps"
+        losses = pandas.concat([pandas.read_csv(path) for path in sorted((folder / "losses").glob("*.csv"))])
+        assert losses["loss_after"].sum() < losses["loss_before"].sum()
+        assert (losses["rows_certified"] == losses["rows"]).all()
+        assert (losses["tokens"] <= 8 * 32).all()
+        assert losses["tokens"].lt(8 * 32).any() == ("expert" in str(list(losses["layer"])))
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / name)
+        masks = sparseswaps.apply_masks(base, folder / "masks.safetensors")
+        pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+        assert all(torch.equal(tensor, pruned[key]) for key, tensor in base.state_dict().items())
+        assert all(mask.float().mean() == 0.5 for mask in masks.values())
+        source = study["models"][name]["source"]
+        model, tokenizer = load_model(source, "cpu"), load_tokenizer(source)
+        same = sparseswaps.prune(model, tokenizer, "2:4", samples=8, held_out=4, seqlen=32)
+        assert same.masks.keys() == masks.keys()
+        assert all(torch.equal(mask, masks[key]) for key, mask in same.masks.items())
+        assert [row["loss_after"] for row in same.losses] == list(losses["loss_after"])
+        dense, written = (
+            load_file(place / "model.safetensors") for place in (tmp_path / "models" / name, folder / "checkpoint")
+        )
+        assert {key: tensor.shape for key, tensor in dense.items()} == {k: t.shape for k, t in written.items()}
+
+
+@pytest.mark.parametrize(("pattern", "refinement"), CELLS)
+def test_no_layers_error_rises(finished, pattern, refinement):
+    tables = [pandas.read_csv(path) for path in (cell(finished[0], pattern, refinement) / "losses").glob("*.csv")]
+    losses = pandas.concat(tables)
+    assert len(losses) == 14
+    if refinement == "none":
+        assert (losses["loss_after"] == losses["loss_before"]).all()
+        assert (losses["swaps"] == 0).all()
+    else:
+        assert (losses["loss_after"] <= losses["loss_before"]).all()
+        assert (losses["swaps"] > 0).all()
+        assert (losses["rows_certified"] == losses["rows"]).all()
+
+
+def test_the_report_has_it_all(finished, tiny_model):
+    report = finished[0].folder / "results" / "reports" / "tiny"
+    cells = pandas.read_csv(report / "tables" / "cells.csv")
+    assert list(cells["pattern"]) == ["dense", "60%", "60%", "2:4", "2:4"]
+    assert cells["perplexity/held_out"].gt(1).all()
+    assert cells["embedded_choice/acc"].between(0, 1).all()
+    assert cells.loc[cells["pattern"] == "60%", "sparsity"].iloc[0] == pytest.approx(0.6, abs=0.02)
+    for table in ("cells", "layers", "curves", "summary", "comparison"):
+        for ending in (".csv", ".md", ".tex"):
+            assert (report / "tables" / (table + ending)).stat().st_size > 100
+    published = pandas.read_csv(report / "tables" / "published.csv")
+    of_cell = cells[(cells["pattern"] == "60%") & (cells["refinement"] == "swaps")].iloc[0]
+    assert published["measured"].iloc[0] == of_cell["perplexity/held_out"]
+    assert published["difference"].iloc[0] == of_cell["perplexity/held_out"] - 1000
+    assert published["measured"].isna().tolist() == [False, True]  # no such cell
+    page = (report / "report.html").read_text()
+    assert "a paper" in page
+    size = (tiny_model / "model.safetensors").stat().st_size
+    assert f"<td class=n>{size / 1e6:.4g}</td><td class=n>{size / 1e6:.4g}</td>" in page  # dense and pruned alike
+    record = json.loads((report / "provenance.json").read_text())
+    assert record["config"]["seeds"] == [0]
+    assert record["made with"]["torch"] == torch.__version__
+    assert record["made with"]["devices"]
+    assert record["made with"]["model tiny"].startswith(finished[1]["models"]["tiny"]["source"])
+    assert re.fullmatch("[0-9a-f]{64}", record["made with"]["token ids of tiny/stdlib/seed0"])
+    ran = {stage["stage"]: stage for stage in record["stages"]}
+    assert ran.keys() == record["code"].keys() >= {"model", "capture", "warmstart", "refine", "assemble", "harness"}
+    assert ran["refine"]["jobs"] == 8
+    assert all(stage["seconds"] > 0 for stage in ran.values())
+    figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
+    named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "perplexity_by_pattern-held_out")
+    assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
+    assert "60%" in (report / "report.html").read_text()
+
+
+def test_artifacts_say_what_made_them(finished):
+    with safe_open(cell(finished[0], "2of4", "swaps") / "masks.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["sparseswaps"])
+    key, more = json.loads(header["key"]), header["more"]
+    assert key["settings"].keys() == {"pattern", "counted", "after"}
+    assert (key["settings"]["pattern"], key["settings"]["counted"]) == ("2:4", "rows")
+    assert key["versions"]["torch"] == torch.__version__
+    assert more["base"]["fingerprint"] == header["model"]
+
+
+def test_nothing_changed_nothing_to_do(finished):
+    workflow, config = finished
+    assert workflow.planned(config) == {}
+
+
+def test_training_the_embedded_model_is_for_those_who_ask(finished):
+    workflow, config = finished
+    assert workflow.planned(config, "embedded_model") == {"embedded_model": 1}
+
+
+def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
+    """Also when the model stage alone ran since: its description must say what changed."""
+    workflow, config = finished
+    copy = workflow.copy(tmp_path / "copy")
+    model = shutil.copytree(config["models"]["tiny"]["source"], tmp_path / "model")
+    config = config | {"models": {"tiny": {"source": str(model)}}}
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert (model / "config.json").read_text() != text
+    copy.run(config, "--cores", "1", "--", "results/tiny/model.json")
+    assert "capture_tiny" in copy.planned(config)
+
+
+def test_the_same_seed_gives_the_same_masks(finished, tmp_path):
+    _, config = finished
+    again = Workflow(tmp_path)
+    target = "results/tiny/stdlib/seed0/60pct/wanda/swaps/masks.safetensors"
+    again.run(config, "--cores", "1", "--", target)
+    before, after = (load_file(workflow.folder / target) for workflow in (finished[0], again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_large_grid_is_listed_in_time(tmp_path):
+    models = {name: {"source": str(write_tiny_model(tmp_path / name, num_hidden_layers=4))} for name in "abc"}
+    config = tiny_study(
+        tmp_path / "a",
+        models=models,
+        seeds=[0, 1, 2],
+        patterns=["50%", "60%", "70%", "2:4"],
+        warmstarts=["magnitude", "wanda", "ria", "greedy"],
+        refinements={"none": {"max_swaps": 0}, "swaps-10": {"max_swaps": 10}, "swaps": {}},
+    )
+    began = time.monotonic()
+    jobs = Workflow(tmp_path).planned(config)
+    seconds = time.monotonic() - began
+    cells = 3 * 3 * 4 * 4 * 3
+    assert jobs["refine"] == 4 * cells
+    assert jobs["perplexity"] == jobs["harness"] == cells + 3
+    assert sum(jobs.values()) > 3500
+    assert seconds < 30
+
+
+def poison(model, name, value):
+    """Overwrite the first entry of a tensor of a checkpoint."""
+    tensors = load_file(model / "model.safetensors")
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_nan_weight_stops_the_model_stage(tmp_path):
+    model = write_tiny_model(tmp_path / "broken")
+    poison(model, "model.layers.1.mlp.gate_proj.weight", float("nan"))
+    done = Workflow(tmp_path).run(tiny_study(model, evaluation={}), "--cores", "1", check=False)
+    assert done.returncode != 0
+    assert "model: error: " in done.stdout
+    assert "model.safetensors: tensor model.layers.1.mlp.gate_proj.weight holds NaN or Inf" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "results" / "tiny" / "model.json").exists()
+
+
+def test_an_infinite_activation_stops_capture_and_leaves_what_was_finished(tmp_path):
+    model = write_tiny_model(tmp_path / "broken")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].fill_(3e38)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    done = Workflow(tmp_path).run(tiny_study(model, evaluation={}), "--cores", "1", check=False)
+    assert done.returncode != 0
+    assert "error: model.layers.1.mlp.down_proj: an input activation is NaN or Inf" in done.stdout
+    assert "Traceback" not in done.stdout
+    left = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "results" / "tiny").rglob("*.*"))
+    assert left == ["results/tiny/model.json", "results/tiny/stdlib/seed0/samples.safetensors"]
+
+
+def test_a_short_text_is_said_and_costs_nothing_that_was_finished(finished, tmp_path):
+    workflow = finished[0].copy(tmp_path / "copy")
+    (tmp_path / "short.txt").write_text("too few words\n")
+    before = {path: path.read_bytes() for path in (workflow.folder / "results").rglob("*/gram/*.safetensors")}
+    short = {"text": str(tmp_path / "short.txt"), "samples": 8, "held_out": 4, "seqlen": 32}
+    done = workflow.run(finished[1] | {"calibrations": {"stdlib": short}}, "--cores", "1", check=False)
+    assert done.returncode != 0
+    assert "short.txt: the calibration text is too short: 8 samples and 4 held-out ones of 32" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_wrong_configuration_is_one_line(finished):
+    workflow, config = finished
+    before = {path: path.stat().st_mtime_ns for path in (workflow.folder / "results").rglob("*")}
+    done = workflow.run(config | {"paterns": ["60%"]}, "--cores", "1", check=False)
+    assert done.returncode != 0
+    errors = [line for line in done.stdout.splitlines() if "rror" in line]
+    assert errors == [f"error: config key paterns: unknown; allowed here: {allowed()}"]
+    assert {path: path.stat().st_mtime_ns for path in (workflow.folder / "results").rglob("*")} == before
+
+
+def allowed():
+    import yaml
+    from conftest import REPOSITORY
+
+    return ", ".join(sorted(yaml.safe_load((REPOSITORY / "schemas" / "config.schema.yaml").read_text())["properties"]))
+
+
+def test_a_model_that_overflows_is_said(finished, tmp_path):
+    workflow = finished[0].copy(tmp_path / "copy")
+    model = shutil.copytree(finished[1]["models"]["tiny"]["source"], tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"].fill_(3e38)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    config = finished[1] | {"models": {"tiny": {"source": str(model)}}}
+    target = "results/tiny/stdlib/seed0/gram/block01.safetensors"
+    done = workflow.run(config, "--cores", "1", "--", target, check=False)
+    assert done.returncode != 0
+    assert "model.layers.0.mlp.down_proj: an input activation is NaN or Inf" in done.stdout
+    assert not (workflow.folder / target).exists()
+
+
+def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
+    text = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
+    calibrations = {"stdlib": text, "chained": text | {"propagate": "pruned"}}
+    config = tiny_study(tiny_model, calibrations=calibrations, patterns=["2:4"])
+    workflow = Workflow(tmp_path)
+    jobs = workflow.planned(config)
+    assert {name: jobs[name] for name in ("capture_tiny", "warmstart", "refine", "chain_tiny")} == {
+        "capture_tiny": 1,
+        "warmstart": 2,
+        "refine": 4,
+        "chain_tiny": 2,  # a refinement each
+    }
+    folder = "results/tiny/chained/seed0/2of4/wanda/swaps"
+    workflow.run(config, "--cores", "2", "--", f"{folder}/masks.safetensors")
+    described = read_model(tmp_path / "results" / "tiny" / "model.json")
+    chained = read_masks(tmp_path / folder / "masks.safetensors", described)
+    dense = read_masks(cell(finished[0], "2of4", "swaps") / "masks.safetensors", described)
+    equal = {name: torch.equal(mask, dense[name]) for name, mask in chained.items()}
+    model, tokenizer = load_model(str(tiny_model), "cpu"), load_tokenizer(str(tiny_model))
+    sizes = {"samples": 8, "held_out": 4, "seqlen": 32}
+    same = sparseswaps.prune(model, tokenizer, "2:4", propagate="pruned", **sizes).masks
+    assert same.keys() == chained.keys()
+    assert all(torch.equal(mask, chained[name]) for name, mask in same.items())
+    assert all(equal[name] for name in equal if ".layers.0." in name)  # nothing is pruned before the first block
+    assert not all(equal.values())
+    losses = [pandas.read_csv(tmp_path / folder / "losses" / f"block0{index}.csv") for index in range(2)]
+    assert all((table["loss_after"] < table["loss_before"]).all() for table in losses)
+    changed = {name: entry | {"propagate": "pruned"} for name, entry in calibrations.items()}
+    assert "capture_tiny" not in workflow.planned(config | {"calibrations": changed})
+
+
+def test_every_further_stage_and_option(further):
+    """Unequal budgets, rows that differ, options of refinement, and new weights, with dense inputs and pruned ones."""
+    workflow, config, targets = further
+    folders = [target.partition("/every+ls")[0] for target in targets[:2]]
+    described = read_model(workflow.folder / "results" / "tiny" / "model.json")
+    allocation = json.loads((workflow.folder / folders[0]).parent.joinpath("allocation.json").read_text())
+    sparsities = [float(of_block["mlp.up_proj"].rstrip("%")) / 100 for of_block in allocation]
+    assert abs(sparsities[0] - sparsities[1]) == pytest.approx(0.2, abs=1e-5)
+    assert sum(sparsities) == pytest.approx(1.2, abs=1e-5)
+    dense = described.checkpoint
+    asked = [lambda block, _: sparsities[block], lambda _, name: 0.5 if name == "mlp.down_proj" else 0.6]
+    for folder, sparsity in zip(folders, asked, strict=True):
+        place = workflow.folder / folder
+        pruned = AutoModelForCausalLM.from_pretrained(place / "every+ls" / "checkpoint").state_dict()
+        for block, layers in enumerate(described.blocks):
+            for layer in layers:
+                zeros = pruned[layer.tensor] == 0
+                assert zeros.sum() == layer.d_out * int(layer.d_in * sparsity(block, layer.name) + 1e-9), layer.tensor
+                assert len(set(zeros.sum(1).tolist())) > 1  # rows differ
+                assert not torch.equal(pruned[layer.tensor], dense.tensor(layer.tensor) * ~zeros)  # new weights
+        losses = [pandas.read_csv(place / "every+ls" / "losses" / f"block0{index}.csv") for index in range(2)]
+        assert all((of_block["loss_after"] < of_block["loss_before"]).all() for of_block in losses)
+        curves = pandas.read_csv(place / "every" / "curves" / "block00.csv") if "owl" in folder else None
+        assert curves is None or set(curves["layer"]) == {layer.name for layer in described.blocks[0]}
+    assert workflow.planned(config, *targets) == {}
+
+
+def test_the_mask_file_prunes_a_fresh_copy_of_the_base(finished, tiny_model):
+    folder = cell(finished[0], "2of4", "swaps")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    sparseswaps.apply_masks(model, folder / "masks.safetensors")
+    pruned = AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+    assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
+
+
+def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
+    folder = cell(workflow, "2of4", "swaps")
+    shutil.rmtree(folder / "checkpoint")
+    results = [folder / "lm_eval.json", folder / "perplexity" / "held_out.json"]
+    of_checkpoint = [json.loads(path.read_text()) for path in results]
+    after = {"tables": 1, "figures": 1, "report": 1}
+    one = config | {"patterns": ["2:4"], "refinements": {"swaps": {}}, "checkpoints": False}
+    assert workflow.planned(one) == {"perplexity": 1, "harness": 1} | after  # the dense model's stay as they are
+    workflow.run(one, "--cores", "2", "--", *(path.relative_to(workflow.folder) for path in results))
+    for path, expected in zip(results, of_checkpoint, strict=True):
+        found = json.loads(path.read_text())
+        assert found.pop("key") != expected.pop("key")
+        assert found == expected
+    assert not (folder / "checkpoint").exists()
+    assert workflow.planned(config) == {"assemble": 1, "perplexity": 1, "harness": 1} | after
+
+
+def test_a_study_has_its_checkpoints_even_where_nothing_is_evaluated(finished, tmp_path):
+    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1] | {"evaluation": {}}
+    shutil.rmtree(cell(workflow, "2of4", "swaps"))
+    again = {"refine": 2, "masks": 1, "tables": 1, "figures": 1, "report": 1}
+    assert workflow.planned(config) == again | {"assemble": 1}
+    assert workflow.planned(config | {"checkpoints": False}) == again
