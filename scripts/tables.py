@@ -7,6 +7,7 @@ from job import run
 
 from sparseswaps.base.files import read_csv, read_json
 from sparseswaps.report.tables import (
+    Measured,
     beside_published,
     best,
     cells_table,
@@ -22,17 +23,25 @@ from sparseswaps.report.tables import (
 
 
 def main(snakemake, settings):
-    cells, texts = settings["cells"], settings["texts"]
-    losses = of_cells(snakemake.input.losses, settings["blocks"])
-    curves = of_cells(snakemake.input.curves, settings["curves"])
-    measured = iter(snakemake.input.perplexity)
-    perplexities = [{text: read_json(next(measured)) for text in texts} for _ in cells]
-    scores = [read_json(path) for path in snakemake.input.harness] if settings["harness"] else [None] * len(cells)
-    frame = cells_table(cells, losses, perplexities, scores)
+    texts = settings["texts"]
+    losses, curves, perplexity, harness = (
+        iter(getattr(snakemake.input, name)) for name in ("losses", "curves", "perplexity", "harness")
+    )
+    measured = [
+        Measured(
+            facts=facts,
+            losses=of_blocks([next(losses) for _ in range(blocks)]),
+            curves=of_blocks([next(curves) for _ in range(curve_blocks)]),
+            perplexities={text: read_json(next(perplexity)) for text in texts},
+            scores=read_json(next(harness))["results"] if settings["harness"] else {},
+        )
+        for facts, blocks, curve_blocks in zip(settings["cells"], settings["blocks"], settings["curves"], strict=True)
+    ]
+    frame = cells_table(measured)
     folder = Path(snakemake.output[0]).parent
     write_table(frame, folder / "cells")
-    write_table(layers_table(cells, losses), folder / "layers")
-    write_table(curves_table(cells, curves), folder / "curves")
+    write_table(layers_table(measured), folder / "layers")
+    write_table(curves_table(measured), folder / "curves")
     for name, table, marks in (("summary", summary, best), ("comparison", comparison, lowest)):
         write_measures(table(frame), marks(table(frame)), folder / name)
     if settings["published"]:
@@ -40,11 +49,9 @@ def main(snakemake, settings):
     return f"{len(frame)} cells"
 
 
-def of_cells(paths, numbers):
-    """The tables of each cell's blocks as one, by how many files there are for each cell."""
-    paths = iter(paths)
-    parts = [[pandas.DataFrame(read_csv(next(paths))) for _ in range(number)] for number in numbers]
-    return [pandas.concat(tables, ignore_index=True) if tables else None for tables in parts]
+def of_blocks(paths):
+    """The tables of a cell's blocks as one, None where there are none."""
+    return pandas.concat([pandas.DataFrame(read_csv(path)) for path in paths], ignore_index=True) if paths else None
 
 
 run(snakemake, main)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -25,6 +26,7 @@ from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.blocks import describe
 from sparseswaps.model.description import by_tensor
+from sparseswaps.report.tables import Measured
 from sparseswaps.workflow.artifacts import write_masks
 
 REPOSITORY = Path(__file__).parent.parent
@@ -228,25 +230,22 @@ def losses_of(pattern: str, warmstart: str, refinement: str, seed: int, blocks: 
     return pd.DataFrame(rows)
 
 
-def make_study(seeds: int = 1, blocks: int = 2) -> tuple:
-    """The four arguments of `cells_table` for a small, plausible study."""
-    cells: list[dict] = [{"model": "pico", "pattern": "dense"}]
-    losses: list = [None]
-    perplexities = [{"held_out": {"perplexity": DENSE, "seqlen": 256, "windows": 96, "tokens": 24576}}]
-    harness: list = [{"results": {"cloze": {"acc": 0.5, "acc_stderr": 0.02}, "choice": {"acc": 0.4, "acc_norm": 0.3}}}]
-    for seed in range(seeds):
-        for pattern, cost in PATTERNS.items():
-            for warmstart, (factor, _) in WARMSTARTS.items():
-                for refinement, (budget, progress) in REFINEMENTS.items():
-                    cell = {"model": "pico", "calibration": "c4", "seed": seed, "pattern": pattern}
-                    cell |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget} | SETTINGS
-                    cells.append(cell)
-                    losses.append(losses_of(pattern, warmstart, refinement, seed, blocks))
-                    perplexity = DENSE * cost * factor ** (2 - progress) + seed
-                    perplexities.append({"held_out": {"perplexity": perplexity, "seqlen": 256}})
-                    accuracy = 0.3 + 0.1 * progress
-                    harness.append({"results": {"cloze": {"acc": accuracy}, "choice": {"acc": accuracy / 2}}})
-    return cells, losses, perplexities, harness
+def make_study(seeds: int = 1, blocks: int = 2) -> list[Measured]:
+    """Everything measured of a small, plausible study."""
+    scores = {"cloze": {"acc": 0.5, "acc_stderr": 0.02}, "choice": {"acc": 0.4, "acc_norm": 0.3}}
+    dense = {"perplexity": DENSE, "seqlen": 256, "windows": 96, "tokens": 24576}
+    study = [Measured({"model": "pico", "pattern": "dense"}, perplexities={"held_out": dense}, scores=scores)]
+    for seed, pattern, warmstart, refinement in product(range(seeds), PATTERNS, WARMSTARTS, REFINEMENTS):
+        budget, progress = REFINEMENTS[refinement]
+        facts = {"model": "pico", "calibration": "c4", "seed": seed, "pattern": pattern}
+        facts |= {"warmstart": warmstart, "refinement": refinement, "max_swaps": budget} | SETTINGS
+        losses = losses_of(pattern, warmstart, refinement, seed, blocks)
+        perplexity = DENSE * PATTERNS[pattern] * WARMSTARTS[warmstart][0] ** (2 - progress) + seed
+        perplexities = {"held_out": {"perplexity": perplexity, "seqlen": 256}}
+        accuracy = 0.3 + 0.1 * progress
+        scores = {"cloze": {"acc": accuracy}, "choice": {"acc": accuracy / 2}}
+        study.append(Measured(facts, losses, None, perplexities, scores))
+    return study
 
 
 def mask_file(folder, path):

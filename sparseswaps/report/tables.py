@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,27 +34,43 @@ def held_out_error_reduction(layers: pd.DataFrame) -> pd.Series:
     return error_reduction(layers["held_out_before"], layers["held_out_after"], float("nan"))
 
 
-def cells_table(
-    cells: list[dict[str, Any]],
-    losses: list[pd.DataFrame | None],
-    perplexities: list[dict[str, dict[str, Any]]],
-    harness: list[dict[str, Any] | None],
-) -> pd.DataFrame:
-    """One row per evaluated model, in the order given.
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured of one evaluated model: a dense model, or one cell of the study's grid."""
 
-    `cells[i]` holds the six COORDINATES, the SETTINGS and `max_swaps` (None: as many as the method makes); a dense
-    model's holds `model` and `pattern` ("dense") only. A reconstruction is part of the name of the refinement
-    ("swaps+ls"), and "none" is the untouched warm start. `losses[i]` has the columns LOSSES and a row per pruned
-    matrix (None for a dense model), `perplexities[i]` maps a text to its "perplexity" and "seqlen", and
-    `harness[i]["results"]` maps a task to its metrics (None: not evaluated). Raises InputError when a table of losses
-    lacks a column.
+    facts: dict[str, Any]
+    """The six COORDINATES, the SETTINGS and `max_swaps` (None: no limit). A dense model has `model` and `pattern`
+    ("dense") only. The refinement "none" is the warm start itself; "swaps+ls" is a reconstruction after "swaps"."""
+    losses: pd.DataFrame | None = None
+    """The columns LOSSES, a row per pruned matrix. None for a dense model."""
+    curves: pd.DataFrame | None = None
+    """The columns CURVES, a row per matrix and swap budget; budgets rise. None where no swaps were made."""
+    perplexities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each text its "perplexity" and "seqlen"."""
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """For each lm-eval task its metrics."""
+
+    def columns(self, kind: str, names: list[str]) -> pd.DataFrame:
+        """Return the columns `names` of `losses` or `curves`. Raises InputError when one is missing."""
+        table = getattr(self, kind)
+        missing = [name for name in names if name not in table]
+        if missing:
+            cell = "/".join(str(self.facts[name]) for name in COORDINATES)
+            raise InputError(f"{cell}: {kind} without the column {missing[0]!r}; delete them and run snakemake again")
+        return table[names]
+
+
+def cells_table(measured: list[Measured]) -> pd.DataFrame:
+    """Return one row per evaluated model, in the order given.
+
+    Raises InputError when a table of losses lacks a column.
     """
     rows = []
-    for cell, table, texts, tasks in zip(cells, losses, perplexities, harness, strict=True):
-        row = {name: cell.get(name) for name in COORDINATES + SETTINGS} | _refined(cell, table)
-        for text, measured in texts.items():
-            row |= {f"perplexity/{text}": measured["perplexity"], f"seqlen/{text}": measured["seqlen"]}
-        for task, metrics in (tasks["results"] if tasks else {}).items():
+    for model in measured:
+        row = {name: model.facts.get(name) for name in COORDINATES + SETTINGS} | _refinement_columns(model)
+        for text, result in model.perplexities.items():
+            row |= {f"perplexity/{text}": result["perplexity"], f"seqlen/{text}": result["seqlen"]}
+        for task, metrics in model.scores.items():
             row |= {f"{task}/{metric}": value for metric, value in metrics.items()}
         rows.append(row)
     return _with_gaps(pd.DataFrame(rows))
@@ -66,68 +83,60 @@ def _with_gaps(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(kinds)
 
 
-def _refined(cell: dict[str, Any], table: pd.DataFrame | None) -> dict[str, Any]:
-    budget = cell.get("max_swaps")
-    to_the_end = cell.get("method") == "swaps" and cell.get("stop") != "held_out"
+def _refinement_columns(model: Measured) -> dict[str, Any]:
+    """Return the columns of one row that say how far refinement went and what it changed."""
+    budget = model.facts.get("max_swaps")
+    to_the_end = model.facts.get("method") == "swaps" and model.facts.get("stop") != "held_out"
     row = {"max_swaps": budget, "optimum": to_the_end and budget is None}
-    if table is None:
-        measured = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
-        return row | {"sparsity": 0.0} | dict.fromkeys(measured, float("nan"))
-    table = _checked(cell, table)
+    if model.losses is None:
+        measures = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
+        return row | {"sparsity": 0.0} | dict.fromkeys(measures, float("nan"))
+    losses = model.columns("losses", LOSSES)
     return row | {
-        "sparsity": 1 - table["kept"].sum() / (table["d_out"] * table["d_in"]).sum(),
-        "error_reduction": error_reduction(table["loss_before"], table["loss_after"]).mean(),
-        "held_out_error_reduction": held_out_error_reduction(table).mean(),
-        "swaps_per_row": table["swaps"].sum() / table["rows"].sum(),
-        "certified": table["rows_certified"].sum() / table["rows"].sum(),
-        "seconds": table["seconds"].sum(),
+        "sparsity": 1 - losses["kept"].sum() / (losses["d_out"] * losses["d_in"]).sum(),
+        "error_reduction": error_reduction(losses["loss_before"], losses["loss_after"]).mean(),
+        "held_out_error_reduction": held_out_error_reduction(losses).mean(),
+        "swaps_per_row": losses["swaps"].sum() / losses["rows"].sum(),
+        "certified": losses["rows_certified"].sum() / losses["rows"].sum(),
+        "seconds": losses["seconds"].sum(),
     }
 
 
-def layers_table(cells: list[dict[str, Any]], losses: list[pd.DataFrame | None]) -> pd.DataFrame:
-    """One row per pruned matrix and refined cell: the six COORDINATES, then LOSSES.
+def layers_table(measured: list[Measured]) -> pd.DataFrame:
+    """Return one row per pruned matrix and refined cell: the six COORDINATES, then LOSSES.
 
-    Takes the same lists as `cells_table`; leaves out dense models and the refinement "none".
+    Dense models and the refinement "none" have no rows.
     """
-    tables = [
-        _checked(cell, table).assign(**{name: cell[name] for name in COORDINATES})
-        for cell, table in zip(cells, losses, strict=True)
-        if table is not None and cell["refinement"] != "none"
-    ]
-    return pd.concat(tables or [pd.DataFrame(columns=COORDINATES + LOSSES)], ignore_index=True)[COORDINATES + LOSSES]
+    refined = [model for model in measured if model.losses is not None and model.facts["refinement"] != "none"]
+    columns = COORDINATES + LOSSES
+    parts = [_at_coordinates(model, model.columns("losses", LOSSES), COORDINATES) for model in refined]
+    return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)[columns]
 
 
-def _checked(
-    cell: dict[str, Any], table: pd.DataFrame, columns: list[str] = LOSSES, kind: str = "losses"
-) -> pd.DataFrame:
-    missing = [name for name in columns if name not in table]
-    if missing:
-        where = "/".join(str(cell[name]) for name in COORDINATES)
-        raise InputError(f"{where}: {kind} without the column {missing[0]!r}; delete them and run snakemake again")
-    return table[columns]
-
-
-def curves_table(cells: list[dict[str, Any]], curves: list[pd.DataFrame | None]) -> pd.DataFrame:
-    """The error on the way of every refinement by swaps: the six COORDINATES, max_swaps, and
+def curves_table(measured: list[Measured]) -> pd.DataFrame:
+    """Return the error of every refinement by swaps at each swap budget: the six COORDINATES, max_swaps, and
 
     budget: swaps that a row could make so far;
     error, held_out_error: percent of the warm start's on the calibration text and on held-out text, means over layers.
 
-    `curves[i]` has the columns CURVES and a row per matrix and budget, where `budget` rises (None: no swaps were made).
-    A layer whose refinement ended sooner counts with its last error, and a budget at which a layer that went on was not
-    looked at is left out. Raises InputError when a column is missing.
+    A layer whose refinement ended sooner counts with its last error. A budget is left out where some layer has no
+    value at it and has not ended. Raises InputError when a column is missing.
     """
     columns = [*COORDINATES, "max_swaps", "budget", "error", "held_out_error"]
-    found = []
-    for cell, curve in zip(cells, curves, strict=True):
-        if curve is not None:
-            means = _mean_curve(_checked(cell, curve, CURVES, "curves"))
-            found.append(means.assign(**{name: cell[name] for name in [*COORDINATES, "max_swaps"]}))
-    return _with_gaps(pd.concat(found or [pd.DataFrame(columns=columns)], ignore_index=True)[columns])
+    parts = [
+        _at_coordinates(model, _mean_curve(model.columns("curves", CURVES)), [*COORDINATES, "max_swaps"])
+        for model in measured
+        if model.curves is not None
+    ]
+    return _with_gaps(pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)[columns])
+
+
+def _at_coordinates(model: Measured, table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    return table.assign(**{name: model.facts[name] for name in names})
 
 
 def _mean_curve(curve: pd.DataFrame) -> pd.DataFrame:
-    """Columns budget, error and held_out_error of one cell."""
+    """Return the columns budget, error and held_out_error of one cell."""
     curve = curve.drop_duplicates(["block", "layer", "budget"], keep="last")
     means = {}
     for name, losses, of_nothing in (("error", "loss", 0.0), ("held_out_error", "held_out", float("nan"))):

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ TYPES = [name.partition(".")[2] for name in LAYERS]
 def frames(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every cell, and the layers of the refinement that goes to the optimum."""
     study = make_study(seeds)
-    return tables.cells_table(*study), tables.layers_table(*study[:2]).query("refinement == 'swaps'")
+    return tables.cells_table(study), tables.layers_table(study).query("refinement == 'swaps'")
 
 
 @pytest.fixture(scope="module")
@@ -194,17 +195,15 @@ def test_curves_of_refinements_with_all_else_equal(two_seeds, setting):
 
 def by_swaps(seeds: int = 1, held_out: float | None = 0.2) -> pd.DataFrame:
     """A table of curves, each seed's with an end of its own."""
-    cells = make_study(seeds)[0]
-    tables_of = []
-    for cell in cells:
-        if cell.get("refinement") not in ("swaps", "swaps-5"):
-            tables_of.append(None)
-            continue
-        budgets = [0, 1, 2, 5] + ([10, 30 + cell["seed"]] if cell["refinement"] == "swaps" else [])
-        loss = [100.0 * 0.9**k + cell["seed"] * (k > 0) for k in range(len(budgets))]
-        curve = pd.DataFrame({"block": 0, "layer": "a", "budget": budgets, "loss": loss})
-        tables_of.append(curve.assign(held_out=[held_out and held_out * value for value in loss]))
-    return tables.curves_table(cells, tables_of)
+    study = []
+    for measured in make_study(seeds):
+        if measured.facts.get("refinement") in ("swaps", "swaps-5"):
+            seed, all_swaps = measured.facts["seed"], measured.facts["refinement"] == "swaps"
+            budgets = [0, 1, 2, 5] + ([10, 30 + seed] if all_swaps else [])
+            loss = [100.0 * 0.9**k + seed * (k > 0) for k in range(len(budgets))]
+            curve = pd.DataFrame({"block": 0, "layer": "a", "budget": budgets, "loss": loss})
+            study.append(replace(measured, curves=curve.assign(held_out=[held_out and held_out * y for y in loss])))
+    return tables.curves_table(study)
 
 
 def test_held_out_curve():

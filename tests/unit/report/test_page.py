@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -49,7 +50,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def frames():
     study = make_study()
-    return tables.cells_table(*study), tables.layers_table(*study[:2])
+    return tables.cells_table(study), tables.layers_table(study)
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +145,9 @@ def test_overview(frames):
 
 
 def test_study_without_perplexity_refinement_or_figures():
-    cells, losses, perplexities, harness = (part[:2] for part in make_study())
-    study = cells, losses, [{} for _ in perplexities], [None for _ in harness]
-    cells, layers = tables.cells_table(*study), tables.layers_table(*study[:2])
-    page = Page(report.render({}, tables.summary(cells), cells, layers, [], STAGES, {}, BYTES, []))
+    study = [replace(measured, perplexities={}, scores={}) for measured in make_study()[:2]]
+    cells, layers = tables.cells_table(study), tables.layers_table(study)
+    page = Page(report.render({}, tables.summary(cells), cells, layers, [], STAGES, {}, BYTES))
     assert "1 pruned model: 1 model" in "".join(page.text)
-    only_refined = tables.cells_table(*(part[4:5] for part in make_study()))
+    only_refined = tables.cells_table(make_study()[4:5])
     assert report.overview(only_refined).endswith("on held-out text).")

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def cells(study):
-    return tables.cells_table(*study)
+    return tables.cells_table(study)
 
 
 def row(cells: pd.DataFrame, **where) -> pd.Series:
@@ -40,7 +41,7 @@ def test_columns_are_the_contract(cells, study):
         *("swaps_per_row", "certified", "seconds", "perplexity/held_out", "seqlen/held_out"),
         *("cloze/acc", "cloze/acc_stderr", "choice/acc", "choice/acc_norm"),
     ]
-    layers = tables.layers_table(*study[:2])
+    layers = tables.layers_table(study)
     assert list(layers) == [
         *("model", "calibration", "seed", "pattern", "warmstart", "refinement", "block", "layer", "d_out", "d_in"),
         *("tokens", "unrouted", "kept", "loss_before", "loss_after", "held_out_before", "held_out_after"),
@@ -90,9 +91,9 @@ def test_no_error_before_and_after_is_no_reduction():
 
 
 def test_missing_column_and_missing_file_are_named(study, tmp_path):
-    cells, losses, *_ = study
+    broken = replace(study[-1], losses=study[-1].losses.drop(columns="held_out_after"))
     with pytest.raises(InputError, match=r"wanda.*'held_out_after'"):
-        tables.layers_table(cells[-1:], [losses[-1].drop(columns="held_out_after")])
+        tables.layers_table([broken])
     with pytest.raises(InputError, match=r"cells\.csv: no such file"):
         tables.read_table(tmp_path / "cells.csv")
     (tmp_path / "cells.csv").touch()
@@ -100,10 +101,9 @@ def test_missing_column_and_missing_file_are_named(study, tmp_path):
         tables.read_table(tmp_path / "cells.csv")
 
 
-def test_no_refined_cell_at_all():
-    cells, losses, perplexities, harness = ([part[0]] for part in make_study())
-    frame = tables.cells_table(cells, losses, perplexities, harness)
-    assert tables.layers_table(cells, losses).empty
+def test_no_refined_cell_at_all(study):
+    frame = tables.cells_table(study[:1])
+    assert tables.layers_table(study[:1]).empty
     assert tables.headline(frame) == []
     assert tables.summary(frame).empty
 
@@ -131,7 +131,7 @@ def test_summary(cells):
 
 
 def test_summary_over_seeds():
-    summary = tables.summary(tables.cells_table(*make_study(seeds=2)))
+    summary = tables.summary(tables.cells_table(make_study(seeds=2)))
     assert len(summary) == 4
     wanda = row(summary, pattern="60%", **{"warm start": "wanda"})
     assert wanda["perplexity on held_out (seqlen 256): dense"] == "8.02"
@@ -155,10 +155,7 @@ def test_headline_takes_the_furthest_of_each_family(cells):
 
 def test_methods_beside_swaps(study):
     """DSnoT, early stopping and reconstruction: none is a smaller budget of another, none claims the optimum."""
-    parts = [list(part[:1]) for part in study]
-    start, swaps = (
-        next(i for i, cell in enumerate(study[0]) if cell.get("refinement") == name) for name in ("none", "swaps")
-    )
+    start, swaps = (next(m for m in study if m.facts.get("refinement") == name) for name in ("none", "swaps"))
     others = {
         "none": {"max_swaps": 0},
         "dsnot": {"method": "dsnot"},
@@ -168,11 +165,11 @@ def test_methods_beside_swaps(study):
         "swaps+ls": {"reconstruction": "ls"},
         "none+obs": {"max_swaps": 0, "reconstruction": "obs"},
     }
+    measured = [study[0]]
     for name, settings in others.items():
-        of = study[0][start if name == "none" else swaps] | {"refinement": name} | settings
-        for part, value in zip(parts, [of, *(part[swaps] for part in study[1:])], strict=True):
-            part.append(value)
-    frame = tables.cells_table(*parts)
+        facts = (start if name == "none" else swaps).facts | {"refinement": name} | settings
+        measured.append(replace(swaps, facts=facts))
+    frame = tables.cells_table(measured)
     ended = frame.set_index("refinement")
     assert list(ended.index[ended["optimum"]]) == ["swaps", "swaps+ls"]
     assert ended["max_swaps"].isna().tolist() == [True, False, True, True, True, False, True, False]
@@ -185,24 +182,24 @@ def test_methods_beside_swaps(study):
     assert [name for name in summary if name.startswith("swaps per row")] == [
         f"swaps per row: {name}" for name in ("dsnot", "early", "swaps")
     ]
-    assert len(tables.layers_table(*parts[:2])) == 6 * 14
+    assert len(tables.layers_table(measured)) == 6 * 14
 
 
 def test_curves_are_means_over_layers_that_were_looked_at(study):
-    cells = [study[0][0], study[0][4]]
     ended = pd.DataFrame({"block": 0, "layer": "a", "budget": [0, 1, 3], "loss": [10.0, 8.0, 7.0], "held_out": None})
     went_on = pd.DataFrame({"block": 0, "layer": "b", "budget": [0, 1, 2, 5], "loss": [2.0, 1.0, 0.8, 0.6]})
     nothing = pd.DataFrame({"block": 1, "layer": "a", "budget": [0, 0], "loss": [0.0, 0.0], "held_out": [0.0, 0.0]})
     curve = pd.concat([ended, went_on.assign(held_out=[4.0, 3.0, 3.0, 5.0]), nothing])
-    table = tables.curves_table(cells, [None, curve])
+    swaps = replace(study[4], curves=curve)
+    table = tables.curves_table([study[0], swaps])
     assert list(table) == [*tables.COORDINATES, "max_swaps", "budget", "error", "held_out_error"]
     assert table["refinement"].unique() == ["swaps"]
     assert table["budget"].tolist() == [0, 1, 5]  # at 2 a was on its way, at 3 b was
     assert table["error"].tolist() == pytest.approx([100, (80 + 50 + 100) / 3, (70 + 30 + 100) / 3])
     assert table["held_out_error"].tolist() == pytest.approx([100, 75, 125])  # of b alone: 0 of 0 is no error at all
     with pytest.raises(InputError, match="swaps: curves without the column 'budget'"):
-        tables.curves_table(cells, [None, curve.drop(columns="budget")])
-    assert list(tables.curves_table(cells[:1], [None])) == list(table)
+        tables.curves_table([replace(swaps, curves=curve.drop(columns="budget"))])
+    assert list(tables.curves_table(study[:1])) == list(table)
 
 
 @pytest.fixture
@@ -220,7 +217,7 @@ def test_published_numbers_stand_beside_means_over_seeds(published, tmp_path):
     published.to_csv(tmp_path / "published.csv", index=False)
     read = tables.read_published(tmp_path / "published.csv")
     pd.testing.assert_frame_equal(read, published, check_dtype=False)
-    table = tables.beside_published(tables.cells_table(*make_study(seeds=2)), read)
+    table = tables.beside_published(tables.cells_table(make_study(seeds=2)), read)
     perplexity, accuracy = DENSE * 1.4 * 1.5**2 + 0.5, (30 + 15) / 2
     assert table["published"].tolist() == [21.5, 24, 25, 8]
     assert table["measured"].tolist() == pytest.approx([perplexity, accuracy, float("nan"), DENSE], nan_ok=True)
@@ -313,7 +310,7 @@ def test_csv_round_trip(study, cells, tmp_path):
     pd.testing.assert_frame_equal(
         tables.summary(tables.read_table(tmp_path / "out" / "cells.csv")), tables.summary(cells)
     )
-    layers = tables.layers_table(*study[:2])
+    layers = tables.layers_table(study)
     tables.write_table(layers, tmp_path / "v1.0 layers")  # a dot in the stem is no suffix
     pd.testing.assert_frame_equal(tables.read_table(tmp_path / "v1.0 layers.csv"), layers, check_dtype=False)
     assert {path.name for path in tmp_path.iterdir()} == {"out"} | {
