@@ -5,7 +5,7 @@ from collections.abc import Callable
 import job  # noqa: F401  it makes the package importable where it is not installed
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import Pattern
@@ -18,7 +18,9 @@ def first_masks(settings: dict, model: Model) -> Callable[..., Tensor]:
     be given a `Report` of the rows that are done, too."""
     theirs = masks_from(settings["from"], model) if "from" in settings else None
 
-    def first(layer: Layer, weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
+    def first(
+        layer: Layer, weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress
+    ) -> Tensor:
         if theirs is None:
             mask = WARMSTARTS[settings["criterion"]](weight, gram, pattern, progress=progress)
         else:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 
 from sparseswaps.base.errors import BrokenFileError, InputError
 from sparseswaps.base.files import read_json
-from sparseswaps.base.progress import Part, Report, shown
+from sparseswaps.base.progress import Part, Report, show_progress
 from sparseswaps.layer.pattern import Pattern, parse_pattern
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
@@ -152,8 +152,8 @@ def device(settings: dict) -> str:
 
 
 def progress(snakemake: Any, unit: str, makes: str, parts: Sequence[Part]) -> AbstractContextManager[list[Report]]:
-    """`shown` under the name of the job's log."""
-    return shown(Path(snakemake.log[0]).stem, unit, makes, parts)
+    """`show_progress` under the name of the job's log."""
+    return show_progress(Path(snakemake.log[0]).stem, unit, makes, parts)
 
 
 def patterns(snakemake: Any, settings: dict) -> Callable[[int, str], Pattern]:

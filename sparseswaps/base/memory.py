@@ -8,12 +8,12 @@ from typing import TypeVar
 import torch
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 
 T = TypeVar("T")
 
 
-def halving(step: Callable[[int], T], size: int, what: str, lower: str | None = None) -> tuple[T, int]:
+def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: str | None = None) -> tuple[T, int]:
     """Run `step(size)`; with half the size, and a line in the log, for as long as the GPU has no memory for it.
 
     Args:
@@ -44,18 +44,25 @@ def halving(step: Callable[[int], T], size: int, what: str, lower: str | None = 
         size //= 2
 
 
-def sliced(
-    step: Callable[[slice], T], count: int, size: int, what: str, lower: str | None = None, progress: Report = nobody
+def map_slices(
+    step: Callable[[slice], T],
+    count: int,
+    size: int,
+    what: str,
+    lower: str | None = None,
+    progress: Report = ignore_progress,
 ) -> list[T]:
     """What `step` returns for one slice of `range(count)` after the other, each of `size` at first, and of half as many
     from where the GPU had no memory for them.
 
-    Args and errors are those of `halving`; `progress` is told how many of `count` are done.
+    Args and errors are those of `halve_until_it_fits`; `progress` is told how many of `count` are done.
     """
     found: list[T] = []
     start, size = 0, min(size, count)
     while start < count:
-        result, size = halving(lambda most, at=start: step(slice(at, min(at + most, count))), size, what, lower)
+        result, size = halve_until_it_fits(
+            lambda most, at=start: step(slice(at, min(at + most, count))), size, what, lower
+        )
         found.append(result)
         start = min(start + size, count)
         progress(start, 0)

@@ -19,8 +19,8 @@ EVERY = 30.0  # seconds between two lines in the log
 _DRAWN = 0.2  # seconds between two states of a bar
 
 
-def nobody(done: int, made: int) -> None:
-    """A `Report` to nobody."""
+def ignore_progress(done: int, made: int) -> None:
+    """Ignore a progress report."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Part:
 
 
 @contextmanager
-def shown(name: str, unit: str, makes: str, parts: Sequence[Part]) -> Iterator[list[Report]]:
+def show_progress(name: str, unit: str, makes: str, parts: Sequence[Part]) -> Iterator[list[Report]]:
     """While work goes on, show how far it is: in the log as a line every `EVERY` seconds, and where standard error is a
     terminal as a bar as well, which is gone at the end.
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import halving
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import halve_until_it_fits
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.calibration.activations import Keep, in_memory
 from sparseswaps.calibration.grams import Grams
-from sparseswaps.layer.gram import accumulate, summed
+from sparseswaps.layer.gram import accumulate, symmetric_gram
 from sparseswaps.model.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_weights
 from sparseswaps.model.description import Layer
 from sparseswaps.model.weights import Weights
@@ -62,7 +62,7 @@ def capture(
     batch_size: int,
     prune: Prune | None = None,
     keep: Keep = in_memory,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> Iterator[Grams]:
     """Gram matrices of the inputs of every prunable layer, block by block.
 
@@ -101,7 +101,7 @@ def capture(
         cut = [(ids, False) for ids in samples.split(size)]
         return observe(cut + [(ids, True) for ids in held_out.split(size) if len(ids)], keep)
 
-    batches, _ = halving(start, batch_size, "sequences", "the calibration's seqlen")
+    batches, _ = halve_until_it_fits(start, batch_size, "sequences", "the calibration's seqlen")
     ran = 0
 
     def told(blocks: int, sequences: int) -> None:
@@ -147,7 +147,7 @@ def _of_block(
         _leave_dense(grams, layers, f"{prefix}.{index}", sequences * seqlen)
         for totals in (grams.matrix, grams.held_out):
             for name in list(totals):
-                totals[name] = summed(totals.pop(name))
+                totals[name] = symmetric_gram(totals.pop(name))
         if prune is not None:
             put_weights(block, layers, prune(index, grams))
         if not advanced:
@@ -288,7 +288,7 @@ def _sweep(
         step(batches[position])
 
     while position < len(batches):
-        halving(attempt, len(batches[position].ids), "sequences", "the calibration's seqlen")
+        halve_until_it_fits(attempt, len(batches[position].ids), "sequences", "the calibration's seqlen")
         told(len(batches[position].ids))
         position += 1
 

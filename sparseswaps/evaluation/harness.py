@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import halving
+from sparseswaps.base.memory import halve_until_it_fits
 
 _BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity); 0 would switch off every other too
 
@@ -88,7 +88,7 @@ def evaluate(
             _check_finite(name, task)
         return output
 
-    output, _ = halving(attempt, batch_size, "requests")
+    output, _ = halve_until_it_fits(attempt, batch_size, "requests")
     return {
         "results": {name: _metrics(values) for name, values in output["results"].items()},
         "samples": {name: counts["effective"] for name, counts in output["n-samples"].items()},

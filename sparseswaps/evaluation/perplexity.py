@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import sliced
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
 
 LARGEST = math.log(sys.float_info.max)  # nats; exp() of more overflows
 
@@ -63,7 +63,9 @@ def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
 
 
 @torch.inference_mode()
-def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = nobody) -> Perplexity:
+def perplexity(
+    model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = ignore_progress
+) -> Perplexity:
     """Measure the perplexity of `model` on `windows`.
 
     Args:
@@ -88,7 +90,7 @@ def perplexity(model: torch.nn.Module, windows: Tensor, batch_size: int = 8, pro
     def told(done: int, _: int) -> None:
         progress(done, done * windows.shape[1])
 
-    batches = sliced(losses_of, len(windows), batch_size, "windows", "seqlen", told)
+    batches = map_slices(losses_of, len(windows), batch_size, "windows", "seqlen", told)
     losses = [loss for batch in batches for loss in batch]
     for index, loss in enumerate(losses):
         if not loss < LARGEST:  # also true of NaN

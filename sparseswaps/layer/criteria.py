@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import sliced
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.baselines.admm import admm_mask
 from sparseswaps.layer.baselines.sparsegpt import sparsegpt_mask
 from sparseswaps.layer.gram import validate_layer
@@ -28,10 +28,10 @@ def by_score(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
     """Turn a score per weight into a warm start: the highest scores of each block are kept."""
 
     @wraps(score)
-    def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
+    def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
         scores = score(weight.float(), gram.float())  # of all rows: a score may compare them
         rows = len(scores)
-        kept = sliced(lambda part: keep_best(scores[part], pattern), rows, rows, "rows", progress=progress)
+        kept = map_slices(lambda part: keep_best(scores[part], pattern), rows, rows, "rows", progress=progress)
         return torch.cat(kept)
 
     return warm_start
@@ -62,7 +62,7 @@ def ria(weight: Tensor, gram: Tensor) -> Tensor:
     return relative.nan_to_num(0) * gram.diagonal().pow(0.25)
 
 
-def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = nobody) -> Tensor:
+def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
     """Exact backward elimination on the Gram matrix, with the swap engine's machinery (`refine.engine.eliminate`)."""
     return eliminate(weight, gram, pattern, progress=progress)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import sliced
+from sparseswaps.base.memory import map_slices
 from sparseswaps.layer.swaps.cost import norms
 
 _VANISHED = 2.0**-50  # the norm of a feature whose squares are lost in float32
@@ -50,10 +50,10 @@ def accumulate(total: Tensor, inputs: Tensor) -> None:
         # On the tensor cores, halves are multiplied as they are and summed in float32.
         total[part] += torch.mm(rows, tokens, out_dtype=torch.float32) if halves else rows @ tokens
 
-    sliced(add, len(total), _ROWS, "rows of a Gram matrix", "batch_size")
+    map_slices(add, len(total), _ROWS, "rows of a Gram matrix", "batch_size")
 
 
-def summed(total: Tensor) -> Tensor:
+def symmetric_gram(total: Tensor) -> Tensor:
     """The Gram matrix of all batches, float32 [d_in, d_in], from their float64 `total`: exactly symmetric, which the
     rounding of a device's matrix product need not be."""
     total = total.float()
@@ -87,7 +87,7 @@ def gram_matrix(inputs: Tensor | Iterable[Tensor]) -> Tensor:
         raise InputError("inputs: there are none")
     if not total.isfinite().all():
         raise InputError("inputs: hold NaN or Inf, or their squares overflow")
-    return summed(total)
+    return symmetric_gram(total)
 
 
 def check_gram(gram: Tensor) -> None:

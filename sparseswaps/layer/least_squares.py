@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import sliced
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.gram import correlation, output_error, product, validate_layer
 
 _ROWS = 2048  # solved side by side: four float64 vectors each, and the products of so many are as fast as of more
@@ -14,7 +14,7 @@ _CONVERGED = 1e-5  # of a row's first residual: what is left to gain is then som
 
 @torch.no_grad()
 def least_squares(
-    weight: Tensor, gram: Tensor, mask: Tensor, damping: float, iterations: int, progress: Report = nobody
+    weight: Tensor, gram: Tensor, mask: Tensor, damping: float, iterations: int, progress: Report = ignore_progress
 ) -> Tensor:
     """The kept weights v that minimise each row's damped error (v - w)^T G (v - w) + ridge ||v - m * w||^2.
 
@@ -57,7 +57,7 @@ def least_squares(
         before, after = (objective(own, gram, v, kept, damping) for v in (start, new))
         return torch.where((after <= before)[:, None], new, start)
 
-    return torch.cat(sliced(solve, len(weight), _ROWS, "rows", progress=progress))
+    return torch.cat(map_slices(solve, len(weight), _ROWS, "rows", progress=progress))
 
 
 def objective(weight: Tensor, gram: Tensor, new: Tensor, mask: Tensor, damping: float) -> Tensor:

@@ -88,7 +88,7 @@ def parse_pattern(value: str | float) -> Pattern:
     return PerRow(sparsity)
 
 
-def counted_after(warmstart: str, between_rows: bool) -> str:
+def counting_rule(warmstart: str, between_rows: bool) -> str:
     """Where the weights are counted that masks of a criterion keep, after its refinement: see `masks.check_mask`."""
     return "matrix" if warmstart == "sparsegpt" or between_rows else "rows"
 

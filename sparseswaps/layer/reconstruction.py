@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.baselines.admm import admm_update
 from sparseswaps.layer.baselines.sparsegpt import sparsegpt_update
 from sparseswaps.layer.gram import Inputs, output_error
@@ -47,7 +47,7 @@ def reconstruct_layer(
     mask: Tensor,
     how: Reconstruction,
     figures: dict[str, Any],
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> tuple[Tensor, dict[str, Any]]:
     """New values for a layer's kept weights.
 

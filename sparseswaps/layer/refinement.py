@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sparseswaps.base.memory import sliced
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.baselines.dsnot import dsnot
 from sparseswaps.layer.gram import Inputs, row_loss
 from sparseswaps.layer.pattern import Pattern
@@ -58,7 +58,7 @@ class Refined:
 
 
 def refine_layer(
-    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method, progress: Report = nobody
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method, progress: Report = ignore_progress
 ) -> Refined:
     """Refine a layer's mask, and measure its error on the way.
 
@@ -135,7 +135,7 @@ def _swaps(
         for name, of in grams.items():
             part, mask = weight[changed], result.mask[changed]
             rows = len(part)
-            found = sliced(lambda i, w=part, g=of, m=mask: row_loss(w[i], g, m[i]), rows, rows, "rows")
+            found = map_slices(lambda i, w=part, g=of, m=mask: row_loss(w[i], g, m[i]), rows, rows, "rows")
             if found:
                 of_rows[name][changed] = torch.cat(found)
         losses = {"loss": float(result.loss_after.sum()), "held_out": None}
@@ -174,7 +174,7 @@ def frozen_weights(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
 def total_error(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:
     """An error of all rows, of so many at a time as the GPU has memory for."""
     rows = len(weight)
-    return sum(sliced(lambda part: float(error(weight[part], gram, of[part]).sum()), rows, rows, "rows"))
+    return sum(map_slices(lambda part: float(error(weight[part], gram, of[part]).sum()), rows, rows, "rows"))
 
 
 def summary(figures: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.base.errors import InputError, reason
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.model.checkpoint import Checkpoint
 from sparseswaps.model.description import Layer, Model
 from sparseswaps.model.directory import companion_files
@@ -174,7 +174,7 @@ def skeleton(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = 
     return model.eval()
 
 
-def describe(folder: Path, trust_remote_code: bool = False, progress: Report = nobody) -> Model:
+def describe(folder: Path, trust_remote_code: bool = False, progress: Report = ignore_progress) -> Model:
     """Read, check and hash a model directory; the model is built without memory for its weights.
 
     Args:

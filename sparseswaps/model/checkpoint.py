@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparseswaps.base.errors import BrokenFileError, InputError, one_line
 from sparseswaps.base.files import read_json, replacing, write_json
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.base.tensor_file import UNREADABLE, open_tensors
 from sparseswaps.model.directory import companion_files, weight_files
 
@@ -63,7 +63,7 @@ class Checkpoint:
                 found |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
         return found
 
-    def hashes(self, progress: Report = nobody) -> dict[str, str]:
+    def hashes(self, progress: Report = ignore_progress) -> dict[str, str]:
         """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf.
 
         `progress` is told how many tensors are done, and how many megabytes these have.
@@ -88,7 +88,7 @@ def write_pruned(
     target: str | Path,
     about: dict[str, Any],
     weights: Callable[[str], Tensor] | None = None,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> None:
     """Copy a model folder, with zeros where masks say so.
 

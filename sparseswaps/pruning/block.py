@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sparseswaps.base.errors import naming
-from sparseswaps.base.progress import shown
+from sparseswaps.base.progress import show_progress
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.gram import check_gram
 from sparseswaps.layer.masks import Counted, check_mask
@@ -68,7 +68,7 @@ def prune_block(
         InputError, CertificateError: as `refine_layer` and `reconstruct_layer` do; the line names block and layer.
     """
     found, layers = PrunedBlock(), grams.readers(layers)
-    with shown(f"block {block}", "rows", "swaps", rows_of(layers, recipe.refinement.max_swaps)) as reports:
+    with show_progress(f"block {block}", "rows", "swaps", rows_of(layers, recipe.refinement.max_swaps)) as reports:
         for layer, report in zip(layers, reports, strict=True):
             name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
             with naming(name):

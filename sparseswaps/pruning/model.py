@@ -14,7 +14,7 @@ from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.calibration.sampling import check_vocabulary, draw
 from sparseswaps.layer.criteria import WARMSTARTS
-from sparseswaps.layer.pattern import counted_after, parse_pattern
+from sparseswaps.layer.pattern import counting_rule, parse_pattern
 from sparseswaps.layer.reconstruction import Reconstruction
 from sparseswaps.layer.refinement import Method
 from sparseswaps.model.blocks import find_blocks, put_weights
@@ -129,7 +129,7 @@ def prune(
         lambda _block, _layer: parsed,
         Method(max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows),
         reconstruction,
-        counted_after(warmstart, between_rows),
+        counting_rule(warmstart, between_rows),
     )
     prefix, blocks = find_blocks(model)
     result = Pruned({}, [], [])

@@ -13,7 +13,7 @@ from jsonschema.exceptions import best_match
 from sparseswaps.base.errors import InputError, naming, one_line
 from sparseswaps.calibration import documents
 from sparseswaps.embedded.tasks import TASKS
-from sparseswaps.layer.pattern import Pattern, PerRow, counted_after, parse_pattern, slug_of
+from sparseswaps.layer.pattern import Pattern, PerRow, counting_rule, parse_pattern, slug_of
 from sparseswaps.model import hub
 from sparseswaps.model.directory import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate, mask_files
 from sparseswaps.workflow.plan.sizes import sizes_of
@@ -221,7 +221,7 @@ def counted(config: dict[str, Any], warmstart: str, refinement: str | None = Non
     """Where the weights that a warm start keeps are counted, or a refinement of it: what `masks.check_mask` is told."""
     if warmstarts(config).get(warmstart) is not None:
         return "roughly"
-    return counted_after(warmstart, bool(refinement) and config["refinements"][refinement]["between_rows"])
+    return counting_rule(warmstart, bool(refinement) and config["refinements"][refinement]["between_rows"])
 
 
 def _check_tasks(settings: dict[str, Any]) -> None:

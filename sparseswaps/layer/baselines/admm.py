@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparseswaps.base.memory import sliced
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.gram import validate_layer
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import Pattern
@@ -27,7 +27,7 @@ def admm_mask(
     pattern: Pattern,
     damping: float = 0.1,
     picks: int = 15,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> Tensor:
     """The last mask of the rounds that pick one each: the weights of largest |W + U|, at first Wanda's mask.
 
@@ -55,7 +55,7 @@ def admm_mask(
     def picked(part: slice) -> Tensor:
         return best(_rounds(weight[part] * scale, matrix, inverse, best, picks - 1))
 
-    return torch.cat(sliced(picked, len(weight), len(weight), "rows", progress=progress))
+    return torch.cat(map_slices(picked, len(weight), len(weight), "rows", progress=progress))
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def admm_update(
     mask: Tensor,
     damping: float = 0.1,
     iterations: int = 20,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> Tensor:
     """The weights on a mask that come near the least error of the output, the damping taken as part of it.
 
@@ -82,7 +82,7 @@ def admm_update(
         state = _rounds(weight[part] * scale, matrix, inverse, lambda _: mask[part], iterations)
         return (state / scale).masked_fill_(~mask[part], 0).float()
 
-    return torch.cat(sliced(updated, len(weight), len(weight), "rows", progress=progress))
+    return torch.cat(map_slices(updated, len(weight), len(weight), "rows", progress=progress))
 
 
 def _scaled(gram: Tensor, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from sparseswaps.base.memory import sliced
+from sparseswaps.base.memory import map_slices
 from sparseswaps.layer.gram import validate_layer
 from sparseswaps.layer.pattern import NM, Pattern
 
@@ -62,7 +62,7 @@ def dsnot(
         effect, score = part * (sums / sequences), part.abs() * squares.sqrt()
         return _carried(effect, score, variance, mask[rows], within, cycles, threshold)
 
-    return torch.cat(sliced(carried, len(weight), len(weight), "rows"))
+    return torch.cat(map_slices(carried, len(weight), len(weight), "rows"))
 
 
 def _carried(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.gram import validate_layer
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import NM, Pattern
@@ -26,7 +26,7 @@ def sparsegpt_mask(
     pattern: Pattern,
     damping: float = 0.01,
     block: int = 128,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> Tensor:
     """The mask that SparseGPT finds while it changes the weights.
 
@@ -73,7 +73,12 @@ def sparsegpt_mask(
 
 @torch.no_grad()
 def sparsegpt_update(
-    weight: Tensor, gram: Tensor, mask: Tensor, damping: float = 0.01, block: int = 128, progress: Report = nobody
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    damping: float = 0.01,
+    block: int = 128,
+    progress: Report = ignore_progress,
 ) -> Tensor:
     """The weights that SparseGPT's sweep makes for a mask, whoever has found it.
 

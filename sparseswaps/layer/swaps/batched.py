@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_correlation
 from sparseswaps.layer.swaps.cost import norms, rounding
 
@@ -26,7 +26,7 @@ def swap_rows(
     correlation: Tensor,
     size: int,
     budget: Tensor,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
@@ -98,7 +98,7 @@ def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound
         turn = 1 - turn
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     w, gram = weight.double(), gram.double()
     mask = torch.ones_like(w, dtype=torch.bool)

@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_by_tile, strongest_correlation
 from sparseswaps.layer.swaps.cost import feature_norms, rounding
 
@@ -289,7 +289,7 @@ def swap_rows(
     correlation: Tensor,
     size: int,
     budget: Tensor,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
@@ -314,7 +314,7 @@ def swap_rows(
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     mask = torch.ones(weight.shape, dtype=torch.bool)
     weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_correlation
 from sparseswaps.layer.swaps.cost import feature_norms, norms, rounding
 
@@ -30,7 +30,7 @@ def swap_rows(
     correlation: Tensor,
     size: int,
     budget: Tensor,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     rows, d_in = weight.shape
@@ -61,7 +61,7 @@ def swap_rows(
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     rows, d_in = weight.shape
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)

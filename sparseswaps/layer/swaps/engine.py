@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import sliced
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.gram import correlation, loss_of, validate_layer
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.layer.swaps.between_rows import exchange
@@ -86,7 +86,7 @@ def refine(
     backend: str | None = None,
     frozen: Tensor | None = None,
     between_rows: bool = False,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> Refinement:
     """Swap kept against pruned weights, always the pair that lowers a row's error most, until none does.
 
@@ -135,7 +135,7 @@ def walk(
     backend: str | None = None,
     frozen: Tensor | None = None,
     between_rows: bool = False,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> Iterator[Refinement]:
     """`refine` in steps: what it returns for each of `budgets`, rising, until every row is at its optimum.
 
@@ -191,7 +191,7 @@ def walk(
                 row = open_rows[chosen][wrong[0]]
                 raise CertificateError(f"row {row} is not at the optimum that the search reported: a defect, report it")
 
-        sliced(part, len(open_rows), len(open_rows), "rows")
+        map_slices(part, len(open_rows), len(open_rows), "rows")
 
     for step, budget in enumerate(budgets):
         if budget is not None and not (isinstance(budget, int) and budget >= 0):
@@ -252,7 +252,7 @@ def _carried(
             drift[rows], (current - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
         )
         left = budget[rows] - swaps[rows]
-        made, certified[rows] = search.swap_rows(moved, gram, refined, frozen[rows], fresh, size, left, nobody)
+        made, certified[rows] = search.swap_rows(moved, gram, refined, frozen[rows], fresh, size, left, ignore_progress)
         mask[rows] = refined
         swaps[rows] += made
         rows, current = rows[made > 0], fresh[made > 0]
@@ -268,7 +268,7 @@ def _carried(
 
 @torch.no_grad()
 def eliminate(
-    weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None, progress: Report = nobody
+    weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None, progress: Report = ignore_progress
 ) -> Tensor:
     """Exact backward elimination: from the dense row, prune again and again the weight that costs the row least.
 
@@ -287,7 +287,7 @@ def eliminate(
     def part(rows: slice) -> Tensor:
         return search.eliminate_rows(weight[rows], gram, size, kept, lambda done, _: progress(rows.start + done, 0))
 
-    return torch.cat(sliced(part, len(weight), len(weight), "rows"))
+    return torch.cat(map_slices(part, len(weight), len(weight), "rows"))
 
 
 def backend_of(weight: Tensor, name: str | None) -> Backend:

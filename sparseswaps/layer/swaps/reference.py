@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, nobody
+from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
 
 
@@ -15,7 +15,7 @@ def swap_rows(
     correlation: Tensor,
     size: int,
     budget: Tensor,
-    progress: Report = nobody,
+    progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
@@ -49,7 +49,7 @@ def swap_rows(
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = nobody) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
     """See `sparseswaps.refine.engine.Backend`."""
     weight, gram = weight.double(), gram.double()
     mask = torch.ones_like(weight, dtype=torch.bool)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import halving, sliced
+from sparseswaps.base.memory import halve_until_it_fits, map_slices
 from sparseswaps.layer import criteria
 from sparseswaps.layer import refinement as layerwise
 from sparseswaps.layer.criteria import ria, wanda
@@ -23,10 +23,10 @@ def test_slices_follow_each_other_and_are_halved_from_where_memory_ended(caplog)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows.start, rows.stop
 
-    assert sliced(step, 20, 6, "rows") == [(0, 6), (6, 12), (12, 15), (15, 18), (18, 20)]
+    assert map_slices(step, 20, 6, "rows") == [(0, 6), (6, 12), (12, 15), (15, 18), (18, 20)]
     assert caplog.messages == ["out of memory at 6 rows: going on with 3"]
-    assert sliced(step, 5, 64, "rows") == [(0, 5)]
-    assert sliced(step, 0, 64, "rows") == []
+    assert map_slices(step, 5, 64, "rows") == [(0, 5)]
+    assert map_slices(step, 0, 64, "rows") == []
 
 
 def test_what_failed_is_gone_before_the_next_attempt():
@@ -42,7 +42,7 @@ def test_what_failed_is_gone_before_the_next_attempt():
             raise torch.OutOfMemoryError
         return size
 
-    assert halving(step, 13, "rows") == (3, 3)
+    assert halve_until_it_fits(step, 13, "rows") == (3, 3)
     assert len(held) == 3
 
 
@@ -52,7 +52,7 @@ def test_no_memory_for_one_is_said_in_one_line(lower, advice):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
 
     with pytest.raises(InputError) as error:
-        sliced(step, 4, 4, "windows", lower)
+        map_slices(step, 4, 4, "windows", lower)
     assert str(error.value) == f"out of GPU memory with one of the windows at a time; {advice}"
     assert error.value.__context__ is None  # nor does it hold what failed
 

@@ -17,7 +17,7 @@ import torch
 from helpers import FAST, ON_CUDA, REPOSITORY, layer
 
 from sparseswaps.base import progress
-from sparseswaps.base.progress import Part, shown
+from sparseswaps.base.progress import Part, show_progress
 from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.embedded import MODEL
@@ -169,7 +169,7 @@ def test_time_left_is_by_cost_and_by_what_is_made_until_something_is_done(monkey
     clock = iter([100.0, 110.0, 140.0, 200.0, 201.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     caplog.set_level(logging.INFO)
-    with shown("job", "rows", "swaps", [Part(10, 1.0, 400), Part(1000, 0.09, 4000)]) as (first, second):
+    with show_progress("job", "rows", "swaps", [Part(10, 1.0, 400), Part(1000, 0.09, 4000)]) as (first, second):
         first(0, 0)  # after 10 seconds: not yet a line
         first(0, 100)  # after 40: a quarter of the tenth that is the first part
         first(10, 2000)

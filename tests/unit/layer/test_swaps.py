@@ -219,7 +219,7 @@ def test_a_walk_passes_where_each_budget_ends(pattern):
     assert len(steps) == 4  # the optimum ends it
     for step, budget in zip(steps, [0, 1, 2, None], strict=True):
         alone = refine(weight, gram, start, pattern, budget)
-        for name in ("mask", "swaps", "certified", "stop"):
+        for name in ("mask", "swaps", "certified"):
             assert torch.equal(getattr(step, name), getattr(alone, name)), name
         torch.testing.assert_close(step.loss_after, alone.loss_after, rtol=1e-12, atol=0)
         assert torch.equal(step.loss_before, steps[0].loss_after)
