@@ -9,7 +9,7 @@ from sparseswaps.base.files import write_csv
 from sparseswaps.calibration.activations import keeping
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.reconstruction import Reconstruction
-from sparseswaps.layer.refinement import Method, total
+from sparseswaps.layer.refinement import RefinementSettings, total
 from sparseswaps.model.weights import OnDisk
 from sparseswaps.pruning.block import Recipe, prune_block
 from sparseswaps.pruning.progress import blocks_of
@@ -23,7 +23,7 @@ def main(snakemake, settings):
     recipe = Recipe(
         first_masks(settings, described),
         patterns(snakemake, settings),
-        Method.of(settings["refinement"]),
+        RefinementSettings.of(settings["refinement"]),
         settings["reconstruction"] and Reconstruction.of(settings["reconstruction"]),
         settings["counted"],
     )

@@ -7,13 +7,13 @@ from job import block_of, device, patterns, progress, run
 from sparseswaps.base.errors import naming
 from sparseswaps.base.files import write_csv
 from sparseswaps.layer.masks import check_mask
-from sparseswaps.layer.refinement import Method, refine_layer, summary, total
+from sparseswaps.layer.refinement import RefinementSettings, refine_layer, summary, total
 from sparseswaps.pruning.progress import rows_of
 from sparseswaps.workflow.artifacts import read_grams, read_masks, read_model, write_masks
 
 
 def main(snakemake, settings):
-    place, how = device(settings), Method.of(settings)
+    place, how = device(settings), RefinementSettings.of(settings)
     model = read_model(snakemake.input.model)
     grams = read_grams(snakemake.input.gram, model)
     starts = read_masks(snakemake.input.masks, model)

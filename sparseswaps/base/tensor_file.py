@@ -3,15 +3,15 @@
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from sparseswaps.base.errors import BrokenFileError, InputError, one_line
 from sparseswaps.base.files import replacing
+
+if TYPE_CHECKING:  # importing torch takes a second, which the start of the workflow does without
+    from torch import Tensor
 
 UNREADABLE = (SafetensorError, TypeError, RuntimeError)  # what comes of a tensor that torch has no type or shape for
 _MOST_HEADER = 20_000_000  # bytes that become 0.8 GB at worst; of 10,000 tensors they are about a million
@@ -33,11 +33,13 @@ def open_tensors(path: str | Path, framework: str = "pt", remedy: str = "copy, d
     raise BrokenFileError(path, f"not a readable safetensors file ({error})", remedy)
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], header: dict[str, Any]) -> None:
     """Write tensors under a header of plain JSON, with a CRC-32 of all that the file holds.
 
     Raises InputError when the disk is full or read-only.
     """
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     header = header | {"crc32": _checksum(tensors, header)}
     with replacing(path) as partial:
@@ -47,8 +49,10 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str
             raise InputError(f"{path}: cannot be written ({error}); make room and run snakemake again") from None
 
 
-def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
     """The CRC-32 of everything that a file holds: quick beside reading it, and no single bit goes unnoticed."""
+    import torch
+
     shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
     found = zlib.crc32(json.dumps([header, shapes], sort_keys=True).encode())
     for name in sorted(tensors):
@@ -56,7 +60,7 @@ def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
     return f"{found:08x}"
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     with open_tensors(path, remedy=BrokenFileError.OF_A_JOB) as file:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])

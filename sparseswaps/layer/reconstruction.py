@@ -1,44 +1,17 @@
 """What reconstruction does to one layer: its new weights, and the figures that say what came of them."""
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from sparseswaps.base.errors import InputError
 from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.baselines.admm import admm_update
 from sparseswaps.layer.baselines.sparsegpt import sparsegpt_update
 from sparseswaps.layer.gram import Inputs, output_error
 from sparseswaps.layer.least_squares import least_squares
-from sparseswaps.layer.refinement import Settings, total_error
-
-_METHODS = ("least_squares", "sparsegpt", "admm")
-
-
-@dataclass(frozen=True)
-class Reconstruction(Settings):
-    """How kept weights are fitted to a mask; configuration key `reconstructions`.
-
-    Attributes:
-        method: `least_squares`, masked, by preconditioned conjugate gradients (the default); or to compare with, the
-            update of `sparsegpt` (arXiv 2301.00774) or `admm` (arXiv 2401.02938).
-        damping: what is added to the Gram matrix's diagonal, of its mean (0.01); `admm` scales it to one
-            first.
-        iterations: of conjugate gradients, or of ADMM (50); `sparsegpt` is one sweep.
-
-    Raises:
-        InputError: there is no such method.
-    """
-
-    method: str = "least_squares"
-    damping: float = 0.01
-    iterations: int = 50
-
-    def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise InputError(f"method: {self.method!r} is not one of {', '.join(_METHODS)}")
+from sparseswaps.layer.refinement import total_error
+from sparseswaps.layer.settings import Reconstruction
 
 
 def reconstruct_layer(

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, takewhile
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +15,9 @@ from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.baselines.dsnot import dsnot
 from sparseswaps.layer.gram import Inputs, row_loss
 from sparseswaps.layer.pattern import Pattern
+from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.layer.swaps.cost import norms
 from sparseswaps.layer.swaps.engine import Refinement, walk
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Some keys of a stage's configuration."""
-
-    @classmethod
-    def of(cls, settings: dict[str, Any]) -> Self:
-        """Those of a stage's settings that are for this."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
-
-
-@dataclass(frozen=True)
-class Method(Settings):
-    """How masks are refined; configuration key `refinements`."""
-
-    method: str = "swaps"
-    max_swaps: int | None = None
-    stop: str = "optimum"
-    freeze: float = 0.0
-    shrinkage: float = 0.0
-    between_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,12 @@ class Refined:
 
 
 def refine_layer(
-    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method, progress: Report = ignore_progress
+    weight: Tensor,
+    inputs: Inputs,
+    start: Tensor,
+    pattern: Pattern,
+    how: RefinementSettings,
+    progress: Report = ignore_progress,
 ) -> Refined:
     """Refine a layer's mask, and measure its error on the way.
 
@@ -119,7 +103,7 @@ def ladder(most: int | None) -> Iterator[int]:
 
 
 def _swaps(
-    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method, progress: Report
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: RefinementSettings, progress: Report
 ) -> Iterator[_Step]:
     """Exact 1-swaps (`refine.walk`), step by step of the ladder."""
     gram = shrunk(inputs.gram, how.shrinkage)
@@ -144,7 +128,7 @@ def _swaps(
         last = result
 
 
-def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: Method) -> Iterator[_Step]:
+def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: RefinementSettings) -> Iterator[_Step]:
     """DSnoT: the mask as it is, and what it is made to."""
     limit = {} if how.max_swaps is None else {"cycles": how.max_swaps}
     mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, **limit)

@@ -14,7 +14,7 @@ from sparseswaps.layer.gram import check_gram
 from sparseswaps.layer.masks import Counted, check_mask
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
-from sparseswaps.layer.refinement import Method, refine_layer, summary
+from sparseswaps.layer.refinement import RefinementSettings, refine_layer, summary
 from sparseswaps.model.description import Layer
 from sparseswaps.pruning.progress import rows_of
 
@@ -33,7 +33,7 @@ class Recipe:
 
     first: Callable[[Layer, Tensor, Tensor, Pattern], Tensor]
     pattern_of: Callable[[int, str], Pattern]
-    refinement: Method
+    refinement: RefinementSettings
     reconstruction: Reconstruction | None
     counted: Counted
 

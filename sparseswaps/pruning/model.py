@@ -16,7 +16,7 @@ from sparseswaps.calibration.sampling import check_vocabulary, draw
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.pattern import counting_rule, parse_pattern
 from sparseswaps.layer.reconstruction import Reconstruction
-from sparseswaps.layer.refinement import Method
+from sparseswaps.layer.refinement import RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.description import Layer
 from sparseswaps.model.directory import context, vocabulary
@@ -127,7 +127,9 @@ def prune(
     recipe = Recipe(
         lambda _layer, weight, gram, of: WARMSTARTS[warmstart](weight, gram, of),
         lambda _block, _layer: parsed,
-        Method(max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows),
+        RefinementSettings(
+            max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows
+        ),
         reconstruction,
         counting_rule(warmstart, between_rows),
     )

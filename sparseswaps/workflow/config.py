@@ -1,342 +1,425 @@
-"""A study: the checked configuration, and the grid of cells that it spans."""
+"""The configuration of a study: every key with its type, bounds, default and description, and what is checked of it."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import product
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
-from jsonschema import Draft202012Validator, ValidationError, validators
-from jsonschema.exceptions import best_match
+from pydantic import AfterValidator, Field, ValidationError, model_serializer, model_validator
 
-from sparseswaps.base.errors import InputError, naming, one_line
+from sparseswaps.base.errors import InputError, naming
+from sparseswaps.base.settings import Settings, input_error, unknown, wrong
 from sparseswaps.calibration import documents
+from sparseswaps.calibration.settings import Calibration, NonEmpty, TextSource
 from sparseswaps.embedded.tasks import TASKS
-from sparseswaps.layer.pattern import Pattern, PerRow, counting_rule, parse_pattern, slug_of
+from sparseswaps.evaluation.settings import EvaluationText
+from sparseswaps.layer.pattern import PerRow, parse_pattern
+from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
 from sparseswaps.model import hub
 from sparseswaps.model.directory import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate, mask_files
+from sparseswaps.workflow import grid
 from sparseswaps.workflow.plan.sizes import sizes_of
 
-SCHEMA = Path(__file__).parent.parent.parent / "schemas" / "config.schema.yaml"
+
+def _check_distinct(values: list[Any]) -> list[Any]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value!r} is there twice")
+    return values
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid: one mask for every layer of one model. `pattern` is the pattern's slug."""
-
-    model: str
-    calibration: str
-    seed: int
-    pattern: str
-    warmstart: str
-    refinement: str
-    reconstruction: str = "none"
-
-    def coordinates(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def method(self) -> str:
-        """What is done to its warm start: the refinement, and the reconstruction if there is one."""
-        return self.refinement if self.reconstruction == "none" else f"{self.refinement}+{self.reconstruction}"
-
-    @property
-    def folder(self) -> str:
-        """Where its artifacts lie below the results."""
-        return f"{self.model}/{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.method}"
+Name = Annotated[str, Field(max_length=80, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+PatternName = Annotated[str, Field(max_length=80, pattern="^[A-Za-z0-9][A-Za-z0-9._%-]*$")]
+PatternValue = str | int | float
+Distinct = AfterValidator(_check_distinct)
+Choice = PatternValue | list[PatternValue] | None
+Positive = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """An entry of a configuration's `patterns`.
+class _Brief(Settings):
+    """Settings that leave out the keys that say nothing when they are written."""
 
-    Attributes:
-        label: what tables call it.
-        pattern: of every layer; where it is not the same for all, of those that a table does not name, or of all
-            together.
-        layers, owl: how it is divided among them, if it is: as the schema has it.
-    """
+    @model_serializer(mode="wrap")
+    def _leave_out_nulls(self, write: Any) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if value is not None}
 
-    label: str
-    pattern: Pattern
-    layers: dict[str, Any] | None = None
-    owl: dict[str, Any] | None = None
+
+class ModelSource(Settings):
+    """Where a model is; configuration key `models`."""
+
+    source: NonEmpty = Field(
+        description="`embedded`, a local directory in the layout of Hugging Face, or the id of a model on the hub."
+    )
+    revision: NonEmpty | None = Field(
+        None,
+        description="Branch, tag or commit of a model on the hub. null: what the local cache has of `main`, or the "
+        "current `main`.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Whether Python code beside the weights may run; models that transformers does not know need it.",
+    )
 
     @property
-    def slug(self) -> str:
-        """What folders call it."""
-        return slug_of(self.label)
-
-    @property
-    def uniform(self) -> bool:
-        return self.layers is None and self.owl is None
+    def folder(self) -> Path:
+        """The model's directory; `revision` must be a commit hash or null. Raises InputError when it is gone."""
+        return locate(self.model_dump())
 
 
-@dataclass(frozen=True)
-class Dense:
-    """A model as it is, to compare with."""
+class Owl(Settings):
+    """How OWL divides a sparsity among the blocks (Yin et al., ICML 2024); key `owl` of a pattern."""
 
-    model: str
-
-    @property
-    def folder(self) -> str:
-        """Where its evaluation lies below the results."""
-        return f"{self.model}/dense"
+    threshold: float = Field(5.0, gt=1, description="A score of this many times the block's mean is an outlier.")
+    spread: float = Field(
+        0.08, ge=0, lt=0.5, description="Half of the largest difference in density between two blocks."
+    )
 
 
-def check(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with all defaults filled in, and everything checked that can be before the first job.
+class PatternEntry(_Brief):
+    """A sparsity that is divided unequally among the layers; an entry of configuration key `patterns`."""
 
-    The `revision` of a model of the hub becomes the commit hash that it stands for; that of a local one is None.
+    name: PatternName = Field(description="The entry's name in tables and folders.")
+    sparsity: PatternValue = Field(description="Of the layers that `layers` does not name, or of all layers together.")
+    layers: Annotated[dict[str, PatternValue], Field(min_length=1)] | None = Field(
+        None,
+        description="Patterns by the name of a block (block03), of a layer in every block (mlp.down_proj), or of one "
+        "layer (block03.mlp.down_proj). The last goes before the second, the second before the first.",
+    )
+    owl: Owl | None = Field(
+        None, description="Blocks whose inputs have more outliers keep more (OWL); only for a sparsity per row."
+    )
+
+    @model_validator(mode="after")
+    def _check_division(self) -> Self:
+        with naming(self.name):
+            pattern = grid.budget(self).pattern
+        for layer, value in (self.layers or {}).items():
+            with naming(f"{self.name}, layers.{layer}"):
+                parse_pattern(value)
+        if (self.layers is None) == (self.owl is None):
+            raise wrong("owl", f"{self.name} needs either `layers` or `owl`")
+        if self.owl is not None and not isinstance(pattern, PerRow):
+            raise wrong("owl", f"divides a sparsity per row, which {pattern.label} is not")
+        return self
+
+
+class ImportedMasks(Settings):
+    """Masks that another program or study made; an entry of configuration key `warmstarts`."""
+
+    name: Name = Field(description="The warm start's name in tables and folders.")
+    path: NonEmpty = Field(
+        alias="from",
+        description="A local directory in the layout of Hugging Face with the same layers as the model, whose pruned "
+        "weights are zero (Wanda, SparseGPT, llm-compressor without compression), or a masks.safetensors that this "
+        "workflow wrote for the same model. Only masks are taken from there: weights are the model's.",
+    )
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        if self.name in get_args(Criterion):
+            raise wrong("name", f"{self.name!r} is a criterion's; take another name")
+        return self
+
+
+class Exclusion(_Brief):
+    """Cells to leave out: the cells that match every key; an entry of configuration key `exclude`."""
+
+    model: Choice = Field(None, description="A model by name, or several.")
+    calibration: Choice = Field(None, description="A calibration by name, or several.")
+    seed: Choice = Field(None, description="A seed, or several.")
+    pattern: Choice = Field(None, description="A pattern, or several.")
+    warmstart: Choice = Field(None, description="A warm start by name, or several.")
+    refinement: Choice = Field(None, description="A refinement by name, or several.")
+    reconstruction: Choice = Field(None, description="A reconstruction by name or `none`, or several.")
+
+    def choices(self) -> dict[str, list[PatternValue]]:
+        """Return the values of each coordinate that is named."""
+        named = {key: value for key, value in self if value is not None}
+        return {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> Self:
+        if not self.choices():
+            raise ValueError("names nothing; say which cells to leave out")
+        return self
+
+
+class LmEval(Settings):
+    """Tasks of lm-eval; configuration key `evaluation.lm_eval`."""
+
+    tasks: Annotated[list[str], Distinct] = Field(
+        [], description="`embedded_cloze`, `embedded_choice`, or any task that lm-eval knows or finds in `include`."
+    )
+    include: str | None = Field(None, description="A folder with task definitions of your own.")
+    limit: Positive | None = Field(None, description="Most items per task. null: all.")
+    batch_size: Positive = Field(16, description="Sequences per forward pass of lm-eval.")
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Self:
+        for task in self.tasks:
+            if task.startswith("embedded_") and task not in TASKS:
+                raise wrong("tasks", f"{task!r} is {unknown(task, TASKS)}")
+        return self
+
+
+class Evaluation(Settings):
+    """What every model and cell is evaluated on; configuration key `evaluation`."""
+
+    perplexity: dict[Name, EvaluationText] = Field({}, description="The evaluation texts by name.")
+    lm_eval: LmEval = Field(LmEval(), description="Tasks of lm-eval.")
+
+
+class Figures(Settings):
+    """How figures are drawn; configuration key `figures`."""
+
+    width: float = Field(
+        6.9,
+        ge=5,
+        description="Width of the widest figures in inches: 6.9 is the text width of a two-column paper, 5.5 of a "
+        "one-column paper.",
+    )
+    dpi: Positive = Field(150, description="Pixels per inch of the PNG files, which the report shows.")
+
+
+class Study(Settings):
+    """A study: everything that its configuration file says, with all defaults."""
+
+    name: Name = Field(description="The study's name, a folder below results/reports/.")
+    models: Annotated[dict[Name, ModelSource], Field(min_length=1)] = Field(
+        description="The models of the study by name. The name is a folder below results/."
+    )
+    calibrations: Annotated[dict[Name, Calibration], Field(min_length=1)] = Field(
+        description="The calibration texts by name. Numbers of samples named as `c4-16` and `c4-64` make one family, "
+        "with a curve."
+    )
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**63 - 1)]], Field(min_length=1), Distinct] = Field(
+        [0], description="Seeds of the calibration draw. Each seed is a study of its own."
+    )
+    patterns: Annotated[list[PatternValue | PatternEntry], Field(min_length=1)] = Field(
+        description='Sparsity per row ("60%" or 0.6), or N:M ("2:4", in quotes: N kept of every M). An entry with a '
+        "name divides a sparsity unequally among the layers, by a table or by the outliers of their inputs."
+    )
+    warmstarts: Annotated[list[Criterion | ImportedMasks], Field(min_length=1), Distinct] = Field(
+        description="The criteria that make the first masks, or masks that another program made, by a name of their "
+        "own. Imported masks are taken as they are, but must be about as sparse as the pattern says."
+    )
+    refinements: Annotated[dict[Name, RefinementSettings], Field(min_length=1)] = Field(
+        description="The refinements of masks by name. Budgets named as `swaps-5` beside `swaps` make one family, "
+        "with a curve."
+    )
+    reconstructions: dict[Name, Reconstruction] = Field(
+        {},
+        description="Ways to fit the kept weights to a mask, by name. `none`, the weights as they are, is always "
+        "there too.",
+    )
+    exclude: list[Exclusion] = Field([], description="Cells of the grid to leave out.")
+    evaluation: Evaluation = Field(Evaluation(), description="What every model and cell is evaluated on.")
+    published: NonEmpty | None = Field(
+        None,
+        description="A CSV file of published numbers to put beside the measured ones, with columns model, pattern, "
+        "warmstart, refinement, measure, value, source.",
+    )
+    figures: Figures = Field(Figures(), description="How figures are drawn.")
+    checkpoints: bool = Field(
+        True,
+        description="Whether a checkpoint is written for every cell. Without checkpoints, cells are evaluated as the "
+        "base model with their mask file; only reconstructed cells have a checkpoint.",
+    )
+    batch_size: Positive = Field(8, description="Sequences per forward pass.")
+    activations: Literal["memory", "disk"] = Field(
+        "memory",
+        description="Where the hidden states of the calibration text are kept between two blocks: in host memory or "
+        "on disk.",
+    )
+    threads: Positive = Field(
+        1, description="CPU threads of a job. Floating-point sums depend on it, so that the machine does not decide it."
+    )
+    gpu: bool = Field(False, description="Whether capture, refine and evaluation jobs ask for one GPU each.")
+
+    def dump(self) -> dict[str, Any]:
+        """Return the study as plain JSON values, of which `Study(**...)` makes an equal one."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def texts(self) -> dict[str, TextSource]:
+        """Return the calibration and evaluation texts by the path of their key."""
+        texts = {f"calibrations.{name}": text for name, text in self.calibrations.items()}
+        return texts | {f"evaluation.perplexity.{name}": text for name, text in self.evaluation.perplexity.items()}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        labels = []
+        for index, entry in enumerate(self.patterns):
+            try:
+                labels.append(grid.budget(entry).label)
+            except InputError as error:
+                raise wrong(f"patterns[{index}]", str(error)) from None
+        for index, label in enumerate(labels):
+            if label in labels[:index]:
+                raise wrong(f"patterns[{index}]", f"{label} is there twice")
+        names = [entry if isinstance(entry, str) else entry.name for entry in self.warmstarts]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise wrong(f"warmstarts[{index}].name", f"{name!r} is another warm start's; take another name")
+        idle = [name for name, settings in self.refinements.items() if settings.max_swaps == 0]
+        if len(idle) > 1:
+            raise wrong("refinements", f"{', '.join(idle)} are all the warm start as it is; keep one")
+        if "none" in self.refinements and idle != ["none"]:  # `none` is the warm start's name in tables
+            raise wrong("refinements.none", "means the warm start; give it max_swaps: 0 or another name")
+        if "none" in self.reconstructions:
+            raise wrong("reconstructions.none", "is always there; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_exclusions(self) -> Self:
+        known = grid.coordinates(self)
+        labels = [entry.label for entry in grid.patterns(self).values()]
+        for index, entry in enumerate(self.exclude):
+            for key, values in entry.choices().items():
+                allowed = labels if key == "pattern" else known[key]
+                for value in values:
+                    try:
+                        fits = (grid.pattern_slug(self, value) if key == "pattern" else value) in known[key]
+                    except InputError:
+                        fits = False
+                    if not fits:
+                        raise wrong(f"exclude[{index}].{key}", f"{value!r} is {unknown(value, allowed)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        """Refuse cells whose settings do not go together."""
+        budgets = grid.patterns(self)
+        for cell in grid.cells(self):
+            budget, refinement = budgets[cell.pattern], self.refinements[cell.refinement]
+            calibration = self.calibrations[cell.calibration]
+            if refinement.between_rows and not isinstance(budget.pattern, PerRow):
+                raise wrong(
+                    f"refinements.{cell.refinement}.between_rows",
+                    f"pattern {budget.label} says what each block keeps; "
+                    f"exclude {{refinement: {cell.refinement}, pattern: {budget.label!r}}}",
+                )
+            if refinement.stop == "held_out" and not calibration.held_out:
+                raise wrong(
+                    f"calibrations.{cell.calibration}.held_out", f"is 0, but refinement {cell.refinement} stops by it"
+                )
+            if budget.owl is not None and calibration.propagate == "pruned":
+                raise wrong(
+                    "patterns",
+                    f"{budget.label} looks at all blocks before any is pruned, calibration {cell.calibration} prunes "
+                    "one after the other; exclude one with the other, or take `layers`",
+                )
+        return self
+
+
+def load_study(config: Mapping[str, Any]) -> Study:
+    """Read a configuration, fill in its defaults, and check everything that can be checked before the first job.
+
+    Looks at the files that the configuration names, and at the hub for the commit hash of a model's revision, which the
+    study then holds.
 
     Raises:
         InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
             model; one line with the key's path and what is allowed.
     """
-    checked = _copy(config)
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    error = best_match(_Validator(schema).iter_errors(checked))
-    if error is not None:
-        raise InputError(_one_line(error))
-    _check_warmstarts(checked["warmstarts"], schema["properties"]["warmstarts"]["items"]["then"]["enum"])
-    found = list(patterns(checked).values())
-    if len(found) < len(checked["patterns"]):
-        raise InputError(f"config key patterns: one is there twice: {', '.join(map(str, checked['patterns']))}")
-    for index, entry in enumerate(checked["exclude"]):
-        for key, names in _known(checked).items():
-            for name in _as_list(entry.get(key, [])):
-                slug = _slug(name, checked) if key == "pattern" else name
-                if slug not in names:
-                    labels = [budget.label for budget in patterns(checked).values()]
-                    allowed = ", ".join(map(str, labels if key == "pattern" else names))
-                    raise InputError(f"config key exclude.{index}.{key}: {name!r} is not one of {allowed}")
-    texts = {f"calibrations.{name}": entry for name, entry in checked["calibrations"].items()}
-    texts |= {f"evaluation.perplexity.{name}": entry for name, entry in checked["evaluation"]["perplexity"].items()}
-    for key, entry in texts.items():
-        _check_text(key, entry)
-    for name, settings in config["refinements"].items():  # as written, without defaults
-        if settings.get("method") == "dsnot" and settings.keys() - {"method", "max_swaps"}:
-            raise InputError(f"config key refinements.{name}: method dsnot has no other keys than max_swaps")
-    _check_refinements(checked["refinements"])
-    if "none" in checked["reconstructions"]:
-        raise InputError("config key reconstructions.none: is always there; leave it out")
-    if checked["published"] is not None and not Path(checked["published"]).is_file():
-        raise InputError(f"config key published: {checked['published']!r} is no file")
-    _check_cells(checked)
-    _check_tasks(checked["evaluation"]["lm_eval"])
-    for name, settings in checked["models"].items():
-        with naming(f"config key models.{name}.source"):
-            if is_hub_id(settings["source"]):
-                settings["revision"] = hub.resolve(settings["source"], settings["revision"])
-            elif settings["revision"] is not None:
-                raise InputError(f"{settings['source']!r} is no hub id, so it has no revision; leave that key out")
-            model = config_of(locate(settings))
-            depth(model)
-            if settings["revision"] is None:
-                check_files(locate(settings))
-            sizes = sizes_of(model)
-        for key, entry in texts.items():
-            if (most := context(model)) is not None and entry["seqlen"] > most:
-                raise InputError(f"config key {key}.seqlen: {entry['seqlen']} tokens, but model {name} takes {most}")
-        for d_in in sorted(sizes.widths):  # layers of other widths are found out when they are masked
-            for budget in found:
-                with naming(f"config key patterns, model {name}"):
-                    budget.pattern.blocks(d_in)
+    config = _plain(config)
+    try:
+        study = Study.model_validate(config)
+    except ValidationError as error:
+        raise input_error(error, config, "config key ") from None
+    for key, text in study.texts().items():
+        _check_text(f"config key {key}.text", text.text)
+    for index, entry in enumerate(study.warmstarts):
+        if not isinstance(entry, str):
+            with naming(f"config key warmstarts[{index}].from"):
+                if Path(entry.path).resolve().is_relative_to(Path("results").resolve()):
+                    raise InputError(
+                        f"{entry.path!r} is a result, which snakemake may replace; copy it to another folder"
+                    )
+                mask_files(entry.path)
+    if study.published is not None and not Path(study.published).is_file():
+        raise InputError(f"config key published: {study.published!r} is no file")
+    include = study.evaluation.lm_eval.include
+    if include is not None and not Path(include).is_dir():
+        raise InputError(f"config key evaluation.lm_eval.include: {include!r} is no directory")
+    return study.model_copy(update={"models": {name: _resolve(study, name) for name in study.models}})
+
+
+def _check_text(key: str, text: str) -> None:
+    """Raise InputError when a text is none of those that there are."""
+    if text in ("embedded", *documents.PRESETS) or (documents.is_file(text) and Path(text).is_file()):
+        return
+    if documents.is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
+        presets = ", ".join(documents.PRESETS)
+        raise InputError(
+            f"{key}: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
+            f"{' or '.join(documents.FILES)} file that is there"
+        )
+
+
+def _resolve(study: Study, name: str) -> ModelSource:
+    """Find a model and check it against the study; return it with the commit hash of its revision."""
+    model = study.models[name]
+    with naming(f"config key models.{name}.source"):
+        if is_hub_id(model.source):
+            model = model.model_copy(update={"revision": hub.resolve(model.source, model.revision)})
+        elif model.revision is not None:
+            raise InputError(f"{model.source!r} is no hub id, so it has no revision; leave that key out")
+        config = config_of(model.folder)
+        depth(config)
+        if model.revision is None:
+            check_files(model.folder)
+        sizes = sizes_of(config)
+    for key, text in study.texts().items():
+        if (most := context(config)) is not None and text.seqlen > most:
+            raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
+    for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
+        for index, entry in enumerate(study.patterns):
+            with naming(f"config key patterns[{index}], model {name}"):
+                grid.budget(entry).pattern.blocks(d_in)
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """Copy a configuration into plain dicts and lists; Snakemake hands over classes of its own."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+# What follows serves callers that still take the configuration as a dict.
+
+Cell, Dense = grid.Cell, grid.Dense
+
+
+class _Checked(dict):
+    study: Study
+
+
+def check(config: Mapping[str, Any]) -> dict[str, Any]:
+    study = load_study(config)
+    checked = _Checked(study.dump())
+    checked.study = study
     return checked
 
 
-def _check_text(key: str, entry: dict[str, Any]) -> None:
-    text = entry["text"]
-    local = text == "embedded" or documents.is_file(text)
-    if documents.is_file(text):
-        fits = Path(text).is_file()
-    elif text in ("embedded", *documents.PRESETS):
-        fits = True
-    else:
-        fits = HUB_ID.fullmatch(text) and not Path(text).exists()  # what is there under that name was meant
-    if not fits:
-        kinds, presets = " or ".join(documents.FILES), ", ".join(documents.PRESETS)
-        raise InputError(
-            f"config key {key}.text: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
-            f"{kinds} file that is there"
-        )
-    for name in documents.HUB_KEYS:
-        if local and entry[name] is not None:
-            raise InputError(
-                f"config key {key}.{name}: is for data sets of the hub, which {text!r} is not; leave it out"
-            )
-    if entry["subset"] is not None and entry["files"] is not None:
-        raise InputError(f"config key {key}.files: takes the place of `subset`; leave one of them out")
+def _study(config: dict[str, Any]) -> Study:
+    return config.study if isinstance(config, _Checked) else Study(**config)
 
 
-def _check_warmstarts(entries: list[str | dict[str, str]], criteria: list[str]) -> None:
-    """Of those that were made elsewhere names and files; whether these fit a model is found out as they are read."""
-    names = [entry if isinstance(entry, str) else entry["name"] for entry in entries]
-    for index, entry in enumerate(entries):
-        if isinstance(entry, str):
-            continue
-        key, name = f"config key warmstarts.{index}", entry["name"]
-        if name in criteria or names.count(name) > 1:
-            raise InputError(f"{key}.name: {name!r} is another warm start's; take one of its own")
-        if Path(entry["from"]).resolve().is_relative_to(Path("results").resolve()):
-            raise InputError(f"{key}.from: {entry['from']!r} is a result, which may be made anew; copy it elsewhere")
-        with naming(f"{key}.from"):
-            mask_files(entry["from"])
-
-
-def _check_refinements(refinements: dict[str, dict]) -> None:
-    """`none` is how tables call the warm start as it is, so only that may have the name, and only once."""
-    idle = [name for name, settings in refinements.items() if settings["max_swaps"] == 0]
-    if len(idle) > 1:
-        raise InputError(f"config key refinements: {', '.join(idle)} are all the warm start as it is; keep one")
-    if "none" in refinements and idle != ["none"]:
-        raise InputError("config key refinements.none: means the warm start; give it max_swaps: 0 or another name")
-
-
-def _check_cells(config: dict[str, Any]) -> None:
-    """What does not go together has to be left out by `exclude`."""
-    budgets = patterns(config)
-    for cell in cells(config):
-        budget, how = budgets[cell.pattern], config["refinements"][cell.refinement]
-        calibration = config["calibrations"][cell.calibration]
-        if how["between_rows"] and not isinstance(budget.pattern, PerRow):
-            raise InputError(
-                f"config key refinements.{cell.refinement}.between_rows: pattern {budget.label} says what each block "
-                f"keeps; exclude {{refinement: {cell.refinement}, pattern: {budget.label!r}}}"
-            )
-        if how["stop"] == "held_out" and not calibration["held_out"]:
-            raise InputError(
-                f"config key calibrations.{cell.calibration}.held_out: is 0, "
-                f"but refinement {cell.refinement} stops by it"
-            )
-        if budget.owl is not None and calibration["propagate"] == "pruned":
-            raise InputError(
-                f"config key patterns: {budget.label} looks at all blocks before any is pruned, calibration "
-                f"{cell.calibration} prunes one after the other; exclude one with the other, or take `layers`"
-            )
-
-
-def counted(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> str:
-    """Where the weights that a warm start keeps are counted, or a refinement of it: what `masks.check_mask` is told."""
-    if warmstarts(config).get(warmstart) is not None:
-        return "roughly"
-    return counting_rule(warmstart, bool(refinement) and config["refinements"][refinement]["between_rows"])
-
-
-def _check_tasks(settings: dict[str, Any]) -> None:
-    for task in settings["tasks"]:
-        if task.startswith("embedded_") and task not in TASKS:
-            raise InputError(f"config key evaluation.lm_eval.tasks: no task {task!r}; embedded are {', '.join(TASKS)}")
-    if settings["include"] is not None and not Path(settings["include"]).is_dir():
-        raise InputError(f"config key evaluation.lm_eval.include: {settings['include']!r} is no directory")
-
-
-def patterns(config: dict[str, Any]) -> dict[str, Budget]:
-    """The patterns of a checked configuration by slug."""
-    return {budget.slug: budget for budget in map(_budget, config["patterns"])}
+def patterns(config: dict[str, Any]) -> dict[str, grid.Budget]:
+    return grid.patterns(_study(config))
 
 
 def warmstarts(config: dict[str, Any]) -> dict[str, str | None]:
-    """The warm starts of a checked configuration by name: where one that was made elsewhere is; None of a criterion."""
-    found = [{"name": entry, "from": None} if isinstance(entry, str) else entry for entry in config["warmstarts"]]
-    return {entry["name"]: entry["from"] for entry in found}
+    return grid.warmstarts(_study(config))
 
 
-def cells(config: dict[str, Any]) -> Iterator[Cell]:
-    """The cells of a checked configuration's grid, without those that `exclude` names."""
-    known = _known(config)
-    excluded = []
-    for entry in config["exclude"]:
-        choices = {key: _as_list(value) for key, value in entry.items()}
-        if "pattern" in choices:
-            choices["pattern"] = [_slug(value, config) for value in choices["pattern"]]
-        excluded.append(choices)
-    for values in product(*known.values()):
-        cell = dict(zip(known, values, strict=True))
-        if not any(all(cell[key] in choices for key, choices in entry.items()) for entry in excluded):
-            yield Cell(**cell)
+def counted(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> str:
+    return grid.counted(_study(config), warmstart, refinement)
+
+
+def cells(config: dict[str, Any]) -> Any:
+    return grid.cells(_study(config))
 
 
 def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
-    """The names of every model's decoder blocks, `block00` and on."""
-    return {
-        name: [f"block{index:02d}" for index in range(depth(config_of(locate(settings))))]
-        for name, settings in config["models"].items()
-    }
-
-
-def _known(config: dict[str, Any]) -> dict[str, list]:
-    """The values of each coordinate of the grid, in the order of `Cell`."""
-    return {
-        "model": list(config["models"]),
-        "calibration": list(config["calibrations"]),
-        "seed": config["seeds"],
-        "pattern": list(patterns(config)),
-        "warmstart": list(warmstarts(config)),
-        "refinement": list(config["refinements"]),
-        "reconstruction": ["none", *config["reconstructions"]],
-    }
-
-
-def _budget(entry: Any) -> Budget:
-    with naming("config key patterns"):
-        if not isinstance(entry, dict):
-            pattern = parse_pattern(entry)
-            return Budget(pattern.label, pattern)
-        budget = Budget(entry["name"], parse_pattern(entry["sparsity"]), entry.get("layers"), entry.get("owl"))
-        for name, value in (budget.layers or {}).items():
-            with naming(f"{budget.label}, layers.{name}"):
-                parse_pattern(value)
-        if budget.owl is not None and not isinstance(budget.pattern, PerRow):
-            raise InputError(f"{budget.label}: owl divides a sparsity per row, which {budget.pattern.label} is not")
-        return budget
-
-
-def _slug(value: str | float, config: dict[str, Any]) -> str:
-    """The slug of a pattern by its name, or as it is written."""
-    named = next((budget.slug for budget in patterns(config).values() if budget.label == value), None)
-    return named or _budget(value).slug
-
-
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
-
-
-def _copy(value: Any) -> Any:
-    """Plain dicts and lists all the way down: Snakemake hands over classes of its own."""
-    if isinstance(value, dict):
-        return {key: _copy(entry) for key, entry in value.items()}
-    return [_copy(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _fill_defaults(validator: Any, properties: dict, instance: Any, schema: dict) -> Iterator[ValidationError]:
-    """The `properties` keyword, which also writes defaults into the instance."""
-    if isinstance(instance, dict):
-        for key, subschema in properties.items():
-            if "$ref" in subschema and "default" not in subschema:
-                subschema = {**validator._resolver.lookup(subschema["$ref"]).contents, **subschema}
-            if "default" in subschema:
-                instance.setdefault(key, _copy(subschema["default"]))
-    yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, instance, schema)
-
-
-_TYPES = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 8.0 is none here
-_Validator = validators.extend(Draft202012Validator, {"properties": _fill_defaults}, type_checker=_TYPES)
-
-
-def _one_line(error: ValidationError) -> str:
-    """A schema violation in one line: where, what, and what would be right."""
-    place = ".".join(map(str, error.absolute_path))
-    if error.validator == "additionalProperties":
-        allowed = sorted(error.schema["properties"])
-        unknown = sorted(map(str, set(error.instance) - set(allowed)))[0]
-        where = f"{place}.{unknown}" if place else unknown
-        return f"config key {where}: unknown; allowed here: {', '.join(allowed)}"
-    if error.validator == "required":
-        missing = [key for key in error.validator_value if key not in error.instance]
-        return f"config key {f'{place}.{missing[0]}' if place else missing[0]}: missing"
-    if error.validator == "enum":
-        return f"config key {place}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
-    message = one_line(error.message)
-    return f"config key {place or '(the whole file)'}: {message}"
+    return grid.block_names(_study(config))

@@ -94,7 +94,7 @@ def test_rows_are_refined_in_parts_where_memory_is_short(monkeypatch, caplog):
     monkeypatch.setattr(engine, "backend_of", lambda *_: batched)
     monkeypatch.setattr(layerwise, "row_loss", short_of_memory(row_loss, 4))
     inputs = Inputs(gram, held_out, torch.zeros(len(gram)), 1, 1)
-    refined = layerwise.refine_layer(weight, inputs, start, pattern, layerwise.Method())
+    refined = layerwise.refine_layer(weight, inputs, start, pattern, layerwise.RefinementSettings())
     mask, row = refined.mask, refined.figures
     assert torch.equal(mask, whole.mask)
     assert row["held_out_before"] == pytest.approx(float(row_loss(weight, held_out, start).sum()))

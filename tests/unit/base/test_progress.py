@@ -26,7 +26,7 @@ from sparseswaps.layer.criteria import WARMSTARTS, wanda
 from sparseswaps.layer.gram import Inputs
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
-from sparseswaps.layer.refinement import Method, refine_layer
+from sparseswaps.layer.refinement import RefinementSettings, refine_layer
 from sparseswaps.layer.swaps import batched
 from sparseswaps.layer.swaps.engine import eliminate, refine
 from sparseswaps.model.blocks import describe
@@ -105,8 +105,9 @@ def test_rows_that_are_begun_again_for_want_of_memory_count_once(monkeypatch):
     assert max(made for _, made in told) == result.swaps.sum()
 
 
-@pytest.mark.parametrize("how", [Method(), Method(max_swaps=3), Method(stop="held_out"), Method(method="dsnot")])
-def test_a_layers_rows_come_to_their_end_once(how):
+@pytest.mark.parametrize("settings", [{}, {"max_swaps": 3}, {"stop": "held_out"}, {"method": "dsnot"}])
+def test_a_layers_rows_come_to_their_end_once(settings):
+    how = RefinementSettings(**settings)
     weight, gram, start = example()
     _, other = layer(6, 11, 16, "correlated")
     told = Told()
@@ -134,7 +135,7 @@ def test_reconstructions_tell_their_rows(method):
     weight, gram, start = example()
     told = Told()
     inputs = Inputs(gram, None, torch.ones(16, dtype=torch.float64), 35, 1)
-    reconstruct_layer(weight, inputs, start, Reconstruction(method, iterations=3), {"seconds": 0}, told)
+    reconstruct_layer(weight, inputs, start, Reconstruction(method=method), {"seconds": 0}, told)
     assert told == [(11, 0)]
 
 

@@ -12,7 +12,7 @@ from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
 from sparseswaps.layer.refinement import (
-    Method,
+    RefinementSettings,
     frozen_weights,
     ladder,
     refine_layer,
@@ -40,9 +40,10 @@ def test_the_ladder_ends_with_the_budget():
 
 
 @pytest.mark.parametrize(
-    "how", [Method(), Method(max_swaps=3), Method(between_rows=True), Method(freeze=0.2), Method(method="dsnot")]
+    "settings", [{}, {"max_swaps": 3}, {"between_rows": True}, {"freeze": 0.2}, {"method": "dsnot"}]
 )
-def test_figures_and_curve_are_those_of_the_masks(how):
+def test_figures_and_curve_are_those_of_the_masks(settings):
+    how = RefinementSettings(**settings)
     weight, inputs = inputs_of()
     start = wanda(weight, inputs.gram, PATTERN)
     refined = refine_layer(weight, inputs, start, PATTERN, how)
@@ -64,8 +65,8 @@ def test_figures_and_curve_are_those_of_the_masks(how):
 def test_stopping_by_held_out_text_takes_the_best_step_before_it_rose():
     weight, inputs = inputs_of(tokens=24)
     start = keep_best(weight.abs(), PATTERN)
-    whole = refine_layer(weight, inputs, start, PATTERN, Method())
-    early = refine_layer(weight, inputs, start, PATTERN, Method(stop="held_out"))
+    whole = refine_layer(weight, inputs, start, PATTERN, RefinementSettings())
+    early = refine_layer(weight, inputs, start, PATTERN, RefinementSettings(stop="held_out"))
     unseen = [point["held_out"] for point in whole.curve]
     rises = next(i for i in range(1, len(unseen)) if unseen[i] >= unseen[i - 1])  # or nothing is tested here
     assert early.figures["held_out_after"] == pytest.approx(unseen[rises - 1])
@@ -74,7 +75,7 @@ def test_stopping_by_held_out_text_takes_the_best_step_before_it_rose():
     assert early.curve == whole.curve[:rises]  # without the step that was not taken
     assert early.figures["kept"] == start.sum()
     unknown = refine_layer(
-        weight, Inputs(inputs.gram, None, inputs.sums, 24, 4), start, PATTERN, Method(stop="held_out")
+        weight, Inputs(inputs.gram, None, inputs.sums, 24, 4), start, PATTERN, RefinementSettings(stop="held_out")
     )
     assert torch.equal(unknown.mask, whole.mask)
 
@@ -82,7 +83,9 @@ def test_stopping_by_held_out_text_takes_the_best_step_before_it_rose():
 def test_shrinkage_goes_from_the_method_to_wanda():
     weight, inputs = inputs_of()
     start = keep_best(weight.abs(), PATTERN)
-    shrunk_to = {s: refine_layer(weight, inputs, start, PATTERN, Method(shrinkage=s)) for s in (0.0, 0.5, 1.0)}
+    shrunk_to = {
+        s: refine_layer(weight, inputs, start, PATTERN, RefinementSettings(shrinkage=s)) for s in (0.0, 0.5, 1.0)
+    }
     assert torch.equal(shrunk_to[1.0].mask, wanda(weight, inputs.gram, PATTERN))
     losses = [refined.figures["loss_after"] for refined in shrunk_to.values()]  # of the Gram matrix as it is
     assert losses[0] < losses[1] < losses[2]
@@ -97,7 +100,7 @@ def test_frozen_are_the_highest_wanda_scores_of_each_row():
     )
     assert frozen_weights(weight, gram, 0.5).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
     assert not frozen_weights(weight, gram, 0).any()
-    refined = refine_layer(*inputs_of(), wanda(*_weight_and_gram(), PATTERN), PATTERN, Method(freeze=0.3))
+    refined = refine_layer(*inputs_of(), wanda(*_weight_and_gram(), PATTERN), PATTERN, RefinementSettings(freeze=0.3))
     frozen = frozen_weights(*_weight_and_gram(), 0.3)
     assert refined.mask[frozen].all()  # the warm start keeps them all
 
@@ -112,8 +115,10 @@ def test_reconstruction_lowers_the_error_and_measures_what_is_stored(method):
     weight, inputs = inputs_of()
     weight = weight.bfloat16()
     start = wanda(weight, inputs.gram, PATTERN)
-    refined = refine_layer(weight, inputs, start, PATTERN, Method(max_swaps=0 if method == "sparsegpt" else None))
-    how = Reconstruction(method, damping=0.01)
+    refined = refine_layer(
+        weight, inputs, start, PATTERN, RefinementSettings(max_swaps=0 if method == "sparsegpt" else None)
+    )
+    how = Reconstruction(method=method, damping=0.01)
     new, figures = reconstruct_layer(weight, inputs, refined.mask, how, refined.figures)
     assert new.dtype == torch.bfloat16
     assert not new[~refined.mask].any()

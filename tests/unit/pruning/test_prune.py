@@ -4,14 +4,11 @@ import inspect
 import pkgutil
 import re
 import runpy
-from dataclasses import asdict
 
 import pandas
 import pytest
 import torch
-import yaml
 from helpers import REPOSITORY
-from jsonschema import Draft202012Validator
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparseswaps
@@ -19,10 +16,11 @@ from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.sampling import draw
+from sparseswaps.calibration.settings import Calibration
+from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.model.loading import load_model, load_tokenizer
 from sparseswaps.model.weights import InMemory
-from sparseswaps.pruning import model as pruning
-from sparseswaps.workflow.config import SCHEMA
+from sparseswaps.workflow.config import Study
 
 SIZES = {"samples": 8, "held_out": 4, "seqlen": 32}
 
@@ -51,20 +49,13 @@ def test_masks_and_losses_are_the_workflows(finished, loaded, tiny_model, patter
             assert list(mine[column]) == list(table[column]), column
 
 
-def test_arguments_are_keys_of_the_configuration_with_its_defaults_and_limits():
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))["properties"]
-    known = {"batch_size": schema["batch_size"], "warmstart": schema["warmstarts"]["items"]}
-    known["seed"] = schema["seeds"]["items"] | {"default": schema["seeds"]["default"][0]}
-    for stage in ("calibrations", "refinements"):
-        known |= schema[stage]["additionalProperties"]["properties"]
+def test_arguments_are_keys_of_the_configuration_with_its_defaults():
+    fields = Calibration.model_fields | RefinementSettings.model_fields | Study.model_fields
     arguments = inspect.signature(sparseswaps.prune).parameters
-    for name in arguments.keys() - {"model", "tokenizer", "pattern", "calibration", "reconstruction"}:
-        assert arguments[name].default == known[name].get("default", "wanda"), name
-        fits, _ = pruning._ALLOWED.get(name, (None, None))
-        for value in [-1, 0, 0.5, 1, 2, None, "1", *known[name].get("enum", [])]:
-            assert fits is None or fits(value) == Draft202012Validator(known[name]).is_valid(value), (name, value)
-    options = schema["reconstructions"]["additionalProperties"]["properties"]
-    assert asdict(sparseswaps.Reconstruction()) == {name: option["default"] for name, option in options.items()}
+    names = arguments.keys() & fields.keys()
+    assert len(names) == 10
+    assert {name: arguments[name].default for name in names} == {name: fields[name].default for name in names}
+    assert [arguments["seed"].default] == fields["seeds"].default
 
 
 def test_a_text_its_documents_and_its_token_ids_give_the_same_masks(loaded, tiny_model):
@@ -198,8 +189,8 @@ def test_inputs_that_have_no_gram_matrix(inputs, message):
 
 
 def test_criteria_and_methods_that_there_are_not():
-    with pytest.raises(InputError, match="method: 'ls' is not one of least_squares, sparsegpt, admm"):
-        sparseswaps.Reconstruction("ls")
+    with pytest.raises(InputError, match="method: "):
+        sparseswaps.Reconstruction(method="ls")
     weight, gram = torch.ones(2, 4), torch.eye(4)
     with pytest.raises(InputError, match="criterion: 'wnada' is not one of magnitude"):
         sparseswaps.warmstart(weight, gram, sparseswaps.parse_pattern("50%"), "wnada")
@@ -210,7 +201,7 @@ def test_criteria_and_methods_that_there_are_not():
 def test_public_names_are_there_and_none_is_a_modules():
     """A module that is imported takes its name in the package, so that a function could not have it as well."""
     modules = {module.name for module in pkgutil.iter_modules(sparseswaps.__path__)}
-    assert {"refine", "pruning", "gram"} <= modules
+    assert {"layer", "pruning"} <= modules
     assert modules.isdisjoint(sparseswaps.__all__)
     assert set(sparseswaps.__all__) <= set(dir(sparseswaps))
     from sparseswaps.layer.swaps.engine import refine

@@ -91,7 +91,8 @@ def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
     save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
     config = json.dumps(tiny_study(tmp_path))
     code = (
-        "import json, sys; from sparseswaps import study; from sparseswaps.workflow.plan.plan import Planner, table;"
+        "import json, sys; from sparseswaps.workflow import config as study;"
+        "from sparseswaps.workflow.plan.plan import Planner, table;"
         f"print(table(Planner(study.check(json.loads({config!r})))));"
         "assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"
     )

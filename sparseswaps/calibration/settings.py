@@ -1,0 +1,69 @@
+"""The settings of texts, with their defaults. Importing this module does not import torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparseswaps.base.settings import Settings, wrong
+from sparseswaps.calibration.documents import HUB_KEYS, is_file
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class TextSource(Settings):
+    """Where documents come from."""
+
+    text: NonEmpty = Field(
+        description="`embedded`; a .txt, .jsonl, .jsonl.gz, .json.gz or .parquet file; `c4` or `wikitext2`, the data "
+        "sets of the literature with its protocols; or the id of a data set on the hub."
+    )
+    field: str = Field("text", description="The field of a row, or the column, that holds the text.")
+    subset: NonEmpty | None = Field(None, description="The configuration of a data set of the hub.")
+    split: str = Field("train", description="The split of a data set of the hub.")
+    files: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)] | None = Field(
+        None, description="Names of files of a data set of the hub to take for the split, instead of a subset's."
+    )
+    revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a data set of the hub.")
+
+    @model_validator(mode="after")
+    def _check_hub_keys(self) -> Self:
+        for key in HUB_KEYS if self.text == "embedded" or is_file(self.text) else ():
+            if getattr(self, key) is not None:
+                raise wrong(key, f"is for data sets of the hub, which {self.text!r} is not; leave it out")
+        if self.subset is not None and self.files is not None:
+            raise wrong("files", "takes the place of `subset`; leave one of them out")
+        return self
+
+
+class Calibration(TextSource):
+    """A calibration text and how it is drawn; configuration key `calibrations`."""
+
+    PRESETS = (
+        "text",
+        {
+            "c4": {"files": "en/c4-train.00000-of-01024.json.gz"},
+            "wikitext2": {"subset": "wikitext-2-raw-v1", "join": "\n\n"},
+        },
+    )
+
+    join: str | None = Field(
+        None,
+        description="What stands between two documents where all are one text to draw from. null: each document is a "
+        "text of its own.",
+    )
+    samples: int = Field(128, ge=1, description="Calibration sequences.")
+    held_out: int = Field(16, ge=0, description="Further sequences whose Gram matrix refinement never sees.")
+    seqlen: int = Field(2048, ge=2, description="Tokens per sequence.")
+    propagate: Literal["dense", "pruned"] = Field(
+        "dense",
+        description="`dense` calibrates every block on the inputs that the dense model gives it; blocks are then "
+        "independent. `pruned` calibrates every block on the outputs of the pruned blocks before it, as the paper "
+        "does; each cell is then one job.",
+    )
+    sha256: Digest | Annotated[list[Digest], Field(min_length=1)] | None = Field(
+        None,
+        description="The SHA-256 of the token ids that must be drawn: it is in the log of rule samples and in the "
+        "report. A list where models or seeds differ. null accepts any. The token ids are drawn again when this key "
+        "changes.",
+    )

@@ -1,0 +1,81 @@
+"""The settings of what is done to one layer, with their defaults. Importing this module does not import torch."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparseswaps.base.settings import Settings, wrong
+
+Criterion = Literal["magnitude", "wanda", "ria", "greedy", "random", "sparsegpt", "admm"]
+
+
+class RefinementSettings(Settings):
+    """How a mask is refined; configuration key `refinements`."""
+
+    method: Literal["swaps", "dsnot"] = Field(
+        "swaps",
+        description="`swaps` is the method of this project. `dsnot` is DSnoT, for comparison; it makes 50 swaps where "
+        "`max_swaps` is null, and has no other keys.",
+    )
+    max_swaps: int | None = Field(
+        None, ge=0, description="Most swaps per row. null: up to the local optimum. 0: the warm start as it is."
+    )
+    stop: Literal["optimum", "held_out"] = Field(
+        "optimum", description="`held_out` takes the last mask before the layer's error on held-out text rises."
+    )
+    freeze: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of each row's weights, those with the highest Wanda scores, that no swap prunes.",
+    )
+    shrinkage: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Swaps are chosen by (1 - s) G + s diag(G) instead of the Gram matrix G. Losses are those of G.",
+    )
+    between_rows: bool = Field(
+        False,
+        description="Whether weights are also exchanged between rows. The matrix then keeps the number of weights "
+        "that the pattern says, but its rows may differ.",
+    )
+
+    @model_validator(mode="after")
+    def _check_dsnot(self) -> Self:
+        for key in ("stop", "freeze", "shrinkage", "between_rows"):
+            if self.method == "dsnot" and getattr(self, key) != type(self).model_fields[key].default:
+                raise wrong(key, "method dsnot has no other keys than max_swaps; leave it out")
+        return self
+
+
+class Reconstruction(Settings):
+    """How the kept weights are fitted to a mask; configuration key `reconstructions`."""
+
+    PRESETS = (
+        "method",
+        {"admm": {"damping": 0.1, "iterations": 20}, "sparsegpt": {"iterations": 1}},
+    )
+
+    method: Literal["least_squares", "sparsegpt", "admm"] = Field(
+        "least_squares",
+        description="`least_squares` is masked least squares by conjugate gradients. `sparsegpt` (arXiv 2301.00774) "
+        "and `admm` (arXiv 2401.02938) are their weight updates for a given mask.",
+    )
+    damping: float = Field(
+        0.01,
+        ge=0,
+        description="What is added to the diagonal of the Gram matrix, as a share of the diagonal's mean. `admm` "
+        "scales the diagonal to one first.",
+    )
+    iterations: int = Field(
+        50,
+        ge=1,
+        description="Iterations of conjugate gradients or of ADMM. `sparsegpt` is one sweep, so only 1 is allowed.",
+    )
+
+    @model_validator(mode="after")
+    def _check_sweeps(self) -> Self:
+        if self.method == "sparsegpt" and self.iterations != 1:
+            raise wrong("iterations", f"{self.iterations}, but method sparsegpt is one sweep; leave it out")
+        return self

@@ -1,0 +1,148 @@
+"""The grid of a study: every combination of its models, calibrations, seeds, patterns and methods."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern, slug_of
+from sparseswaps.model.directory import config_of, depth
+
+if TYPE_CHECKING:  # which imports this module
+    from sparseswaps.workflow.config import PatternEntry, Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: one mask for every layer of one model. `pattern` is the pattern's slug."""
+
+    model: str
+    calibration: str
+    seed: int
+    pattern: str
+    warmstart: str
+    refinement: str
+    reconstruction: str = "none"
+
+    def coordinates(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def method(self) -> str:
+        """The refinement of the warm start, and the reconstruction if there is one."""
+        return self.refinement if self.reconstruction == "none" else f"{self.refinement}+{self.reconstruction}"
+
+    @property
+    def folder(self) -> str:
+        """The folder of the cell's artifacts below the results."""
+        return f"{self.model}/{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.method}"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An unpruned model, for comparison."""
+
+    model: str
+
+    @property
+    def folder(self) -> str:
+        """The folder of the model's evaluation below the results."""
+        return f"{self.model}/dense"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An entry of a study's `patterns`.
+
+    Attributes:
+        label: the entry's name in tables.
+        pattern: the pattern of every layer. Where layers differ: of the layers that a table does not name, or of all
+            layers together.
+        layers, owl: how a sparsity is divided among the layers, as the configuration says it.
+    """
+
+    label: str
+    pattern: Pattern
+    layers: dict[str, str | float] | None = None
+    owl: dict[str, float] | None = None
+
+    @property
+    def slug(self) -> str:
+        """The entry's name in folders."""
+        return slug_of(self.label)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have the same pattern."""
+        return self.layers is None and self.owl is None
+
+
+def budget(entry: "str | float | PatternEntry") -> Budget:
+    """Read an entry of `patterns`. Raises InputError when it is no pattern."""
+    if isinstance(entry, str | int | float):
+        pattern = parse_pattern(entry)
+        return Budget(pattern.label, pattern)
+    owl = entry.owl and entry.owl.model_dump()
+    return Budget(entry.name, parse_pattern(entry.sparsity), entry.layers, owl)
+
+
+def patterns(study: "Study") -> dict[str, Budget]:
+    """Return the study's patterns by slug."""
+    return {found.slug: found for found in map(budget, study.patterns)}
+
+
+def warmstarts(study: "Study") -> dict[str, str | None]:
+    """Return the study's warm starts by name: the path of imported masks, or None for a criterion."""
+    return {
+        entry if isinstance(entry, str) else entry.name: None if isinstance(entry, str) else entry.path
+        for entry in study.warmstarts
+    }
+
+
+def counted(study: "Study", warmstart: str, refinement: str | None = None) -> str:
+    """Say where the kept weights of a warm start, or of a refinement of it, are counted: see `masks.check_mask`."""
+    if warmstarts(study).get(warmstart) is not None:
+        return "roughly"
+    return counting_rule(warmstart, refinement is not None and study.refinements[refinement].between_rows)
+
+
+def block_names(study: "Study") -> dict[str, list[str]]:
+    """Return the names of every model's decoder blocks, `block00` and on. Reads each model's config.json."""
+    return {
+        name: [f"block{index:02d}" for index in range(depth(config_of(model.folder)))]
+        for name, model in study.models.items()
+    }
+
+
+def coordinates(study: "Study") -> dict[str, list[Any]]:
+    """Return the values of each coordinate of the grid, in the order of `Cell`'s fields."""
+    return {
+        "model": list(study.models),
+        "calibration": list(study.calibrations),
+        "seed": list(study.seeds),
+        "pattern": list(patterns(study)),
+        "warmstart": list(warmstarts(study)),
+        "refinement": list(study.refinements),
+        "reconstruction": ["none", *study.reconstructions],
+    }
+
+
+def pattern_slug(study: "Study", value: str | float) -> str:
+    """Return the slug of a pattern by the entry's name, or by the pattern in any notation."""
+    labels = {entry.label: entry.slug for entry in patterns(study).values()}
+    return labels[value] if value in labels else budget(value).slug
+
+
+def cells(study: "Study") -> Iterator[Cell]:
+    """Yield the cells of the study's grid, without the cells that `exclude` names."""
+    excluded = []
+    for entry in study.exclude:
+        choices = entry.choices()
+        if "pattern" in choices:
+            choices["pattern"] = [pattern_slug(study, value) for value in choices["pattern"]]
+        excluded.append(choices)
+    values = coordinates(study)
+    for point in product(*values.values()):
+        cell = dict(zip(values, point, strict=True))
+        if not any(all(cell[key] in choices for key, choices in entry.items()) for entry in excluded):
+            yield Cell(**cell)
