@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.gram import correlation, row_loss, validate_layer
 from sparseswaps.layer.pattern import Pattern, parse_pattern
-from sparseswaps.layer.swaps.certificate import improvable
+from sparseswaps.layer.swaps.certificate import improvable_rows
 from sparseswaps.layer.swaps.engine import Refinement, refine
 
 STARTED = time.perf_counter()
@@ -131,7 +131,7 @@ def parts_of_a_call(weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern
     second = search(backend, weight, gram, found["mask"], current, size)
     sample = torch.arange(len(weight), device=weight.device)[:: max(1, len(weight) // 4)]
     wrong, certificate = timed(
-        device, improvable, weight[sample], gram, found["mask"][sample], torch.zeros_like(mask[sample]), size
+        device, improvable_rows, weight[sample], gram, found["mask"][sample], torch.zeros_like(mask[sample]), size
     )
     return {
         "check_s": check,

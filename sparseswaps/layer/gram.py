@@ -215,6 +215,6 @@ def output_error(weight: Tensor, gram: Tensor, new: Tensor) -> Tensor:
     return found.clamp_min_(0)
 
 
-def loss_of(weight: Tensor, correlation: Tensor, mask: Tensor) -> Tensor:
+def loss_from_correlation(weight: Tensor, correlation: Tensor, mask: Tensor) -> Tensor:
     """The `row_loss` where the correlation of the mask is at hand: the sum of w_p c_p over the pruned weights."""
     return (weight * correlation).masked_fill_(mask, 0).sum(1).clamp_min(0)

@@ -28,7 +28,7 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -99,7 +99,7 @@ def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     w, gram = weight.double(), gram.double()
     mask = torch.ones_like(w, dtype=torch.bool)
     spare = torch.full((len(w), w.shape[1] // size), size - kept, device=w.device)

@@ -13,7 +13,7 @@ class CertificateError(RuntimeError):
     """What a search said of its result is not so: a defect of the engine or of the machine."""
 
 
-def improvable(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
+def improvable_rows(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
     """Which rows have a swap that lowers their loss by more than twice what rounding can make of it.
 
     Args:

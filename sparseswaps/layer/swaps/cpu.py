@@ -291,7 +291,7 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
     if size == weight.shape[1]:
         tiles = strongest_by_tile(gram, _TILE)
@@ -315,7 +315,7 @@ def swap_rows(
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     mask = torch.ones(weight.shape, dtype=torch.bool)
     weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()
 

@@ -32,7 +32,7 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     rows, d_in = weight.shape
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(rows, dtype=torch.bool, device=weight.device)
@@ -62,7 +62,7 @@ def swap_rows(
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     rows, d_in = weight.shape
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)
     if rows:

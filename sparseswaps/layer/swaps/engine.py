@@ -1,10 +1,7 @@
-"""The public face of the swap engine: checks its input, picks a backend, measures and checks what came of it."""
+"""The public functions of the swap engine: check the input, search with a backend, and verify the result."""
 
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -12,60 +9,29 @@ from torch import Tensor
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
-from sparseswaps.layer.gram import correlation, loss_of, validate_layer
+from sparseswaps.layer.gram import correlation, loss_from_correlation, validate_layer
 from sparseswaps.layer.pattern import Pattern
+from sparseswaps.layer.swaps.backends import Backend, select_backend
 from sparseswaps.layer.swaps.between_rows import exchange
-from sparseswaps.layer.swaps.certificate import CertificateError, improvable
+from sparseswaps.layer.swaps.certificate import CertificateError, improvable_rows
 
-BACKENDS = ("reference", "cpu", "cuda", "batched")
 _CHECKED_ROWS = 4  # rows whose certificate is checked over every pair
 _TINY = torch.finfo(torch.float64).tiny
-_PASSES = 16  # searches from freshly computed correlations; a second that finds nothing is the rule
-
-
-class Backend(Protocol):
-    """What a module of `sparseswaps.refine` offers that searches; `weight` and `gram` are float32 or float64."""
-
-    def swap_rows(
-        self,
-        weight: Tensor,
-        gram: Tensor,
-        mask: Tensor,
-        frozen: Tensor,
-        correlation: Tensor,
-        size: int,
-        budget: Tensor,
-        progress: Report,
-    ) -> tuple[Tensor, Tensor]:
-        """Refine `mask`, boolean [rows, d_in], in place, and keep its `correlation`, float64 [rows, d_in], with it.
-
-        `frozen`, boolean [rows, d_in], are kept weights that stay; `size` is the number of columns in a block,
-        `budget`, int64 [rows], the number of swaps that a row may make. `progress` is told, as often as that costs
-        nothing, how many rows are at their optimum so far, and how many swaps were made.
-        Returns the swaps made, int64 [rows], and whether no pair improves any more, boolean [rows].
-        """
-        ...
-
-    def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
-        """Prune the weight that costs least again and again, until each block of `size` columns keeps `kept`.
-
-        `progress` is told how many rows are done. Returns the mask, boolean [rows, d_in].
-        """
-        ...
+_PASSES = 16  # searches from freshly computed correlations; usually the second one makes no swap
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """A refined mask, and what each row's refinement came to.
+    """A refined mask, and the figures of each row.
 
     Attributes:
         mask: boolean [d_out, d_in], True where kept.
         swaps: int64 [d_out], swaps made.
-        loss_before, loss_after: float64 [d_out], the pruning error ||w X - (m * w) X||^2 of each row, summed over the
-            tokens that the Gram matrix was summed over.
+        loss_before, loss_after: float64 [d_out], the pruning error ||w X - (m * w) X||^2 of each row, a sum over the
+            tokens of the Gram matrix.
         certified: boolean [d_out], True where no 1-swap lowers the row's loss beyond rounding.
-        drift: float64 [d_out], how far the correlation vector that the search kept was from the one computed anew
-            from its mask, relative to its largest entry.
+        drift: float64 [d_out], the largest difference between the correlation vector that the search updated and the
+            correlation vector of the final mask, relative to the latter's largest entry.
     """
 
     mask: Tensor
@@ -74,6 +40,9 @@ class Refinement:
     loss_after: Tensor
     certified: Tensor
     drift: Tensor
+
+
+_COLUMNS = [field.name for field in fields(Refinement)]
 
 
 @torch.no_grad()
@@ -88,36 +57,34 @@ def refine(
     between_rows: bool = False,
     progress: Report = ignore_progress,
 ) -> Refinement:
-    """Swap kept against pruned weights, always the pair that lowers a row's error most, until none does.
+    """Swap kept against pruned weights, always the pair that lowers a row's error most, until no pair does.
 
     Every step takes the best of all feasible pairs of a row (arXiv 2512.10922, Algorithm 1; ties: lowest kept index,
-    then lowest pruned index). Pairs are feasible within a block of the pattern, so the number of kept weights of every
-    block stays what it is in `mask`; it may differ from row to row. Costs are float64; an improvement must exceed
-    what rounding could make of it (`reference.rounding`). All rows are refined side by side, and part after part once
-    the GPU is out of memory.
+    then lowest pruned index). Both weights of a pair are in the same block of the pattern, so every block keeps as many
+    weights as in `mask`. Costs are float64, and a swap must gain more than rounding (`cost.rounding`). All rows are
+    refined side by side; a GPU that runs out of memory refines fewer rows at a time.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
         gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
-        mask: boolean [d_out, d_in], True where kept; not modified.
+        mask: boolean [d_out, d_in], True where kept; not modified. Rows may keep different numbers of weights.
         pattern: which weights may change places.
-        max_swaps: swaps per row at most; None: to the local optimum.
-        backend: `reference`, `cpu`, `cuda` or `batched`; None: `cpu` and `cuda` on these devices, `batched` on any
-            other and where there is no Triton.
+        max_swaps: the most swaps of a row; None goes to the local optimum.
+        backend: `reference`, `cpu`, `cuda` or `batched`; None takes the fastest one for the device.
         frozen: boolean [d_out, d_in], the kept weights that no swap may prune.
-        between_rows: rows may also exchange a kept weight of one against a pruned one of another (`between.exchange`),
-            in turn with their own swaps until neither improves. The matrix then keeps as many weights as before,
-            its rows need not.
-        progress: is told now and then how many rows have come to their end, and how many swaps were made.
+        between_rows: whether two rows may also exchange a kept and a pruned weight (`between_rows.exchange`), in turn
+            with the swaps within rows until neither improves. The matrix keeps as many weights as before; its rows need
+            not.
+        progress: receives the number of rows that are done and the number of swaps made.
 
     Returns:
         A `Refinement` on the weight's device.
 
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is not symmetric or not
-            positive semidefinite, their products overflow, `max_swaps` is no number of swaps, the backend is unknown or
-            of another device, the pattern does not divide d_in or does not let rows exchange weights, or the GPU has no
-            memory for a single row.
+            positive semidefinite, a loss overflows, `max_swaps` is negative, the backend is unknown or of another
+            device, the pattern does not divide d_in or forbids swaps between rows, or one row needs too much
+            memory.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
     *_, last = walk(weight, gram, mask, pattern, [max_swaps], backend, frozen, between_rows, progress)
@@ -137,16 +104,14 @@ def walk(
     between_rows: bool = False,
     progress: Report = ignore_progress,
 ) -> Iterator[Refinement]:
-    """`refine` in steps: what it returns for each of `budgets`, rising, until every row is at its optimum.
+    """Refine a mask in steps: yield the result of `refine` for each rising budget, until every row is at its optimum.
 
-    Each step goes on from the one before. Other arguments and errors are those of `refine`, but that rows which have
-    spent a budget are not at their end here: there may be another.
+    Each step continues from the step before. The other arguments and the errors are as for `refine`; `progress` counts
+    a row as done when the row is at its optimum, since another budget may follow.
     """
     weight, gram = validate_layer(weight, gram)
-    d_out, d_in = weight.shape
-    if frozen is None:
-        frozen = torch.zeros_like(mask)
-    for name, flags in (("mask", mask), ("frozen", frozen)):
+    d_in = weight.shape[1]
+    for name, flags in (("mask", mask), ("frozen", mask if frozen is None else frozen)):
         if flags.shape != weight.shape or flags.dtype != torch.bool:
             raise InputError(
                 f"weight {tuple(weight.shape)} needs a boolean {name} of its shape, "
@@ -156,157 +121,154 @@ def walk(
             raise InputError(f"the {name} is on {flags.device}, the weight on {weight.device}")
     size = pattern.blocks(d_in).size
     if between_rows and size != d_in:
-        raise InputError(f"pattern {pattern.label} says what each block keeps: swaps between rows cannot keep to it")
-    search = backend_of(weight, backend)
-
-    mask, frozen = mask.clone(memory_format=torch.contiguous_format), (mask & frozen).contiguous()
-    swaps = torch.zeros(d_out, dtype=torch.int64, device=weight.device)
-    loss_before, loss_after, drift = torch.zeros(3, d_out, dtype=torch.float64, device=weight.device)
-    certified = torch.zeros(d_out, dtype=torch.bool, device=weight.device)
-
-    def carry(allowed: int, first: bool = False) -> None:
-        """Rows without a certificate, as far as `allowed` swaps go."""
-        open_rows = (~certified).nonzero().flatten()
-        every = len(open_rows) == d_out
-
-        def part(chosen: slice) -> None:
-            rows = chosen if every else open_rows[chosen]
-            ended, made = int(certified.sum()), int(swaps.sum())  # before this part, which may be begun again
-            left = allowed - swaps[rows]
-
-            def told(of_these: int, made_by_these: int) -> None:
-                progress(ended + of_these, made + made_by_these)
-
-            moved = _carried(search, weight[rows], gram, mask[rows], frozen[rows], size, left, told)
-            if first:
-                loss_before[rows] = moved.loss_before
-            mask[rows], loss_after[rows], certified[rows] = moved.mask, moved.loss_after, moved.certified
-            swaps[rows] += moved.swaps
-            drift[rows] = torch.maximum(drift[rows], moved.drift)
-            sample = moved.certified.nonzero().flatten()
-            sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
-            contradicted = improvable(weight[rows][sample], gram, moved.mask[sample], frozen[rows][sample], size)
-            wrong = torch.cat([moved.moving.nonzero().flatten(), sample[contradicted]])
-            if len(wrong):
-                row = open_rows[chosen][wrong[0]]
-                raise CertificateError(f"row {row} is not at the optimum that the search reported: a defect, report it")
-
-        map_slices(part, len(open_rows), len(open_rows), "rows")
-
-    for step, budget in enumerate(budgets):
+        raise InputError(f"between_rows: pattern {pattern.label} fixes the kept weights of every block; use a sparsity")
+    frozen = torch.zeros_like(mask) if frozen is None else mask & frozen
+    search = _LayerSearch(select_backend(weight, backend), weight, gram, mask, frozen, size, progress)
+    unlimited = torch.iinfo(torch.int64).max
+    for budget in budgets:
         if budget is not None and not (isinstance(budget, int) and budget >= 0):
-            raise InputError(f"max_swaps is {budget}: expected a number of swaps, or none for the local optimum")
-        most = torch.iinfo(torch.int64).max
-        allowed = most if budget is None else min(budget, most)
-        carry(allowed, first=step == 0)
-        while between_rows and (exchanged := exchange(weight, gram, mask, frozen, allowed - swaps)).any():
-            swaps += exchanged
-            certified &= exchanged == 0
-            carry(allowed)
-        state = (t.clone() for t in (mask, swaps, loss_before, loss_after, certified))
-        yield Refinement(*state, drift.clone())
-        if certified.all():
+            raise InputError(f"max_swaps is {budget}: use a whole number of at least 0, or none for the local optimum")
+        allowed = unlimited if budget is None else min(budget, unlimited)
+        search.advance(allowed)
+        while between_rows and search.exchange_between_rows(allowed):
+            search.advance(allowed)
+        yield search.result()
+        if search.certified.all():
             return
 
 
-class _Carried(NamedTuple):
-    """Some rows after a search: the columns of `Refinement`, and which rows still moved in their last search."""
+class _LayerSearch:
+    """The search for a layer's best mask, from budget to budget.
 
-    mask: Tensor
-    swaps: Tensor
-    loss_before: Tensor
-    loss_after: Tensor
-    drift: Tensor
-    certified: Tensor
-    moving: Tensor
+    Attributes:
+        mask, swaps, loss_before, loss_after, certified, drift: the current columns of `Refinement`.
+        frozen: boolean [d_out, d_in], the kept weights that no swap may prune.
+        size: columns per block.
+    """
 
+    def __init__(
+        self, backend: Backend, weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int, progress: Report
+    ) -> None:
+        rows, device = len(weight), weight.device
+        self.backend, self.weight, self.gram, self.size, self.progress = backend, weight, gram, size, progress
+        self.mask = mask.clone(memory_format=torch.contiguous_format)
+        self.frozen = frozen.contiguous()
+        self.swaps = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.loss_before, self.loss_after, self.drift = torch.zeros(3, rows, dtype=torch.float64, device=device)
+        self.certified = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.started = False
 
-def _carried(
-    search: Backend,
-    weight: Tensor,
-    gram: Tensor,
-    start: Tensor,
-    frozen: Tensor,
-    size: int,
-    budget: Tensor,
-    progress: Report,
-) -> _Carried:
-    """Some rows from their masks `start`, which is not modified, to where their searches end."""
-    mask = start.clone(memory_format=torch.contiguous_format)
-    current = correlation(weight, gram, mask)
-    loss_before = loss_of(weight, current, mask)
-    loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
-    swaps, certified = search.swap_rows(weight, gram, mask, frozen, current, size, budget, progress)
-    stopped = (swaps == budget) & (swaps > 0) & ~certified  # with improving swaps left: nothing to be certain of
-    loss_after[stopped] = loss_of(weight[stopped], current[stopped], mask[stopped])
-    rows = ((swaps > 0) & ~stopped).nonzero().flatten()
-    current = current[rows]
-    for _ in range(_PASSES):
-        if not len(rows):
-            break
-        # What rounding has done to the correlations ends here: rows that moved are searched again from fresh ones.
-        moved, refined = weight[rows], mask[rows]
-        fresh = correlation(moved, gram, refined)
-        loss_after[rows] = loss_of(moved, fresh, refined)
-        drift[rows] = torch.maximum(
-            drift[rows], (current - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
-        )
-        left = budget[rows] - swaps[rows]
-        made, certified[rows] = search.swap_rows(moved, gram, refined, frozen[rows], fresh, size, left, ignore_progress)
-        mask[rows] = refined
-        swaps[rows] += made
-        rows, current = rows[made > 0], fresh[made > 0]
-    before, after = (m.reshape(len(m), -1, size).sum(-1) for m in (start, mask))
-    if not torch.equal(before, after):
-        raise CertificateError("the search changed how many weights a block keeps: a defect, report it")
-    if (frozen & ~mask).any():
-        raise CertificateError("the search pruned a frozen weight: a defect, report it")
-    moving = torch.zeros_like(certified)
-    moving[rows] = True
-    return _Carried(mask, swaps, loss_before, loss_after, drift, certified, moving)
+    def advance(self, allowed: int) -> None:
+        """Refine every row that has no certificate, until it has one or has made `allowed` swaps in all."""
+        open_rows = (~self.certified).nonzero().flatten()
+        all_open = len(open_rows) == len(self.mask)
+
+        def refine_part(part: slice) -> None:
+            self._refine_rows(part if all_open else open_rows[part], allowed)  # a slice copies no rows
+
+        map_slices(refine_part, len(open_rows), len(open_rows), "rows")
+        self.started = True
+
+    def exchange_between_rows(self, allowed: int) -> bool:
+        """Swap weights between rows, whose certificates are then void; return whether any swap was made."""
+        exchanged = exchange(self.weight, self.gram, self.mask, self.frozen, allowed - self.swaps)
+        self.swaps += exchanged
+        self.certified &= exchanged == 0
+        return bool(exchanged.any())
+
+    def result(self) -> Refinement:
+        """Return a copy of the current columns."""
+        return Refinement(**{name: getattr(self, name).clone() for name in _COLUMNS})
+
+    def _refine_rows(self, rows: slice | Tensor, allowed: int) -> None:
+        """Refine some rows. The columns change only at the end, so the call can be repeated when memory runs out."""
+        weight, frozen, start = self.weight[rows], self.frozen[rows], self.mask[rows]
+        ended_before, made_before = int(self.certified.sum()), int(self.swaps.sum())
+
+        def report(ended: int, made: int) -> None:
+            self.progress(ended_before + ended, made_before + made)
+
+        part, unfinished = self._search(weight, start, frozen, allowed - self.swaps[rows], report)
+        self._check_counts(start, part.mask, frozen)
+        wrong = torch.cat([unfinished, self._wrongly_certified(weight, part, frozen)])
+        if len(wrong):
+            row = torch.arange(len(self.mask), device=wrong.device)[rows][wrong[0]]
+            raise CertificateError(f"row {row} is not at the optimum that the search reported: a defect, report it")
+        if not self.started:
+            self.loss_before[rows] = part.loss_before
+        self.mask[rows], self.loss_after[rows], self.certified[rows] = part.mask, part.loss_after, part.certified
+        self.swaps[rows] += part.swaps
+        self.drift[rows] = torch.maximum(self.drift[rows], part.drift)
+
+    def _search(
+        self, weight: Tensor, start: Tensor, frozen: Tensor, budget: Tensor, report: Report
+    ) -> tuple[Refinement, Tensor]:
+        """Search from the masks `start` [rows, d_in], which stay as they are.
+
+        Rows that moved are searched again from freshly computed correlations, so that the rounding of their updates
+        does not decide the result. Returns the columns of these rows, and the rows that moved in every pass.
+        """
+        gram, size = self.gram, self.size
+        mask = start.clone(memory_format=torch.contiguous_format)
+        updated = correlation(weight, gram, mask)  # [rows, d_in]
+        loss_before = loss_from_correlation(weight, updated, mask)
+        loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
+        swaps, certified = self.backend.swap_rows(weight, gram, mask, frozen, updated, size, budget, report)
+        stopped = (swaps == budget) & (swaps > 0) & ~certified  # by the budget: there is nothing to certify
+        loss_after[stopped] = loss_from_correlation(weight[stopped], updated[stopped], mask[stopped])
+        moved = ((swaps > 0) & ~stopped).nonzero().flatten()
+        updated = updated[moved]
+        for _ in range(_PASSES):
+            if not len(moved):
+                break
+            some_weight, some_mask = weight[moved], mask[moved]
+            fresh = correlation(some_weight, gram, some_mask)
+            loss_after[moved] = loss_from_correlation(some_weight, fresh, some_mask)
+            difference = (updated - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
+            drift[moved] = torch.maximum(drift[moved], difference)
+            left = budget[moved] - swaps[moved]
+            made, certified[moved] = self.backend.swap_rows(
+                some_weight, gram, some_mask, frozen[moved], fresh, size, left, ignore_progress
+            )
+            mask[moved] = some_mask
+            swaps[moved] += made
+            moved, updated = moved[made > 0], fresh[made > 0]
+        return Refinement(mask, swaps, loss_before, loss_after, certified, drift), moved
+
+    def _check_counts(self, start: Tensor, mask: Tensor, frozen: Tensor) -> None:
+        """Raise CertificateError unless every block keeps as many weights as at the start, and all frozen weights."""
+        before, after = (m.reshape(len(m), -1, self.size).sum(-1) for m in (start, mask))
+        if not torch.equal(before, after):
+            raise CertificateError("the search changed how many weights a block keeps: a defect, report it")
+        if (frozen & ~mask).any():
+            raise CertificateError("the search pruned a frozen weight: a defect, report it")
+
+    def _wrongly_certified(self, weight: Tensor, part: Refinement, frozen: Tensor) -> Tensor:
+        """Return the rows, of a few certified ones, that a swap still improves: int64 indices into the part."""
+        sample = part.certified.nonzero().flatten()
+        sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
+        return sample[improvable_rows(weight[sample], self.gram, part.mask[sample], frozen[sample], self.size)]
 
 
 @torch.no_grad()
 def eliminate(
     weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None, progress: Report = ignore_progress
 ) -> Tensor:
-    """Exact backward elimination: from the dense row, prune again and again the weight that costs the row least.
+    """Make a mask by exact backward elimination: from the dense row, prune repeatedly the weight of least cost.
 
-    Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error (the half of a swap's cost that is u's), with
-    c = G ((1 - m) * w). Blocks that have no weight left to spare are passed over.
+    Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error, with c = G ((1 - m) * w). A block that keeps
+    only as many weights as the pattern asks for loses no more.
 
-    Args and input errors are those of `refine`; no swaps are made.
+    The arguments and the input errors are as for `refine`.
 
     Returns:
         boolean [d_out, d_in], True where kept.
     """
     weight, gram = validate_layer(weight, gram)
     size, kept = pattern.blocks(weight.shape[1])
-    search = backend_of(weight, backend)
+    search = select_backend(weight, backend)
 
-    def part(rows: slice) -> Tensor:
+    def eliminate_part(rows: slice) -> Tensor:
         return search.eliminate_rows(weight[rows], gram, size, kept, lambda done, _: progress(rows.start + done, 0))
 
-    return torch.cat(map_slices(part, len(weight), len(weight), "rows"))
-
-
-def backend_of(weight: Tensor, name: str | None) -> Backend:
-    """The module that searches; only the one asked for is imported. Raises InputError when there is none."""
-    device = weight.device.type
-    if name is None:
-        ready = {"cpu": True, "cuda": find_spec("triton") is not None}
-        name = device if ready.get(device) else "batched"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
-    if name in ("cpu", "cuda") and name != device and not (name == "cuda" and interpreted):
-        raise InputError(f"backend {name!r}: the tensors are on {device}")
-    if name == "reference":
-        from sparseswaps.layer.swaps import reference as module
-    elif name == "cpu":
-        from sparseswaps.layer.swaps import cpu as module
-    elif name == "cuda":
-        from sparseswaps.layer.swaps import cuda as module
-    elif name == "batched":
-        from sparseswaps.layer.swaps import batched as module
-    else:
-        raise InputError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
-    return module
+    return torch.cat(map_slices(eliminate_part, len(weight), len(weight), "rows"))

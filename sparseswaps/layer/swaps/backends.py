@@ -1,0 +1,82 @@
+"""The interface of a search backend, and the choice of one for a device."""
+
+import os
+from importlib.util import find_spec
+from typing import Protocol
+
+from torch import Tensor
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.progress import Report
+
+BACKENDS = ("reference", "cpu", "cuda", "batched")
+
+
+class Backend(Protocol):
+    """A module of this folder that searches; `weight` and `gram` are both float32 or both float64."""
+
+    def swap_rows(
+        self,
+        weight: Tensor,
+        gram: Tensor,
+        mask: Tensor,
+        frozen: Tensor,
+        correlation: Tensor,
+        size: int,
+        budget: Tensor,
+        progress: Report,
+    ) -> tuple[Tensor, Tensor]:
+        """Swap weights in every row until no swap improves the row, or the row has spent its budget.
+
+        Args:
+            weight: [rows, d_in].
+            gram: [d_in, d_in].
+            mask: boolean [rows, d_in], True where kept; modified.
+            frozen: boolean [rows, d_in], the kept weights that no swap may prune.
+            correlation: float64 [rows, d_in], c = G ((1 - m) * w) of `mask`; modified with it.
+            size: columns per block; both weights of a swap are in the same block.
+            budget: int64 [rows], the most swaps of each row.
+            progress: receives the number of rows at their optimum and the number of swaps made.
+
+        Returns:
+            The swaps made, int64 [rows], and whether no swap improves the row any more, boolean [rows].
+        """
+        ...
+
+    def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
+        """Prune the cheapest weight of every row repeatedly, until each block of `size` columns keeps `kept` weights.
+
+        `progress` receives the number of rows that are done. Returns the mask, boolean [rows, d_in].
+        """
+        ...
+
+
+def select_backend(weight: Tensor, name: str | None) -> Backend:
+    """Import and return a backend.
+
+    Args:
+        weight: a tensor on the device to compute on.
+        name: one of `BACKENDS`; None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a
+            GPU without Triton.
+
+    Raises:
+        InputError: the name is unknown, or the backend is for another device.
+    """
+    device = weight.device.type
+    if name is None:
+        ready = {"cpu": True, "cuda": find_spec("triton") is not None}
+        name = device if ready.get(device) else "batched"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
+    if name in ("cpu", "cuda") and name != device and not (name == "cuda" and interpreted):
+        raise InputError(f"backend {name!r} does not run on {device}, where the weight is; leave `backend` out")
+    if name == "reference":
+        from sparseswaps.layer.swaps import reference as module
+    elif name == "cpu":
+        from sparseswaps.layer.swaps import cpu as module
+    elif name == "cuda":
+        from sparseswaps.layer.swaps import cuda as module
+    elif name == "batched":
+        from sparseswaps.layer.swaps import batched as module
+    else:
+        raise InputError(f"backend {name!r} is unknown; use one of {', '.join(BACKENDS)}")
+    return module
