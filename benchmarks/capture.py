@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.gram import accumulate
-from sparseswaps.model.blocks import describe
+from sparseswaps.model.description import describe
 from sparseswaps.model.weights import OnDisk
 
 ALLOWED = 1.5  # times the plain forward pass, the Gram products not counted

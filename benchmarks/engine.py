@@ -258,7 +258,7 @@ def real_cases(quick: bool) -> Iterator[Case]:
         from sparseswaps.calibration.documents import load
         from sparseswaps.calibration.sampling import draw
         from sparseswaps.embedded import MODEL
-        from sparseswaps.model.blocks import describe
+        from sparseswaps.model.description import describe
         from sparseswaps.model.loading import load_tokenizer
         from sparseswaps.model.weights import OnDisk
     except ImportError as error:

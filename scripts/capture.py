@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job import device, progress, run
 
-from sparseswaps.base.errors import naming
+from sparseswaps.base.errors import prefix_errors
 from sparseswaps.calibration.activations import keeping
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.gram import check_gram
@@ -23,7 +23,7 @@ def main(snakemake, settings):
     def write(path, grams):
         for matrices in (grams.matrix, grams.held_out):
             for name, matrix in matrices.items():
-                with naming(f"{path}, {name}"):
+                with prefix_errors(f"{path}, {name}"):
                     check_gram(matrix)
         write_grams(path, grams, described, snakemake.params.key)
         logging.info("%s: %s", path, ", ".join(f"{n} {len(g)}" for n, g in grams.matrix.items()))

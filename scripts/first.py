@@ -9,14 +9,15 @@ from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import Pattern
-from sparseswaps.model.description import Layer, Model
-from sparseswaps.model.imported_masks import masks_from
+from sparseswaps.model.description import Model
+from sparseswaps.model.imported_masks import import_masks
+from sparseswaps.model.layers import Layer
 
 
 def first_masks(settings: dict, model: Model) -> Callable[..., Tensor]:
     """A function from a layer, its weight, Gram matrix and pattern to its first mask, on the weight's device; it may
     be given a `Report` of the rows that are done, too."""
-    theirs = masks_from(settings["from"], model) if "from" in settings else None
+    theirs = import_masks(settings["from"], model) if "from" in settings else None
 
     def first(
         layer: Layer, weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress

@@ -2,9 +2,9 @@
 
 from job import patterns, run
 
-from sparseswaps.base.errors import naming
+from sparseswaps.base.errors import prefix_errors
 from sparseswaps.layer.masks import check_mask
-from sparseswaps.model.description import by_tensor
+from sparseswaps.model.layers import file_tensors
 from sparseswaps.workflow.artifacts import read_masks, read_model, write_masks
 
 
@@ -18,9 +18,9 @@ def main(snakemake, settings):
             of_block = read_masks(path, model)
             layers = [layer for layer in model.blocks[block] if layer.name in of_block]
             for layer in layers:
-                with naming(f"block {block}, {layer.name}"):
+                with prefix_errors(f"block {block}, {layer.name}"):
                     check_mask(of_block[layer.name], pattern_of(block, layer.name), settings["counted"])
-            for name, mask in by_tensor(layers, of_block).items():
+            for name, mask in file_tensors(layers, of_block).items():
                 counts.append((mask.numel(), int(mask.sum())))
                 yield name, mask
 

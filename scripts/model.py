@@ -5,8 +5,8 @@ from dataclasses import replace
 from job import progress, run
 
 from sparseswaps.base.progress import Part
-from sparseswaps.model.blocks import describe
 from sparseswaps.model.checkpoint import Checkpoint
+from sparseswaps.model.description import describe
 from sparseswaps.model.directory import locate, weight_files
 from sparseswaps.model.hub import download
 from sparseswaps.workflow.artifacts import write_model

@@ -4,7 +4,7 @@ import logging
 
 from job import block_of, device, progress, run
 
-from sparseswaps.base.errors import naming
+from sparseswaps.base.errors import prefix_errors
 from sparseswaps.base.files import read_csv, write_csv
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
 from sparseswaps.layer.refinement import summary, total
@@ -23,7 +23,7 @@ def main(snakemake, settings):
     with progress(snakemake, "rows", "", rows_of(layers)) as reports:
         for layer, report in zip(layers, reports, strict=True):
             name = f"block {block}, {layer.name}"
-            with naming(name):
+            with prefix_errors(name):
                 inputs, mask = grams.of(layer.name, place), masks[layer.name].to(place)
                 weight = model.weight(layer).to(place)
                 weights[layer.name], row = reconstruct_layer(weight, inputs, mask, how, figures[layer.name], report)

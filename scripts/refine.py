@@ -4,7 +4,7 @@ import logging
 
 from job import block_of, device, patterns, progress, run
 
-from sparseswaps.base.errors import naming
+from sparseswaps.base.errors import prefix_errors
 from sparseswaps.base.files import write_csv
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.refinement import RefinementSettings, refine_layer, summary, total
@@ -22,7 +22,7 @@ def main(snakemake, settings):
     with progress(snakemake, "rows", "swaps", rows_of(layers, how.max_swaps)) as reports:
         for layer, report in zip(layers, reports, strict=True):
             name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
-            with naming(name):
+            with prefix_errors(name):
                 weight, inputs = model.weight(layer).to(place), grams.of(layer.name, place)
                 pattern, start = pattern_of(block, layer.name), starts[layer.name].to(place)
                 refined = refine_layer(weight, inputs, start, pattern, how, report)

@@ -3,7 +3,7 @@
 from first import first_masks
 from job import block_of, device, patterns, progress, run
 
-from sparseswaps.base.errors import naming
+from sparseswaps.base.errors import prefix_errors
 from sparseswaps.pruning.progress import rows_of
 from sparseswaps.workflow.artifacts import read_grams, read_model, write_masks
 
@@ -16,7 +16,7 @@ def main(snakemake, settings):
     masks, layers = {}, grams.readers(model.blocks[block])
     with progress(snakemake, "rows", "", rows_of(layers)) as reports:
         for layer, report in zip(layers, reports, strict=True):
-            with naming(f"block {block}, {layer.name}"):
+            with prefix_errors(f"block {block}, {layer.name}"):
                 weight, gram = model.weight(layer).to(place), grams.of(layer.name, place).gram
                 pattern = pattern_of(block, layer.name)
                 masks[layer.name] = first(layer, weight, gram, pattern, report)

@@ -24,8 +24,8 @@ from filelock import FileLock
 
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
-from sparseswaps.model.blocks import describe
-from sparseswaps.model.description import by_tensor
+from sparseswaps.model.description import describe
+from sparseswaps.model.layers import file_tensors
 from sparseswaps.report.tables import Measured
 from sparseswaps.workflow.artifacts import write_masks
 
@@ -253,7 +253,7 @@ def mask_file(folder, path):
     model, pattern = describe(folder), parse_pattern("2:4")
     masks = {}
     for layers in model.blocks:
-        masks |= by_tensor(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
+        masks |= file_tensors(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
     write_masks(path, masks.items(), model, "key", base=model.base, pattern=pattern.label)
     return masks
 

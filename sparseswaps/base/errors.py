@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""The exceptions that users are meant to see."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,22 +10,28 @@ class InputError(ValueError):
 
 
 class BrokenFileError(InputError):
-    """A file that is not, or no longer, what was written: its path, what is wrong with it, and what to do."""
+    """A file that is damaged, incomplete, or of another kind or model than expected.
 
-    OF_A_JOB = "delete it and run snakemake again"
+    Attributes:
+        path: the file.
+        what: what is wrong with the file.
+    """
 
-    def __init__(self, path: str | Path, what: str, remedy: str = OF_A_JOB) -> None:
+    RERUN = "delete it and run snakemake again"
+
+    def __init__(self, path: str | Path, what: str, remedy: str = RERUN) -> None:
         super().__init__(f"{path}: {what}; {remedy}")
         self.path, self.what = Path(path), what
 
 
 def one_line(error: object) -> str:
-    """Somebody else's message without its line breaks."""
+    """Return the message of another library's error without line breaks."""
     return " ".join(str(error).split())
 
 
-def reason(error: Exception) -> str:
-    """What went wrong in transformers, in a line; where it will not run a model's own code, the key that allows it."""
+def transformers_message(error: Exception) -> str:
+    """Return the first line of an error of transformers; if it refuses to run a model's own code, the key that allows
+    it."""
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
         return "it needs the code in its own files; if you trust that, set models.<name>.trust_remote_code: true"
@@ -33,12 +39,13 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Put `place` before the message of any InputError that is raised inside, and into the notes of other errors."""
+def prefix_errors(prefix: str) -> Iterator[None]:
+    """Put `prefix` before the message of every InputError that is raised inside, and into the notes of other errors."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        error.args = (f"{prefix}: {error}",)
+        raise
     except Exception as error:
-        error.add_note(f"while working on {place}")
+        error.add_note(f"while working on {prefix}")
         raise

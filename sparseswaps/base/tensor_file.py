@@ -61,7 +61,7 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    with open_tensors(path, remedy=BrokenFileError.OF_A_JOB) as file:
+    with open_tensors(path, remedy=BrokenFileError.RERUN) as file:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])
             written = header.pop("crc32")

@@ -22,7 +22,7 @@ from sparseswaps.calibration.activations import Keep, in_memory
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.gram import accumulate, symmetric_gram
 from sparseswaps.model.blocks import expert_modules, expert_parameters, find_blocks, linear_layers, put_weights
-from sparseswaps.model.description import Layer
+from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import Weights
 
 Prune = Callable[[int, Grams], dict[str, Tensor]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.layer.gram import Inputs
-from sparseswaps.model.description import Layer
+from sparseswaps.model.layers import Layer
 
 
 @dataclass

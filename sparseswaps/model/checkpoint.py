@@ -7,7 +7,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,23 +24,23 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _ABOUT = "sparseswaps.json"  # what a pruned checkpoint is, and the checksums of its other files
 
 
-@dataclass(frozen=True)
 class Checkpoint:
     """The tensors of a model folder, read from its safetensors files one at a time."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """The file name that holds each tensor. Raises InputError when files are missing or broken."""
-        found = {}
+        """The name of the file that holds each tensor. Raises InputError when files are missing or broken."""
+        files = {}
         for name in weight_files(self.folder):
             with open_tensors(self.folder / name) as file:
-                found.update(dict.fromkeys(file.keys(), name))
-        return found
+                files.update(dict.fromkeys(file.keys(), name))
+        return files
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
-        """One tensor, on the CPU in its stored dtype; with `expert` only that matrix of it.
+        """Read one tensor, or one expert's slice of it, to the CPU in its stored dtype.
 
         Raises InputError naming the tensor or its file.
         """
@@ -56,12 +55,12 @@ class Checkpoint:
                 raise InputError(f"{self.folder / self.files[name]}: {message}") from None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, without reading it."""
-        found = {}
+        """Return the shape of every tensor, without reading it."""
+        shapes = {}
         for name in dict.fromkeys(self.files.values()):
             with open_tensors(self.folder / name) as file:
-                found |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
-        return found
+                shapes |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
+        return shapes
 
     def hashes(self, progress: Report = ignore_progress) -> dict[str, str]:
         """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf.

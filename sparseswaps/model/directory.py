@@ -1,5 +1,6 @@
 """What a model directory says of itself without reading a weight: quick enough for every start of the workflow."""
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -39,7 +40,7 @@ def locate(settings: dict[str, Any]) -> Path:
     return Path(config).parent
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model's language part.
 
     Raises InputError when it is not there or not one, says that the weights are quantised, or makes transformers load
@@ -124,7 +125,10 @@ def entry_file(source: str, names: Collection[str]) -> str:
 
 
 def indexed_files(index: Path) -> list[str]:
-    """The names of the weight files of an index, in order. Raises InputError when it is none or they lie elsewhere."""
+    """Return the names of an index's weight files, in order.
+
+    Raises InputError when the file is not an index, or names a file outside its own folder.
+    """
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -137,33 +141,25 @@ def indexed_files(index: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of a model's safetensors files: the single one, or those of the index, as transformers reads them.
+    """Return the names of the safetensors files that transformers reads: the single file, or the files of the index.
 
-    Raises InputError when there are none, or one is missing or lies elsewhere.
+    Names are of the folder itself; a file may be a symbolic link to any place. Raises InputError when a file is
+    missing.
     """
     entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
     names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
-    for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / entry}: names {name!r}, which is not a file of that folder")
-    return _inside(folder, names)
-
-
-def _inside(folder: Path, names: list[str]) -> list[str]:
-    """The names. Raises InputError when one is a link that leads out of the folder, but for those of the hub's cache:
-    what is in the folder goes into checkpoints, and so to others."""
-    for name in names:
-        real = (folder / name).resolve()
-        cached = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
-        if not cached and folder.resolve() not in real.parents:
-            raise InputError(f"{folder / name}: is a link to {real}, outside of that folder; put the file itself there")
+    for path in (folder / name for name in names):
+        if path.is_symlink() and not path.is_file():
+            raise InputError(f"{path}: a link to {os.readlink(path)}, which is not a file; mend the link")
+        if not path.is_file():
+            raise InputError(f"{folder / entry}: names {path.name!r}, which is not a file of the folder; copy it there")
     return names
 
 
 def check_files(folder: Path) -> None:
-    """Check a model's files as far as that is quick: where they lie, and the headers of its weights.
+    """Check that a model's files are there and that their safetensors headers are sound. Reads no tensor.
 
-    Raises InputError naming a file that leads elsewhere, is truncated, or is none of safetensors.
+    Raises InputError naming a file that is missing, truncated or not in safetensors format.
     """
     companion_files(folder)
     for name in weight_files(folder):
@@ -172,7 +168,7 @@ def check_files(folder: Path) -> None:
 
 
 def mask_files(path: str | Path) -> list[Path]:
-    """The files that a warm start made elsewhere is read from (`elsewhere.masks_from`): the weights of a model
+    """The files that a warm start made elsewhere is read from (`elsewhere.import_masks`): the weights of a model
     directory, whose zeros are pruned, or a mask file.
 
     Raises InputError when there are none, one is broken, or weights are stored otherwise than as they are.
@@ -213,5 +209,12 @@ def is_companion(name: str) -> bool:
 
 
 def companion_files(folder: Path) -> list[str]:
-    """The names of the files that belong to a model beside its weights. Raises InputError when one lies elsewhere."""
-    return _inside(folder, sorted(path.name for path in folder.iterdir() if path.is_file() and is_companion(path.name)))
+    """Return the names of the files that belong to a model beside its weights.
+
+    A file may be a symbolic link to any place. Raises InputError when a link leads nowhere.
+    """
+    paths = sorted(path for path in folder.iterdir() if is_companion(path.name))
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path}: a link to {os.readlink(path)}, which is not there; mend the link, or delete it")
+    return [path.name for path in paths if path.is_file()]

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.checkpoint import Checkpoint
-from sparseswaps.model.description import Layer, Model
+from sparseswaps.model.description import Model
+from sparseswaps.model.layers import Layer
 from sparseswaps.model.mask_file import read_mask_file
 
 
-def masks_from(path: str | Path, model: Model) -> Callable[[Layer], Tensor]:
+def import_masks(path: str | Path, model: Model) -> Callable[[Layer], Tensor]:
     """The masks of a model's layers that files made elsewhere say.
 
     Args:
@@ -47,7 +48,7 @@ def _zeros(folder: Path, model: Model) -> Callable[[Layer], Tensor]:
         if found[name] != expected[tensor]:
             raise InputError(f"{folder}: {name} is {found[name]}, in model {model.source} it is {expected[tensor]}")
         names[tensor] = name
-    return lambda layer: layer.of_file(lambda tensor, expert: theirs.tensor(names[tensor], expert)) != 0
+    return lambda layer: layer.read_with(lambda tensor, expert: theirs.tensor(names[tensor], expert)) != 0
 
 
 def _mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
@@ -59,6 +60,6 @@ def _mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
     def mask(layer: Layer) -> Tensor:
         if layer.tensor not in masks:
             return torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
-        return layer.of_file(lambda tensor, expert: whole(tensor) if expert is None else whole(tensor)[expert])
+        return layer.read_with(lambda tensor, expert: whole(tensor) if expert is None else whole(tensor)[expert])
 
     return mask

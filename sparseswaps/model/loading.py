@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sparseswaps.base.errors import InputError, reason
+from sparseswaps.base.errors import InputError, transformers_message
 from sparseswaps.model.directory import check_files
 
 
@@ -22,7 +22,7 @@ def load_model(folder: str, device: str, trust_remote_code: bool = False) -> Pre
             folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder}: transformers cannot load it: {reason(error)}") from None
+        raise InputError(f"{folder}: transformers cannot load it: {transformers_message(error)}") from None
     if info["missing_keys"]:
         raise InputError(f"{folder}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
     return model.eval().to(device)
@@ -33,4 +33,4 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> PreTrainedTo
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken file sets off in transformers and tokenizers
-        raise InputError(f"{folder}: transformers finds no tokenizer in it: {reason(error)}") from None
+        raise InputError(f"{folder}: transformers finds no tokenizer in it: {transformers_message(error)}") from None

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.model.blocks import find_blocks, layers_of
+from sparseswaps.model.blocks import find_blocks, find_layers
 from sparseswaps.model.loading import load_model
 from sparseswaps.model.mask_file import read_mask_file
 
@@ -36,7 +36,7 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     prefix, blocks = find_blocks(model)
     masks: dict[str, Tensor] = {}
     found = set()
-    for index, layers in enumerate(layers_of(model, of_base.shapes)):
+    for index, layers in enumerate(find_layers(model, of_base.shapes)):
         for layer in layers:
             parameter = blocks[index].get_parameter(layer.parameter).detach()
             here = f"{prefix}.{index}.{layer.parameter}"
@@ -46,7 +46,7 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
             if layer.fused:
                 stored, part = parameter, whole
             else:
-                stored, part = (layer.of_parameter(t) for t in (parameter, whole))
+                stored, part = (layer.view_in(t) for t in (parameter, whole))
                 stored, part = (stored.T, part.T) if layer.transposed else (stored, part)
             if not _is_bytes_of(stored, base["tensors"][layer.tensor]):
                 raise InputError(f"{path}: {here} has not the values of the base model {base['source']}")

@@ -20,8 +20,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.model.blocks import find_blocks, layers_of, skeleton
-from sparseswaps.model.description import Layer, Model
+from sparseswaps.model.blocks import find_blocks, find_layers, skeleton
+from sparseswaps.model.description import Model
+from sparseswaps.model.layers import Layer
 
 
 class Weights(Protocol):
@@ -50,7 +51,7 @@ class InMemory:
     """`Weights` of a model that is loaded already."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.layers, self.device = model, layers_of(model), model.device
+        self.model, self.layers, self.device = model, find_layers(model), model.device
 
     def stem(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparseswaps.base.errors import naming
+from sparseswaps.base.errors import prefix_errors
 from sparseswaps.base.progress import show_progress
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.gram import check_gram
@@ -15,7 +15,7 @@ from sparseswaps.layer.masks import Counted, check_mask
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
 from sparseswaps.layer.refinement import RefinementSettings, refine_layer, summary
-from sparseswaps.model.description import Layer
+from sparseswaps.model.layers import Layer
 from sparseswaps.pruning.progress import rows_of
 
 
@@ -71,7 +71,7 @@ def prune_block(
     with show_progress(f"block {block}", "rows", "swaps", rows_of(layers, recipe.refinement.max_swaps)) as reports:
         for layer, report in zip(layers, reports, strict=True):
             name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
-            with naming(name):
+            with prefix_errors(name):
                 weight, pattern = weight_of(layer), recipe.pattern_of(block, layer.name)
                 inputs = grams.of(layer.name, weight.device)
                 if inputs.held_out is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparseswaps.base.errors import InputError, naming
+from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.grams import Grams
@@ -18,8 +18,8 @@ from sparseswaps.layer.pattern import counting_rule, parse_pattern
 from sparseswaps.layer.reconstruction import Reconstruction
 from sparseswaps.layer.refinement import RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
-from sparseswaps.model.description import Layer
 from sparseswaps.model.directory import context, vocabulary
+from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import InMemory
 from sparseswaps.pruning.block import Recipe, prune_block
 
@@ -118,9 +118,9 @@ def prune(
         raise InputError("model: its decoder blocks hold neither linear layers nor experts, so nothing can be pruned")
     for index, layers in enumerate(weights.layers):
         for layer in layers:
-            with naming(f"block {index}, {layer.name}"):
+            with prefix_errors(f"block {index}, {layer.name}"):
                 parsed.blocks(layer.d_in)
-    with naming("calibration"):
+    with prefix_errors("calibration"):
         ids, unseen = _token_ids(calibration, tokenizer, model, samples, held_out, seqlen, seed)
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
@@ -141,7 +141,7 @@ def prune(
         block, layers = blocks[index], weights.layers[index]
 
         def weight_of(layer: Layer) -> Tensor:
-            return layer.of_parameter(block.get_parameter(layer.parameter).data).contiguous()
+            return layer.view_in(block.get_parameter(layer.parameter).data).contiguous()
 
         found = prune_block(index, layers, grams, weight_of, recipe)
         result.losses.extend(found.losses)
@@ -151,7 +151,7 @@ def prune(
                 name, parameter = f"{prefix}.{index}.{layer.parameter}", block.get_parameter(layer.parameter)
                 if name not in result.masks:
                     result.masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-                layer.of_parameter(result.masks[name]).copy_(found.masks[layer.name])
+                layer.view_in(result.masks[name]).copy_(found.masks[layer.name])
         return found.weights
 
     training = model.training

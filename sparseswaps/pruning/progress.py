@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sparseswaps.base.progress import Part
 
 if TYPE_CHECKING:  # it imports torch, and the start of the workflow does without
-    from sparseswaps.model.description import Layer
+    from sparseswaps.model.layers import Layer
 
 SWAPS = 0.06  # swaps to a row's optimum, of d_in: 0.04 to 0.075 were measured at 60% and 2:4 (benchmarks/results)
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sparseswaps.base.errors import InputError, naming
+from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.layer.pattern import Pattern, PerRow, parse_pattern
-from sparseswaps.model.description import Layer
+from sparseswaps.model.layers import Layer
 
 Allocation = list[dict[str, Pattern]]  # of each block, by layer name
 
@@ -30,7 +30,7 @@ def by_table(base: Pattern, table: Mapping[str, str | float], blocks: list[list[
         for layer in layers:
             names = [name for name in (f"{block}.{layer.name}", layer.name, block) if name in table]
             used.update(names)
-            with naming(f"config key patterns, layers.{names[0] if names else ''}"):
+            with prefix_errors(f"config key patterns, layers.{names[0] if names else ''}"):
                 found[-1][layer.name] = parse_pattern(table[names[0]]) if names else base
     if unknown := sorted(set(table) - used):
         raise InputError(f"config key patterns: layers.{unknown[0]} is no block or layer of the model")

@@ -21,8 +21,9 @@ from sparseswaps.base.files import read_json, write_json
 from sparseswaps.base.tensor_file import read_tensors, write_tensors
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.masks import pack
-from sparseswaps.model.description import Layer, Model, by_tensor
+from sparseswaps.model.description import Model
 from sparseswaps.model.directory import weight_files
+from sparseswaps.model.layers import Layer, file_tensors
 from sparseswaps.model.mask_file import Masks
 
 
@@ -117,7 +118,7 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
     @lru_cache(maxsize=1)
     def of_block(index: int) -> dict[str, Tensor]:
         weights, _ = _read(paths[index], "weights", model)
-        return by_tensor([layer for layer in model.blocks[index] if layer.name in weights], weights)
+        return file_tensors([layer for layer in model.blocks[index] if layer.name in weights], weights)
 
     return lambda name: of_block(place[name])[name]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_serializer, model_validator
 
-from sparseswaps.base.errors import InputError, naming
+from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.base.settings import Settings, input_error, unknown, wrong
 from sparseswaps.calibration import documents
 from sparseswaps.calibration.settings import Calibration, NonEmpty, TextSource
@@ -15,7 +15,7 @@ from sparseswaps.evaluation.settings import EvaluationText
 from sparseswaps.layer.pattern import PerRow, parse_pattern
 from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
 from sparseswaps.model import hub
-from sparseswaps.model.directory import HUB_ID, check_files, config_of, context, depth, is_hub_id, locate, mask_files
+from sparseswaps.model.directory import HUB_ID, check_files, context, depth, is_hub_id, locate, mask_files, read_config
 from sparseswaps.workflow import grid
 from sparseswaps.workflow.plan.sizes import sizes_of
 
@@ -90,10 +90,10 @@ class PatternEntry(_Brief):
 
     @model_validator(mode="after")
     def _check_division(self) -> Self:
-        with naming(self.name):
+        with prefix_errors(self.name):
             pattern = grid.budget(self).pattern
         for layer, value in (self.layers or {}).items():
-            with naming(f"{self.name}, layers.{layer}"):
+            with prefix_errors(f"{self.name}, layers.{layer}"):
                 parse_pattern(value)
         if (self.layers is None) == (self.owl is None):
             raise wrong("owl", f"{self.name} needs either `layers` or `owl`")
@@ -329,7 +329,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
         _check_text(f"config key {key}.text", text.text)
     for index, entry in enumerate(study.warmstarts):
         if not isinstance(entry, str):
-            with naming(f"config key warmstarts[{index}].from"):
+            with prefix_errors(f"config key warmstarts[{index}].from"):
                 if Path(entry.path).resolve().is_relative_to(Path("results").resolve()):
                     raise InputError(
                         f"{entry.path!r} is a result, which snakemake may replace; copy it to another folder"
@@ -358,12 +358,12 @@ def _check_text(key: str, text: str) -> None:
 def _resolve(study: Study, name: str) -> ModelSource:
     """Find a model and check it against the study; return it with the commit hash of its revision."""
     model = study.models[name]
-    with naming(f"config key models.{name}.source"):
+    with prefix_errors(f"config key models.{name}.source"):
         if is_hub_id(model.source):
             model = model.model_copy(update={"revision": hub.resolve(model.source, model.revision)})
         elif model.revision is not None:
             raise InputError(f"{model.source!r} is no hub id, so it has no revision; leave that key out")
-        config = config_of(model.folder)
+        config = read_config(model.folder)
         depth(config)
         if model.revision is None:
             check_files(model.folder)
@@ -373,7 +373,7 @@ def _resolve(study: Study, name: str) -> ModelSource:
             raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
     for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
         for index, entry in enumerate(study.patterns):
-            with naming(f"config key patterns[{index}], model {name}"):
+            with prefix_errors(f"config key patterns[{index}], model {name}"):
                 grid.budget(entry).pattern.blocks(d_in)
     return model
 

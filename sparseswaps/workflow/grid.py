@@ -6,7 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern, slug_of
-from sparseswaps.model.directory import config_of, depth
+from sparseswaps.model.directory import depth, read_config
 
 if TYPE_CHECKING:  # which imports this module
     from sparseswaps.workflow.config import PatternEntry, Study
@@ -109,7 +109,7 @@ def counted(study: "Study", warmstart: str, refinement: str | None = None) -> st
 def block_names(study: "Study") -> dict[str, list[str]]:
     """Return the names of every model's decoder blocks, `block00` and on. Reads each model's config.json."""
     return {
-        name: [f"block{index:02d}" for index in range(depth(config_of(model.folder)))]
+        name: [f"block{index:02d}" for index in range(depth(read_config(model.folder)))]
         for name, model in study.models.items()
     }
 

@@ -16,8 +16,8 @@ from sparseswaps.evaluation.perplexity import perplexity, windows
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps.engine import refine
-from sparseswaps.model.blocks import describe
-from sparseswaps.model.directory import config_of, context
+from sparseswaps.model.description import describe
+from sparseswaps.model.directory import context, read_config
 from sparseswaps.model.loading import load_model, load_tokenizer
 from sparseswaps.model.weights import InMemory
 
@@ -79,7 +79,7 @@ def test_wikitext2_under_the_protocol(name, seqlen, tokens, expected):
     tokenizer, model = load_tokenizer(str(assets / name)), load_model(str(assets / name), "cpu")
     ids = tokenize(tokenizer, "\n\n".join(load(str(text), "evaluation")))
     assert len(ids) == tokens
-    assert seqlen == context(config_of(assets / name))
+    assert seqlen == context(read_config(assets / name))
     measured = perplexity(model, windows(ids, seqlen, 100))
     assert measured.perplexity == pytest.approx(expected, rel=1e-5)
 

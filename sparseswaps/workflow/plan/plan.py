@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from sparseswaps.layer.pattern import PerRow
-from sparseswaps.model.directory import config_of, locate
+from sparseswaps.model.directory import locate, read_config
 from sparseswaps.workflow import config as study
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.needs import Draw, Machine, Mask, Needs
@@ -23,7 +23,7 @@ class Planner:
     def __init__(self, config: dict[str, Any]) -> None:
         """Reads each model's config.json and nothing else of it. Raises InputError when it does not say enough."""
         self.config = config
-        self.sizes = {name: sizes_of(config_of(locate(settings))) for name, settings in config["models"].items()}
+        self.sizes = {name: sizes_of(read_config(locate(settings))) for name, settings in config["models"].items()}
         self.draws = {
             name: Draw(entry["samples"], entry["held_out"], entry["seqlen"], config["activations"] == "disk")
             for name, entry in config["calibrations"].items()

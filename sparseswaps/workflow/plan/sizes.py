@@ -150,7 +150,7 @@ class Sizes:
 
 
 def sizes_of(config: Mapping[str, Any]) -> Sizes:
-    """The sizes by a `config.json` (see `modeldir.config_of`). Raises InputError when one is not in it."""
+    """The sizes by a `config.json` (see `modeldir.read_config`). Raises InputError when one is not in it."""
     hidden = _needed(config, "hidden_size", "n_embd", "d_model")
     heads = number(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
     key_value_heads = number(config, "num_key_value_heads", "num_kv_heads") or heads

@@ -29,8 +29,8 @@ from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
 from sparseswaps.layer.refinement import RefinementSettings, refine_layer
 from sparseswaps.layer.swaps import batched
 from sparseswaps.layer.swaps.engine import eliminate, refine
-from sparseswaps.model.blocks import describe
 from sparseswaps.model.checkpoint import Checkpoint, write_pruned
+from sparseswaps.model.description import describe
 from sparseswaps.model.loading import load_model
 from sparseswaps.model.weights import OnDisk
 from sparseswaps.pruning.progress import blocks_of, rows_of

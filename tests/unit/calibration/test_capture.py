@@ -19,9 +19,10 @@ from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps.engine import refine
-from sparseswaps.model.blocks import describe, find_blocks, layers_of, put_weights
+from sparseswaps.model.blocks import find_blocks, find_layers, put_weights
 from sparseswaps.model.checkpoint import write_pruned
-from sparseswaps.model.description import by_tensor
+from sparseswaps.model.description import describe
+from sparseswaps.model.layers import file_tensors
 from sparseswaps.model.weights import InMemory, OnDisk
 
 families = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
@@ -83,8 +84,8 @@ def watched(model, place, layers, ids):
 def test_layers_in_memory_are_those_of_the_files(config, tmp_path):
     tiny(config).save_pretrained(tmp_path)
     expected = describe(tmp_path).blocks
-    assert layers_of(tiny(config)) == expected
-    assert layers_of(AutoModelForCausalLM.from_pretrained(tmp_path)) == expected
+    assert find_layers(tiny(config)) == expected
+    assert find_layers(AutoModelForCausalLM.from_pretrained(tmp_path)) == expected
 
 
 @families
@@ -156,7 +157,7 @@ def half(weights):
 
     def prune(index, _grams):
         block = find_blocks(weights.model)[1][index]
-        of_layers = {s.name: s.of_parameter(block.get_parameter(s.parameter)) for s in weights.layers[index]}
+        of_layers = {s.name: s.view_in(block.get_parameter(s.parameter)) for s in weights.layers[index]}
         return {name: weight * (torch.arange(weight.shape[1]) % 2 == 0) for name, weight in of_layers.items()}
 
     return prune
@@ -210,7 +211,7 @@ def test_where_nothing_is_pruned_both_propagations_agree():
 def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, caplog):
     model, most = tiny(config), 2
     samples, held_out = tokens(7, 1), tokens(3, 2)
-    layers = layers_of(model)
+    layers = find_layers(model)
 
     def captured(batch_size):
         weights = InMemory(copy.deepcopy(model))
@@ -371,9 +372,9 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
             assert result.loss_after.sum() < result.loss_before.sum()
             check_mask(result.mask, pattern)
             found[layer.name] = result.mask
-        masks |= by_tensor(described.blocks[index], found)
+        masks |= file_tensors(described.blocks[index], found)
         twice = {layer.name: 2 * described.weight(layer) for layer in described.blocks[index]}
-        doubled |= by_tensor(described.blocks[index], twice)
+        doubled |= file_tensors(described.blocks[index], twice)
     write_pruned(described.checkpoint, masks, tmp_path / "pruned", {})
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
     write_pruned(described.checkpoint, masks, tmp_path / "doubled", {}, doubled.__getitem__)  # with new weights

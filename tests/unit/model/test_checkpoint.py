@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from sparseswaps.base.errors import BrokenFileError, InputError
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
-from sparseswaps.model.blocks import describe
 from sparseswaps.model.checkpoint import Checkpoint, read_pruned, write_pruned
+from sparseswaps.model.description import describe
 from sparseswaps.model.loading import load_model, load_tokenizer
 
 

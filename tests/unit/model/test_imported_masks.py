@@ -15,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.embedded import MODEL
-from sparseswaps.model.blocks import describe
 from sparseswaps.model.checkpoint import Checkpoint, write_pruned
+from sparseswaps.model.description import describe
 from sparseswaps.model.directory import mask_files
-from sparseswaps.model.imported_masks import masks_from
+from sparseswaps.model.imported_masks import import_masks
 from sparseswaps.workflow import config as study
 from sparseswaps.workflow.artifacts import read_masks, read_model, read_samples, write_masks
 
@@ -26,17 +26,19 @@ GPT2 = dict(vocab_size=2048, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos
 GPT2 |= dict(initializer_range=0.2, pad_token_id=0)
 
 
-def layers_of(model):
+def all_layers(model):
     return [layer for layers in model.blocks for layer in layers]
 
 
 def assert_masks(path, model, expected):
     """That the masks from `path` are those `expected`, by tensor name, of every layer."""
-    theirs = masks_from(path, model)
-    for layer in layers_of(model):
+    theirs = import_masks(path, model)
+    for layer in all_layers(model):
         found = theirs(layer)
         assert found.shape == (layer.d_out, layer.d_in)
-        assert torch.equal(found, layer.of_file(lambda name, expert: expected[name][... if expert is None else expert]))
+        assert torch.equal(
+            found, layer.read_with(lambda name, expert: expected[name][... if expert is None else expert])
+        )
         assert found.float().mean() == 0.5
 
 
@@ -80,8 +82,8 @@ def test_layers_without_a_mask_in_a_mask_file_are_dense(tiny_model, tmp_path):
     model, masks = describe(tiny_model), mask_file(tiny_model, tmp_path / "all.safetensors")
     del masks["model.layers.1.mlp.up_proj.weight"]
     write_masks(tmp_path / "masks.safetensors", masks.items(), model, "key", base=model.base)
-    theirs = masks_from(tmp_path / "masks.safetensors", model)
-    kept = {layer.tensor: theirs(layer).float().mean().item() for layer in layers_of(model)}
+    theirs = import_masks(tmp_path / "masks.safetensors", model)
+    kept = {layer.tensor: theirs(layer).float().mean().item() for layer in all_layers(model)}
     assert kept.pop("model.layers.1.mlp.up_proj.weight") == 1
     assert set(kept.values()) == {0.5}
 
@@ -91,15 +93,15 @@ def test_files_of_other_models_are_named(tiny_model, tmp_path):
     other = write_tiny_model(tmp_path / "other", seed=1)
     mask_file(other, tmp_path / "masks.safetensors")
     with pytest.raises(InputError, match=rf"masks\.safetensors: was made for another model than {tiny_model}, for"):
-        masks_from(tmp_path / "masks.safetensors", model)
+        import_masks(tmp_path / "masks.safetensors", model)
     shallow = write_tiny_model(tmp_path / "shallow", num_hidden_layers=1)
     with pytest.raises(
         InputError, match=r"shallow: holds no tensor 'model\.layers\.1\.self_attn\.q_proj\.weight', which"
     ):
-        masks_from(shallow, model)
+        import_masks(shallow, model)
     narrow = write_tiny_model(tmp_path / "narrow", intermediate_size=48)
     with pytest.raises(InputError, match=r"mlp\.gate_proj\.weight is \(48, 32\), in model .* it is \(64, 32\)"):
-        masks_from(narrow, model)
+        import_masks(narrow, model)
 
 
 LLM_COMPRESSOR = {"quant_method": "compressed-tensors", "version": "0.9", "sparsity_config": {"format": "dense"}}

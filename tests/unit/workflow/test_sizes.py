@@ -10,14 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks
-from sparseswaps.model.directory import config_of
+from sparseswaps.model.directory import read_config
 from sparseswaps.workflow.plan.sizes import Matrices, sizes_of
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
 def test_sizes_are_never_below_those_of_the_model_and_seldom_far_above(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    sizes = sizes_of(config_of(tmp_path))
+    sizes = sizes_of(read_config(tmp_path))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     _, blocks = find_blocks(model)
@@ -53,7 +53,7 @@ def test_experts_have_inputs_of_their_own_and_see_their_share_of_the_tokens():
 def test_the_dtype_beside_a_language_part_is_its_dtype(tmp_path):
     text = {key: value for key, value in LLAMA.items() if key != "torch_dtype"}
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", "text_config": text}))
-    assert sizes_of(config_of(tmp_path)).bytes == 2
+    assert sizes_of(read_config(tmp_path)).bytes == 2
 
 
 def test_what_transformers_left_out_of_a_file_is_that_the_head_is_tied():
