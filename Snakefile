@@ -5,24 +5,28 @@ model -> samples -> capture -> warmstart -> refine (-> reconstruct) -> masks -> 
 
 import sys
 
-sys.path.insert(0, workflow.basedir)  # so that the workflow runs from a checkout that is not installed, too
+from snakemake.utils import min_version
 
-from sparseswaps.workflow import config as study
+min_version("9.27")
+
+sys.path.insert(0, str(workflow.current_basedir))  # the package need not be installed
+
 from sparseswaps.base.errors import InputError
+from sparseswaps.workflow.config import load_study
 
-if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
+if not config:  # neither --configfile nor another workflow that uses this one as a module gave a configuration
 
     configfile: "config.yaml"
 
 
 try:
-    config = study.check(config)
+    STUDY = load_study(config)
 except InputError as error:
-    sys.exit(f"error: {error}")
+    raise WorkflowError(str(error)) from None
 
 
 pathvars:
-    study=f"reports/{config['name']}",
+    study=f"reports/{STUDY.name}",
     report="<results>/<study>",
     draw="{model}/{calibration}/seed{seed}",
     start="<draw>/{pattern}/{warmstart}",
@@ -37,8 +41,6 @@ resource_scopes:
 
 
 include: "rules/common.smk"
-include: "rules/keys.smk"
-include: "rules/workdir.smk"
 include: "rules/model.smk"
 include: "rules/samples.smk"
 include: "rules/capture.smk"
@@ -51,16 +53,16 @@ include: "rules/masks.smk"
 include: "rules/assemble.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
-include: "rules/embedded.smk"
 include: "rules/plan.smk"
 
 
-# After the rules: Snakemake gives constraints to the wildcards within a pathvar only once it stands in a rule.
+# `wildcard_constraints` must come after the `include` lines. Snakemake otherwise ignores them for wildcards inside a
+# pathvar.
 wildcard_constraints:
-    model="|".join(map(re.escape, config["models"])),
+    model="|".join(map(re.escape, STUDY.models)),
     calibration=r"[^/]+",
     seed=r"\d+",
-    pattern="|".join(map(re.escape, PATTERNS)),
+    pattern="|".join(map(re.escape, GRID.patterns)),
     warmstart=r"[^/]+",
     refinement=r"[^/+]+",
     reconstruction=r"[^/+]+",

@@ -1,14 +1,10 @@
 rule allocation:
-    """Say how sparse each layer becomes, where a pattern is not the same for all of them."""
+    """Say how sparse each layer becomes, where a pattern is not the same for all layers."""
     input:
         model="<results>/{model}/model.json",
-        grams=lambda wildcards: (
-            [f"<results>/<draw>/gram/{block}.safetensors" for block in BLOCKS[wildcards.model]]
-            if PATTERNS[wildcards.pattern].owl
-            else []
-        ),
+        grams=lambda wildcards: ["<results>/<draw>/gram"] if GRID.patterns[wildcards.pattern].owl else [],
     output:
-        "<results>/<draw>/{pattern}/allocation.json",
+        allocation="<results>/<draw>/{pattern}/allocation.json",
     log:
         "<logs>/<draw>/{pattern}/allocation.log",
     benchmark:
@@ -18,6 +14,6 @@ rule allocation:
     resources:
         **resources("allocation"),
     params:
-        key=keyed(allocation_key),
+        **provenance("allocation"),
     script:
         "../scripts/allocation.py"

@@ -5,7 +5,7 @@ rule assemble:
         masks="<results>/<cell>/masks.safetensors",
         weights=weights_of_blocks,
     output:
-        directory("<results>/<cell>/checkpoint"),
+        checkpoint=directory("<results>/<cell>/checkpoint"),
     log:
         "<logs>/<cell>/assemble.log",
     benchmark:
@@ -15,6 +15,6 @@ rule assemble:
     resources:
         **resources("assemble"),
     params:
-        key=keyed(assemble_key),
+        **provenance("assemble"),
     script:
         "../scripts/assemble.py"

@@ -1,31 +1,32 @@
-# With `propagate: pruned`, block k's inputs come from the pruned blocks before it: a chain, and so one job for a cell.
-# Like capture, one rule a model; and another where weights are reconstructed as well.
-for MODEL_NAME, METHOD in product(config["models"], ("{refinement}", "{refinement}+{reconstruction}")):
+rule chain:
+    """With `propagate: pruned`, prune block after block, each on the outputs of the pruned blocks before it.
 
-    rule:
-        """Calibrate, mask and refine block after block, each on the outputs of those that are pruned already."""
-        name:
-            f"chain{'_rebuilt' * ('+' in METHOD)}_{MODEL_NAME}"
-        input:
-            unpack(partial(allocated, model=MODEL_NAME)),
-            start=lambda wildcards: start_files(wildcards.warmstart),
-            model=f"<results>/{MODEL_NAME}/model.json",
-            samples=f"<results>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/samples.safetensors",
-        output:
-            **chained(MODEL_NAME, METHOD),
-        log:
-            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{METHOD}/chain.log",
-        benchmark:
-            f"<logs>/{MODEL_NAME}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{METHOD}/chain.tsv"
-        wildcard_constraints:
-            calibration=PROPAGATES["pruned"],
-        conda:
-            ENVIRONMENT
-        threads: config["threads"]
-        resources:
-            **resources("chain", model=MODEL_NAME),
-            gpu=GPU,
-        params:
-            key=keyed(chain_key, model=MODEL_NAME),
-        script:
-            "../scripts/chain.py"
+    A job for each cell, which writes one file for each block into each folder. `weights` stays empty where the kept
+    weights are not reconstructed.
+    """
+    input:
+        unpack(allocated),
+        start=start_files,
+        model="<results>/{model}/model.json",
+        samples="<results>/<draw>/samples.safetensors",
+    output:
+        masks=directory("<results>/<cell>/masks"),
+        losses=directory("<results>/<cell>/losses"),
+        curves=directory("<results>/<cell>/curves"),
+        weights=directory("<results>/<cell>/weights"),
+    log:
+        "<logs>/<cell>/chain.log",
+    benchmark:
+        "<logs>/<cell>/chain.tsv"
+    wildcard_constraints:
+        calibration=PROPAGATES["pruned"],
+    conda:
+        ENVIRONMENT
+    threads: STUDY.threads
+    resources:
+        **resources("chain"),
+        gpu=GPU,
+    params:
+        **provenance("chain"),
+    script:
+        "../scripts/chain.py"

@@ -1,171 +1,48 @@
-"""Names, paths and input functions that the stages share.
+"""What the rules share: the study's grid, the parameters and resources of every rule, and input functions.
 
-A path says what an artifact depends on, and nothing else. Everything else that decides it is in its rule's one
-parameter, the key (see rules/keys.smk). No output is `update(...)`: Snakemake 9.27 brings back what was there
-before a job that failed, and from then on takes it for what that job made.
+A path says what an artifact depends on, and nothing else. Everything else that decides it is in its rule's parameters
+(`sparseswaps/workflow/provenance.py`). No output is `update(...)`: Snakemake 9.27 restores the old output of a job that
+failed, and from then on takes it for what the job made.
 """
 
-import platform
-from functools import cache, partial
-from hashlib import sha256
-from itertools import product
+import re
 from math import ceil
 from pathlib import Path
 
-from sparseswaps.workflow import config as study
-from sparseswaps.calibration.documents import is_file
-from sparseswaps.base.files import read_json
-from sparseswaps.model.directory import companion_files, locate, mask_files, weight_files
-from sparseswaps.workflow.plan.plan import Planner
-from sparseswaps.workflow.provenance import stage_key
+from sparseswaps.model.directory import mask_files
+from sparseswaps.workflow.grid import Dense, Grid
+from sparseswaps.workflow.provenance import Provenance
+from sparseswaps.workflow.stages import STAGES, model_files, task_files, text_files
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
-GPU = int(config["gpu"])
-COMPUTE = {"threads": config["threads"], "gpu": config["gpu"]}  # what computing stages are told
-ACTIVATIONS = {"activations": config["activations"]}
+GPU = int(STUDY.gpu)
+GRID = Grid(STUDY)
+provenance = Provenance(GRID)
 
-PATTERNS = study.patterns(config)
-STARTS = study.warmstarts(config)
-BLOCKS = study.blocks(config)
-PLANNER = Planner(config)
-# What is evaluated and reported: every model as it is, and every cell of the grid.
-VARIANTS = [study.Dense(name) for name in config["models"]] + list(study.cells(config))
-DRAWS = list(dict.fromkeys(f"{v.model}/{v.calibration}/seed{v.seed}" for v in VARIANTS if isinstance(v, study.Cell)))
-TEXTS = list(config["evaluation"]["perplexity"])
-PUBLISHED = [config["published"]] if config["published"] else []
-HARNESS = bool(config["evaluation"]["lm_eval"]["tasks"])
+TEXTS = list(STUDY.evaluation.perplexity)
+HARNESS = bool(STUDY.evaluation.lm_eval.tasks)
+PUBLISHED = [STUDY.published] if STUDY.published else []
+DRAWS = list(dict.fromkeys(f"{cell.model}/{cell.calibration}/seed{cell.seed}" for cell in GRID.cells))
 
-
-# Where the logs and benchmarks of the study's jobs lie, below the logs.
-FOLDERS = sorted({str(f) for v in VARIANTS for f in (Path(v.folder), *Path(v.folder).parents)} - {"."})
-
-# The names of the calibrations whose inputs propagate in either way, for the rules that are for one of them.
+# The names of the calibrations with dense inputs and with pruned inputs, for rules that are for one of them.
 PROPAGATES = {
-    way: "|".join(re.escape(name) for name, entry in config["calibrations"].items() if entry["propagate"] == way)
+    way: "|".join(re.escape(name) for name, entry in STUDY.calibrations.items() if entry.propagate == way)
     or "(?!)"  # matches nothing
     for way in ("dense", "pruned")
 }
 
 
-def chained(model, method):
-    """The outputs of a chain: artifacts for each decoder block of a model, in a cell's folder."""
-    endings = {"masks": "safetensors", "losses": "csv", "curves": "csv"}
-    if "+" in method:
-        endings["weights"] = "safetensors"
-    folder = f"<results>/{model}/{{calibration}}/seed{{seed}}/{{pattern}}/{{warmstart}}/{method}"
-    return {kind: [f"{folder}/{kind}/{block}.{ending}" for block in BLOCKS[model]] for kind, ending in endings.items()}
+def resources(stage):
+    """A rule's resources, as `snakemake plan` prints them. Each retry asks for half as much memory and time again.
 
-
-def masks_of_blocks(wildcards):
-    """An input function: a cell's masks of each decoder block. A reconstruction has those of its refinement, but where
-    it has made the inputs of later blocks others, its own."""
-    refinement = wildcards.method.partition("+")[0]
-    own = config["calibrations"][wildcards.calibration]["propagate"] == "pruned"
-    folder = f"<results>/<start>/{wildcards.method if own else refinement}/masks"
-    return [f"{folder}/{block}.safetensors" for block in BLOCKS[wildcards.model]]
-
-
-def weights_of_blocks(wildcards):
-    """An input function: the new weights of each decoder block of a reconstructed cell."""
-    blocks = BLOCKS[wildcards.model] if "+" in wildcards.method else []
-    return [f"<results>/<cell>/weights/{block}.safetensors" for block in blocks]
-
-
-def allocated(wildcards, model="{model}"):
-    """An input function: where the pattern is not the same for all layers, what it is for each."""
-    folder = f"<results>/{model}/{{calibration}}/seed{{seed}}/{{pattern}}"
-    return {} if PATTERNS[wildcards.pattern].uniform else {"allocation": f"{folder}/allocation.json"}
-
-
-def text_file(settings):
-    """An input list: the text's file, if it is a local one."""
-    return [settings["text"]] if is_file(settings["text"]) else []
-
-
-def task_files(include):
-    """An input list: all files of a folder of lm-eval tasks."""
-    return sorted(str(path) for path in Path(include).rglob("*") if path.is_file()) if include else []
-
-
-def has_checkpoint(variant):
-    """Whether a variant, by its name as a wildcard, is evaluated from a checkpoint of its own; reconstructed weights
-    are nowhere else."""
-    return variant != "dense" and (config["checkpoints"] or "+" in variant)
-
-
-def evaluated(wildcards):
-    """What a variant's evaluation loads: its checkpoint, or the base model by its description, and a cell's masks."""
-    folder = f"<results>/{wildcards.model}"
-    if has_checkpoint(wildcards.variant):
-        return {"model": f"{folder}/{wildcards.variant}/checkpoint"}
-    masks = {} if wildcards.variant == "dense" else {"masks": f"{folder}/{wildcards.variant}/masks.safetensors"}
-    return {"model": f"{folder}/model.json", **masks}
-
-
-def pruned(ending):
-    """An input list: what every cell has of that name."""
-    return [f"<results>/{v.folder}/{ending}" for v in VARIANTS if not isinstance(v, study.Dense)]
-
-
-def checkpoints():
-    """An input list: the checkpoints that the study has."""
-    cells = [variant for variant in VARIANTS if not isinstance(variant, study.Dense)]
-    return [f"<results>/{cell.folder}/checkpoint" for cell in cells if has_checkpoint(cell.method)]
-
-
-def losses(variant, kind="losses"):
-    """The refinement tables of all blocks of a cell; none for a dense model."""
-    blocks = [] if isinstance(variant, study.Dense) else BLOCKS[variant.model]
-    return [f"<results>/{variant.folder}/{kind}/{block}.csv" for block in blocks]
-
-
-def curves(variant):
-    """The tables of the error by the number of swaps of all blocks of a cell; none where no swaps were made last."""
-    if isinstance(variant, study.Dense) or variant.reconstruction != "none":
-        return []
-    how = config["refinements"][variant.refinement]
-    return losses(variant, "curves") if how["method"] == "swaps" and how["max_swaps"] != 0 else []
-
-
-def described(variant):
-    """What the tables say of a variant beyond its measurements."""
-    if isinstance(variant, study.Dense):
-        return {"model": variant.model, "pattern": "dense"}
-    calibration, how = config["calibrations"][variant.calibration], config["refinements"][variant.refinement]
-    refinement = "none" if how["max_swaps"] == 0 else variant.refinement
-    method = refinement + variant.method.removeprefix(variant.refinement)
-    named = variant.coordinates() | {"pattern": PATTERNS[variant.pattern].label, "refinement": method}
-    named |= {name: calibration[name] for name in ("samples", "propagate")}
-    return named | how
-
-
-@cache
-def start_files(warmstart):
-    """An input list: the files of a warm start that was made elsewhere."""
-    path = STARTS.get(warmstart)
-    return [str(file) for file in mask_files(path)] if path else []
-
-
-@cache
-def model_files(model):
-    """An input list: a model's files; none of the hub's, which a commit hash in the key stands for."""
-    if config["models"][model]["revision"] is not None:
-        return []
-    folder = locate(config["models"][model])
-    return [str(folder / name) for name in companion_files(folder) + weight_files(folder)]
-
-
-def resources(stage, **known):
-    """A rule's resources: what `snakemake plan` says of its jobs; of memory and time half as much again a retry.
-
-    The limit on a job's time, in minutes, is three times its estimate, and never below ten.
+    The limit on a job's time, in minutes, is three times its estimate, and at least ten.
     """
 
     def needs(wildcards):
-        return PLANNER.needs(stage, {**dict(wildcards.items()), **known})
+        return STAGES[stage](GRID, dict(wildcards.items())).needs()
 
-    def megabytes(which):
-        return lambda wildcards, attempt: ceil(getattr(needs(wildcards), which) / 1e6 * 1.5 ** (attempt - 1))
+    def megabytes(kind):
+        return lambda wildcards, attempt: ceil(getattr(needs(wildcards), kind) / 1e6 * 1.5 ** (attempt - 1))
 
     return {
         "mem_mb": megabytes("host"),
@@ -173,3 +50,75 @@ def resources(stage, **known):
         "disk_mb": lambda wildcards: ceil(needs(wildcards).disk / 1e6),
         "runtime": lambda wildcards, attempt: ceil(max(10, needs(wildcards).seconds / 20) * 1.5 ** (attempt - 1)),
     }
+
+
+def artifacts(folder, kind, model, calibration):
+    """The artifacts of a cell's blocks: one file for each block, or the folder that a chain writes."""
+    if GRID.chained(calibration):
+        return [f"<results>/{folder}/{kind}"]
+    ending = "csv" if kind in ("losses", "curves") else "safetensors"
+    return [f"<results>/{folder}/{kind}/{block}.{ending}" for block in GRID.blocks[model]]
+
+
+def masks_of_blocks(wildcards):
+    """A cell's masks. A reconstruction changes no mask, but in a chain it changes the inputs of later blocks."""
+    chained = GRID.chained(wildcards.calibration)
+    method = wildcards.method if chained else wildcards.method.partition("+")[0]
+    paths = artifacts(f"<start>/{method}", "masks", wildcards.model, wildcards.calibration)
+    return paths[0] if chained else paths
+
+
+def weights_of_blocks(wildcards):
+    """A cell's new weights, if it has any."""
+    if "+" not in wildcards.method:
+        return []
+    paths = artifacts("<cell>", "weights", wildcards.model, wildcards.calibration)
+    return paths[0] if GRID.chained(wildcards.calibration) else paths
+
+
+def allocated(wildcards):
+    """The pattern of each layer, where the pattern is not the same for all layers."""
+    uniform = GRID.patterns[wildcards.pattern].uniform
+    return {} if uniform else {"allocation": "<results>/<draw>/{pattern}/allocation.json"}
+
+
+def start_files(wildcards):
+    """The files of imported masks."""
+    path = GRID.imported.get(wildcards.warmstart)
+    return list(map(str, mask_files(path))) if path else []
+
+
+def evaluated(wildcards):
+    """What an evaluation loads: a checkpoint, or the base model's description and a cell's masks."""
+    folder = f"<results>/{wildcards.model}"
+    if GRID.has_checkpoint(wildcards.variant):
+        return {"checkpoint": f"{folder}/{wildcards.variant}/checkpoint"}
+    masks = {} if wildcards.variant == "dense" else {"masks": f"{folder}/{wildcards.variant}/masks.safetensors"}
+    return {"model": f"{folder}/model.json", **masks}
+
+
+def of_cells(ending):
+    """The artifact of that name of every cell."""
+    return [f"<results>/{cell.folder}/{ending}" for cell in GRID.cells]
+
+
+def checkpoints():
+    """The checkpoints of the study."""
+    return [f"<results>/{cell.folder}/checkpoint" for cell in GRID.cells if GRID.has_checkpoint(cell.method)]
+
+
+def losses():
+    """The losses of all cells."""
+    return [path for c in GRID.cells for path in artifacts(c.folder, "losses", c.model, c.calibration)]
+
+
+def curves():
+    """The curves of the error by the number of swaps, of all cells whose last step makes swaps."""
+    swapped = (
+        cell
+        for cell in GRID.cells
+        if cell.reconstruction == "none"
+        and STUDY.refinements[cell.refinement].method == "swaps"
+        and STUDY.refinements[cell.refinement].max_swaps != 0
+    )
+    return [path for c in swapped for path in artifacts(c.folder, "curves", c.model, c.calibration)]

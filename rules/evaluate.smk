@@ -2,24 +2,24 @@ from sparseswaps.embedded.tasks import TASKS
 
 
 rule perplexity:
-    """Perplexity of a model on one text."""
+    """Measure the perplexity of a model on one text."""
     input:
         unpack(evaluated),
-        text=lambda wildcards: text_file(config["evaluation"]["perplexity"][wildcards.text]),
+        text=lambda wildcards: text_files(STUDY.evaluation.perplexity[wildcards.text]),
     output:
-        "<results>/{model}/{variant}/perplexity/{text}.json",
+        perplexity="<results>/{model}/{variant}/perplexity/{text}.json",
     log:
         "<logs>/{model}/{variant}/perplexity.{text}.log",
     benchmark:
         "<logs>/{model}/{variant}/perplexity.{text}.tsv"
     conda:
         ENVIRONMENT
-    threads: config["threads"]
+    threads: STUDY.threads
     resources:
         **resources("perplexity"),
         gpu=GPU,
     params:
-        key=keyed(perplexity_key),
+        **provenance("perplexity"),
     script:
         "../scripts/perplexity.py"
 
@@ -27,7 +27,7 @@ rule perplexity:
 rule tasks:
     """Make the embedded lm-eval tasks from held-out text."""
     output:
-        expand("<results>/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
+        tasks=expand("<results>/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
     log:
         "<logs>/tasks.log",
     benchmark:
@@ -37,7 +37,7 @@ rule tasks:
     resources:
         **resources("tasks"),
     params:
-        key=keyed(tasks_key),
+        **provenance("tasks"),
     script:
         "../scripts/tasks.py"
 
@@ -46,21 +46,21 @@ rule harness:
     """Score a model on the configured tasks with lm-eval's own harness."""
     input:
         unpack(evaluated),
-        tasks=rules.tasks.output,
-        include=task_files(config["evaluation"]["lm_eval"]["include"]),
+        tasks=rules.tasks.output.tasks,
+        include=task_files(STUDY.evaluation.lm_eval.include),
     output:
-        "<results>/{model}/{variant}/lm_eval.json",
+        scores="<results>/{model}/{variant}/lm_eval.json",
     log:
         "<logs>/{model}/{variant}/harness.log",
     benchmark:
         "<logs>/{model}/{variant}/harness.tsv"
     conda:
         ENVIRONMENT
-    threads: config["threads"]
+    threads: STUDY.threads
     resources:
         **resources("harness"),
         gpu=GPU,
     params:
-        key=keyed(harness_key),
+        **provenance("harness"),
     script:
         "../scripts/harness.py"

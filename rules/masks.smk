@@ -1,11 +1,11 @@
 rule masks:
-    """Put the masks of all blocks into one file, each of its tensor's shape, and check what they keep."""
+    """Put the masks of all blocks into one file, each in its tensor's shape, and check what they keep."""
     input:
         unpack(allocated),
         model="<results>/{model}/model.json",
         masks=masks_of_blocks,
     output:
-        "<results>/<cell>/masks.safetensors",
+        masks="<results>/<cell>/masks.safetensors",
     log:
         "<logs>/<cell>/masks.log",
     benchmark:
@@ -15,6 +15,6 @@ rule masks:
     resources:
         **resources("masks"),
     params:
-        key=keyed(masks_key),
+        **provenance("masks"),
     script:
         "../scripts/masks.py"

@@ -1,9 +1,9 @@
 rule model:
     """Check a model's files and describe them: tensors and their hashes, decoder blocks, linear layers."""
     input:
-        lambda wildcards: model_files(wildcards.model),
+        files=lambda wildcards: model_files(STUDY.models[wildcards.model]),
     output:
-        "<results>/{model}/model.json",
+        model="<results>/{model}/model.json",
     log:
         "<logs>/{model}/model.log",
     benchmark:
@@ -13,6 +13,6 @@ rule model:
     resources:
         **resources("model"),
     params:
-        key=keyed(model_key),
+        **provenance("model"),
     script:
         "../scripts/model.py"

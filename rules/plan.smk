@@ -9,6 +9,6 @@ rule plan:
     conda:
         ENVIRONMENT
     params:
-        key=key("plan", {"config": config}, packages=()),
+        study=STUDY.dump(),
     script:
         "../scripts/plan.py"

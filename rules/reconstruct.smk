@@ -2,7 +2,7 @@ rule reconstruct:
     """Fit the kept weights of one block to its refined masks, and measure every layer's error again."""
     input:
         model="<results>/{model}/model.json",
-        gram="<results>/<draw>/gram/{block}.safetensors",
+        grams="<results>/<draw>/gram",
         masks="<results>/<refined>/masks/{block}.safetensors",
         losses="<results>/<refined>/losses/{block}.csv",
     output:
@@ -16,11 +16,11 @@ rule reconstruct:
         calibration=PROPAGATES["dense"],
     conda:
         ENVIRONMENT
-    threads: config["threads"]
+    threads: STUDY.threads
     resources:
         **resources("reconstruct"),
         gpu=GPU,
     params:
-        key=keyed(reconstruct_key),
+        **provenance("reconstruct"),
     script:
         "../scripts/reconstruct.py"

@@ -3,7 +3,7 @@ rule refine:
     input:
         unpack(allocated),
         model="<results>/{model}/model.json",
-        gram="<results>/<draw>/gram/{block}.safetensors",
+        grams="<results>/<draw>/gram",
         masks="<results>/<start>/masks/{block}.safetensors",
     output:
         masks="<results>/<refined>/masks/{block}.safetensors",
@@ -17,11 +17,11 @@ rule refine:
         calibration=PROPAGATES["dense"],
     conda:
         ENVIRONMENT
-    threads: config["threads"]
+    threads: STUDY.threads
     resources:
         **resources("refine"),
         gpu=GPU,
     params:
-        key=keyed(refine_key),
+        **provenance("refine"),
     script:
         "../scripts/refine.py"

@@ -1,18 +1,18 @@
 rule tables:
     """Gather every measurement of the study: by cell, by layer, by number of swaps, and a summary for people."""
     input:
-        losses=[path for variant in VARIANTS for path in losses(variant)],
-        perplexity=[f"<results>/{v.folder}/perplexity/{text}.json" for v in VARIANTS for text in TEXTS],
-        harness=[f"<results>/{v.folder}/lm_eval.json" for v in VARIANTS if HARNESS],
-        curves=[path for variant in VARIANTS for path in curves(variant)],
+        losses=losses(),
+        curves=curves(),
+        perplexity=[f"<results>/{v.folder}/perplexity/{text}.json" for v in GRID.variants for text in TEXTS],
+        scores=[f"<results>/{v.folder}/lm_eval.json" for v in GRID.variants if HARNESS],
         published=PUBLISHED,
     output:
-        multiext("<report>/tables/cells", ".csv", ".md", ".tex"),
-        multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
-        multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
-        multiext("<report>/tables/summary", ".csv", ".md", ".tex"),
-        multiext("<report>/tables/comparison", ".csv", ".md", ".tex"),
-        multiext("<report>/tables/published", ".csv", ".md", ".tex") if PUBLISHED else [],
+        cells=multiext("<report>/tables/cells", ".csv", ".md", ".tex"),
+        layers=multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
+        curves=multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
+        summary=multiext("<report>/tables/summary", ".csv", ".md", ".tex"),
+        comparison=multiext("<report>/tables/comparison", ".csv", ".md", ".tex"),
+        published=multiext("<report>/tables/published", ".csv", ".md", ".tex") if PUBLISHED else [],
     log:
         "<logs>/<study>/tables.log",
     benchmark:
@@ -22,7 +22,7 @@ rule tables:
     resources:
         **resources("tables"),
     params:
-        key=keyed(tables_key),
+        **provenance("tables"),
     script:
         "../scripts/tables.py"
 
@@ -34,7 +34,7 @@ rule figures:
         layers="<report>/tables/layers.csv",
         curves="<report>/tables/curves.csv",
     output:
-        directory("<report>/figures"),
+        figures=directory("<report>/figures"),
     log:
         "<logs>/<study>/figures.log",
     benchmark:
@@ -44,7 +44,7 @@ rule figures:
     resources:
         **resources("figures"),
     params:
-        key=keyed(figures_key),
+        **provenance("figures"),
     script:
         "../scripts/figures.py"
 
@@ -52,10 +52,10 @@ rule figures:
 rule report:
     """Write the report: one HTML page with everything in it."""
     input:
-        models=expand("<results>/{model}/model.json", model=config["models"]),
+        models=expand("<results>/{model}/model.json", model=STUDY.models),
         samples=[f"<results>/{draw}/samples.safetensors" for draw in DRAWS],
-        # Their sizes are read; a study has them even where nothing is evaluated, and the page says what they took.
-        masks=pruned("masks.safetensors"),
+        # The page says how large they are. A study has them even where nothing is evaluated.
+        masks=of_cells("masks.safetensors"),
         checkpoints=checkpoints(),
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
@@ -73,6 +73,6 @@ rule report:
     resources:
         **resources("report"),
     params:
-        key=keyed(report_key),
+        **provenance("report"),
     script:
         "../scripts/report.py"

@@ -1,10 +1,10 @@
 rule samples:
-    """Draw and tokenise the calibration sequences and the held-out ones."""
+    """Draw and tokenise the calibration sequences and the held-out sequences."""
     input:
-        text=lambda wildcards: text_file(config["calibrations"][wildcards.calibration]),
+        text=lambda wildcards: text_files(STUDY.calibrations[wildcards.calibration]),
         model="<results>/{model}/model.json",
     output:
-        "<results>/<draw>/samples.safetensors",
+        samples="<results>/<draw>/samples.safetensors",
     log:
         "<logs>/<draw>/samples.log",
     benchmark:
@@ -14,6 +14,6 @@ rule samples:
     resources:
         **resources("samples"),
     params:
-        key=keyed(samples_key),
+        **provenance("samples"),
     script:
         "../scripts/samples.py"

@@ -1,12 +1,12 @@
 rule warmstart:
-    """Make the first masks of one block by a criterion, or take them from where they were made."""
+    """Make the first masks of one block by a criterion, or import them."""
     input:
         unpack(allocated),
-        start=lambda wildcards: start_files(wildcards.warmstart),
+        start=start_files,
         model="<results>/{model}/model.json",
-        gram="<results>/<draw>/gram/{block}.safetensors",
+        grams="<results>/<draw>/gram",
     output:
-        "<results>/<start>/masks/{block}.safetensors",
+        masks="<results>/<start>/masks/{block}.safetensors",
     log:
         "<logs>/<start>/warmstart.{block}.log",
     benchmark:
@@ -15,11 +15,11 @@ rule warmstart:
         calibration=PROPAGATES["dense"],
     conda:
         ENVIRONMENT
-    threads: config["threads"]
+    threads: STUDY.threads
     resources:
         **resources("warmstart"),
         gpu=GPU,
     params:
-        key=keyed(warmstart_key),
+        **provenance("warmstart"),
     script:
         "../scripts/warmstart.py"

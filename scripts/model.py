@@ -1,28 +1,6 @@
-"""Rule model: check a model's files and describe them."""
+import sys
 
-from dataclasses import replace
+sys.path.insert(0, f"{snakemake.scriptdir}/..")
+from sparseswaps.workflow.run import run
 
-from job import progress, run
-
-from sparseswaps.base.progress import Part
-from sparseswaps.model.checkpoint import Checkpoint
-from sparseswaps.model.description import describe
-from sparseswaps.model.directory import locate, weight_files
-from sparseswaps.model.hub import download
-from sparseswaps.workflow.artifacts import write_model
-
-
-def main(snakemake, settings):
-    source, revision = settings["source"], settings["revision"]
-    folder = locate(settings) if revision is None else download(source, revision)
-    size = sum((folder / name).stat().st_size for name in weight_files(folder))
-    work = Part(len(Checkpoint(folder).files), likely=size / 1e6)
-    with progress(snakemake, "tensors", "MB", [work]) as (report,):
-        described = describe(folder, settings["trust_remote_code"], report)
-    model = replace(described, source=source, revision=revision)
-    write_model(snakemake.output[0], model)
-    layers = sum(map(len, model.blocks))
-    return f"{folder}: {len(model.blocks)} blocks, {layers} layers, left dense: {model.left_dense or 'none'}"
-
-
-run(snakemake, main)
+run("model", snakemake)

@@ -1,13 +1,6 @@
-"""Rule plan: what the study needs, on standard output."""
+import sys
 
-from job import run
+sys.path.insert(0, f"{snakemake.scriptdir}/..")
+from sparseswaps.workflow.plan.plan import print_plan
 
-from sparseswaps.workflow.plan.plan import Planner, table
-
-
-def main(snakemake, settings):
-    print(table(Planner(settings["config"])), flush=True)
-    return "printed"
-
-
-run(snakemake, main)
+print_plan(snakemake.params.study)

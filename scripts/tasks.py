@@ -1,16 +1,6 @@
-"""Rule tasks: the embedded lm-eval tasks."""
+import sys
 
-from pathlib import Path
+sys.path.insert(0, f"{snakemake.scriptdir}/..")
+from sparseswaps.workflow.run import run
 
-from job import run
-
-from sparseswaps.embedded.corpus import documents
-from sparseswaps.embedded.tasks import write
-
-
-def main(snakemake, settings):
-    write(Path(snakemake.output[0]).parent, documents("evaluation"))
-    return ", ".join(snakemake.output)
-
-
-run(snakemake, main)
+run("tasks", snakemake)

@@ -1,89 +1,126 @@
-"""What is done to a block's layers where it is all done at once: a warm start, its refinement, and new weights."""
+"""Prune the layers of one decoder block: the same steps for each layer, one layer after the other."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from sparseswaps.base.errors import prefix_errors
-from sparseswaps.base.progress import show_progress
+from sparseswaps.base.progress import Part, Report, show_progress
 from sparseswaps.calibration.grams import Grams
-from sparseswaps.layer.gram import check_gram
-from sparseswaps.layer.masks import Counted, check_mask
+from sparseswaps.layer.gram import Inputs, check_gram
 from sparseswaps.layer.pattern import Pattern
-from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
-from sparseswaps.layer.refinement import RefinementSettings, refine_layer, summary
+from sparseswaps.layer.refinement import summary
 from sparseswaps.model.layers import Layer
-from sparseswaps.pruning.progress import rows_of
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What is done to every layer.
+@dataclass
+class LayerState:
+    """A layer on its way through the steps; each step reads and changes it.
 
     Attributes:
-        first: the first mask of a layer, by the layer, its weight, Gram matrix and pattern.
-        pattern_of: the pattern of a layer, by the number of its block and its name.
-        refinement: how masks are refined.
-        reconstruction: how kept weights are fitted to their mask; None: they stay what they are.
-        counted: where the weights are counted that a mask keeps (`check_mask`).
+        layer: the description of the layer.
+        weight: [d_out, d_in] on the device that computes.
+        inputs: what calibration knows of the layer's inputs, on the same device.
+        pattern: the pattern that the mask keeps to.
+        mask: boolean [d_out, d_in], True where kept; None before a step makes it.
+        new_weight: [d_out, d_in] in the dtype of `weight`, zero where pruned; None while the weights stay as they are.
+        figures: the layer's row of the table of losses.
+        curve: the layer's rows of the table of curves.
     """
 
-    first: Callable[[Layer, Tensor, Tensor, Pattern], Tensor]
-    pattern_of: Callable[[int, str], Pattern]
-    refinement: RefinementSettings
-    reconstruction: Reconstruction | None
-    counted: Counted
+    layer: Layer
+    weight: Tensor
+    inputs: Inputs
+    pattern: Pattern
+    mask: Tensor | None = None
+    new_weight: Tensor | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Step(Protocol):
+    """One thing that is done to a layer: a warm start, a refinement or a reconstruction."""
+
+    def part(self, layer: Layer) -> Part:
+        """Return how much work the layer is."""
+        ...
+
+    def __call__(self, state: LayerState, progress: Report) -> None:
+        """Change `state`; tell `progress` how many rows are done, and how many swaps were made."""
+        ...
 
 
 @dataclass(frozen=True)
 class PrunedBlock:
-    """What became of a block's layers.
+    """The results of a block's layers.
 
     Attributes:
         masks: boolean [d_out, d_in] by layer name.
-        weights: [d_out, d_in] by layer name, in the dtype that they had, zero where pruned.
-        losses: figures, a row a layer.
+        weights: new weights, [d_out, d_in] in their stored dtype, by layer name; empty while the weights stay.
+        losses: a row of figures for each layer.
         curves: error by the number of swaps, in rows that name their layer.
     """
 
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    losses: list[dict[str, Any]] = field(default_factory=list)
-    curves: list[dict[str, Any]] = field(default_factory=list)
+    masks: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    losses: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
 
 
 def prune_block(
-    block: int, layers: list[Layer], grams: Grams, weight_of: Callable[[Layer], Tensor], recipe: Recipe
+    block: int,
+    layers: Sequence[Layer],
+    grams: Grams,
+    weight_of: Callable[[Layer], Tensor],
+    pattern_of: Callable[[int, str], Pattern],
+    steps: Sequence[Step],
+    masks: Mapping[str, Tensor] | None = None,
+    figures: Mapping[str, dict[str, Any]] | None = None,
 ) -> PrunedBlock:
-    """Prune the calibrated layers of a block; the others stay dense. How far it is, log and terminal show.
+    """Run steps on every calibrated layer of a block; the other layers stay dense.
 
     Args:
-        block: its number.
-        weight_of: a layer's weight, [d_out, d_in], on the device to compute on.
+        block: the block's number.
+        layers: the block's layers.
+        grams: the block's Gram matrices.
+        weight_of: returns a layer's weight, [d_out, d_in], on the device that computes.
+        pattern_of: returns a layer's pattern, from the block's number and the layer's name.
+        steps: run in order on a layer, before the next layer is read.
+        masks: the masks that the steps begin with, by layer name; None where the first step makes the masks.
+        figures: the rows of losses that the steps continue, by layer name.
 
     Raises:
-        InputError, CertificateError: as `refine_layer` and `reconstruct_layer` do; the line names block and layer.
+        InputError, CertificateError: a step raises it; the line names block and layer.
     """
-    found, layers = PrunedBlock(), grams.readers(layers)
-    with show_progress(f"block {block}", "rows", "swaps", rows_of(layers, recipe.refinement.max_swaps)) as reports:
-        for layer, report in zip(layers, reports, strict=True):
-            name, here = f"block {block}, {layer.name}", {"block": block, "layer": layer.name}
-            with prefix_errors(name):
-                weight, pattern = weight_of(layer), recipe.pattern_of(block, layer.name)
-                inputs = grams.of(layer.name, weight.device)
-                if inputs.held_out is not None:
-                    check_gram(inputs.held_out)
-                start = recipe.first(layer, weight, inputs.gram, pattern)
-                refined = refine_layer(weight, inputs, start, pattern, recipe.refinement, report)
-                check_mask(refined.mask, pattern, recipe.counted)
-                figures, new = refined.figures, weight.masked_fill(~refined.mask, 0)
-                if recipe.reconstruction:
-                    new, figures = reconstruct_layer(weight, inputs, refined.mask, recipe.reconstruction, figures)
-            found.masks[layer.name], found.weights[layer.name] = refined.mask, new
-            found.losses.append(here | grams.about(layer.name) | figures)
-            found.curves.extend(here | point for point in refined.curve)
-            logging.info("%s: %s", name, summary(figures))
-    return found
+    result = PrunedBlock({}, {}, [], [])
+    calibrated = grams.readers(layers)
+    parts = [step.part(layer) for layer in calibrated for step in steps]
+    with show_progress(f"block {block}", "rows", "swaps", parts) as reports:
+        progress = iter(reports)
+        for layer in calibrated:
+            names = {"block": block, "layer": layer.name}
+            with prefix_errors(f"block {block}, {layer.name}"):
+                weight = weight_of(layer)
+                state = LayerState(layer, weight, grams.of(layer.name, weight.device), pattern_of(block, layer.name))
+                state.figures |= names | grams.about(layer.name) | (figures[layer.name] if figures else {})
+                state.mask = masks[layer.name].to(weight.device) if masks else None
+                for step in steps:
+                    step(state, next(progress))
+            result.masks[layer.name] = state.mask
+            if state.new_weight is not None:
+                result.weights[layer.name] = state.new_weight
+            result.losses.append(state.figures)
+            result.curves.extend(names | point for point in state.curve)
+            if "loss_after" in state.figures:
+                logging.info("block %d, %s: %s", block, layer.name, summary(state.figures))
+    return result
+
+
+def check_held_out(grams: Grams) -> None:
+    """Check the Gram matrices of held-out text, which no step checks; raise InputError that names the input."""
+    for name, matrix in grams.held_out.items():
+        with prefix_errors(name):
+            check_gram(matrix)

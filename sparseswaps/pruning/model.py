@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,11 @@ from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.directory import context, vocabulary
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import InMemory
-from sparseswaps.pruning.block import Recipe, prune_block
+from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
+from sparseswaps.pruning.chain import prune_chain
+from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
+from sparseswaps.pruning.refine import Refine
+from sparseswaps.pruning.warmstart import WarmStart
 
 
 @dataclass(frozen=True)
@@ -124,45 +128,48 @@ def prune(
         ids, unseen = _token_ids(calibration, tokenizer, model, samples, held_out, seqlen, seed)
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
-    recipe = Recipe(
-        lambda _layer, weight, gram, of: WARMSTARTS[warmstart](weight, gram, of),
-        lambda _block, _layer: parsed,
-        RefinementSettings(
-            max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows
-        ),
-        reconstruction,
-        counting_rule(warmstart, between_rows),
+    counted = counting_rule(warmstart, between_rows)
+    refinement = RefinementSettings(
+        max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows
     )
+    steps = [
+        WarmStart(warmstart, None, counted),
+        Refine(refinement, counted),
+        SetZeros() if reconstruction is None else Reconstruct(reconstruction),
+    ]
     prefix, blocks = find_blocks(model)
-    result = Pruned({}, [], [])
 
     @torch.inference_mode()
-    def step(index: int, grams: Grams) -> dict[str, Tensor]:
-        block, layers = blocks[index], weights.layers[index]
-
+    def prune_one(index: int, grams: Grams) -> PrunedBlock:
         def weight_of(layer: Layer) -> Tensor:
-            return layer.view_in(block.get_parameter(layer.parameter).data).contiguous()
+            return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
 
-        found = prune_block(index, layers, grams, weight_of, recipe)
-        result.losses.extend(found.losses)
-        result.curves.extend(found.curves)
-        with torch.inference_mode(False):  # the masks are for training, too
-            for layer in grams.readers(layers):
-                name, parameter = f"{prefix}.{index}.{layer.parameter}", block.get_parameter(layer.parameter)
-                if name not in result.masks:
-                    result.masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-                layer.view_in(result.masks[name]).copy_(found.masks[layer.name])
-        return found.weights
+        check_held_out(grams)
+        return prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
 
-    training = model.training
+    def prune_on_dense_inputs() -> Iterator[PrunedBlock]:
+        for index, grams in enumerate(capture(weights, ids, unseen, batch_size)):
+            pruned = prune_one(index, grams)
+            put_weights(blocks[index], weights.layers[index], pruned.weights)
+            yield pruned
+
+    result, training = Pruned({}, [], []), model.training
     model.eval()
     try:
-        captured = capture(weights, ids, unseen, batch_size, step if propagate == "pruned" else None)
-        for index, block in enumerate(blocks):
-            if propagate == "pruned":
-                next(captured)  # which calls `step`
-            else:
-                put_weights(block, weights.layers[index], step(index, next(captured)))
+        chained = propagate == "pruned"
+        results = prune_chain(weights, ids, unseen, batch_size, prune_one) if chained else prune_on_dense_inputs()
+        for index, pruned in enumerate(results):
+            result.losses.extend(pruned.losses)
+            result.curves.extend(pruned.curves)
+            for layer in weights.layers[index]:
+                if layer.name in pruned.masks:
+                    name, parameter = (
+                        f"{prefix}.{index}.{layer.parameter}",
+                        blocks[index].get_parameter(layer.parameter),
+                    )
+                    if name not in result.masks:
+                        result.masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+                    layer.view_in(result.masks[name]).copy_(pruned.masks[layer.name])
     finally:
         model.train(training)
     return result

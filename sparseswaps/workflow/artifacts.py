@@ -1,13 +1,13 @@
-"""The artifacts that stages hand to each other: what is in each, and its checks when it is read.
+"""The artifacts that stages hand to each other, and the checks of each when it is read.
 
-Tensors are safetensors files whose header says what they are (`kind`), which model they belong to (its fingerprint)
-and what made them (the key of the stage). A reader refuses a file that is broken, of another kind or of another model.
-A checksum of all that is in it tells whether it is as it was written.
+Tensors are safetensors files. The header says what a file holds (`kind`), which model it belongs to (the model's
+fingerprint) and what made it (`provenance`); a checksum covers all of it. A reader refuses a file that is broken, of
+another kind or of another model, and names the file.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +21,25 @@ from sparseswaps.base.files import read_json, write_json
 from sparseswaps.base.tensor_file import read_tensors, write_tensors
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.masks import pack
+from sparseswaps.model.checkpoint import read_pruned
 from sparseswaps.model.description import Model
 from sparseswaps.model.directory import weight_files
 from sparseswaps.model.layers import Layer, file_tensors
 from sparseswaps.model.mask_file import Masks
 
 
+def block_file(block: int, ending: str = "safetensors") -> str:
+    """Return the name of a decoder block's file in a folder of files per block."""
+    return f"block{block:02d}.{ending}"
+
+
+def block_files(paths: str | Sequence[str]) -> list[str]:
+    """Return the files of all decoder blocks in order: from a list of them, or from the folder that holds them."""
+    return sorted(map(str, Path(paths).iterdir())) if isinstance(paths, str) else list(paths)
+
+
 def write_model(path: str | Path, model: Model) -> None:
+    """Write a model's description, with a checksum."""
     content = asdict(model) | {"fingerprint": model.fingerprint}
     write_json(path, content | {"sha256": _sha256(content)})
 
@@ -37,11 +49,11 @@ def _sha256(content: dict[str, Any]) -> str:
 
 
 def read_model(path: str | Path) -> Model:
-    """Raises InputError when the description is broken or the weights are not where it says."""
+    """Read a model's description. Raise InputError when it is broken, or the weights are not where it says."""
     content = read_json(path)
     try:
         if content.pop("sha256") != _sha256(content):
-            raise BrokenFileError(path, "its content is not what was written")
+            raise BrokenFileError(path, "checksum mismatch: the file was damaged or edited")
         blocks = [[Layer(**layer) for layer in block] for block in content["blocks"]]
         model = Model(**{field.name: content[field.name] for field in fields(Model)} | {"blocks": blocks})
     except (KeyError, TypeError, AttributeError):
@@ -54,33 +66,34 @@ def read_model(path: str | Path) -> Model:
     return model
 
 
-def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model: Model, key: str) -> None:
-    """Token ids of calibration sequences, int64 [samples, seqlen], and of held-out ones, int64 [held_out, seqlen]."""
+def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model: Model, provenance: str) -> None:
+    """Write the token ids of calibration and held-out sequences, int64 [any number, seqlen] each."""
     more = {"sha256": digest(calibration, held_out)}
-    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, more, model, key)
+    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, more, model, provenance)
 
 
 def digest(*ids: Tensor) -> str:
-    """The SHA-256 of token ids as int64, [any number, seqlen] each: of samples, calibration before held out."""
+    """Return the SHA-256 of token ids, int64 [any number, seqlen] each: of samples, calibration before held out."""
     return hashlib.sha256(torch.cat(ids).numpy()).hexdigest()
 
 
 def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:
-    """What `write_samples` wrote: calibration, held out."""
+    """Read token ids that `write_samples` wrote: calibration, held out."""
     tensors, _ = _read(path, "samples", model)
     return tensors["calibration"], tensors["held_out"]
 
 
-def write_grams(path: str | Path, grams: Grams, model: Model, key: str) -> None:
-    """Gram matrices in float32, sums in float64."""
+def write_grams(path: str | Path, grams: Grams, model: Model, provenance: str) -> None:
+    """Write a block's Gram matrices in float32, and its sums in float64."""
     tensors = {f"{name}.calibration": matrix.cpu() for name, matrix in grams.matrix.items()}
     tensors |= {f"{name}.held_out": matrix.cpu() for name, matrix in grams.held_out.items()}
     tensors |= {f"{name}.sums": sums.cpu() for name, sums in grams.sums.items()}
     more = {name: getattr(grams, name) for name in ("reads", "tokens", "unrouted", "sequences")}
-    _write(path, "grams", tensors, more, model, key)
+    _write(path, "grams", tensors, more, model, provenance)
 
 
 def read_grams(path: str | Path, model: Model) -> Grams:
+    """Read a block's Gram matrices that `write_grams` wrote. Raise BrokenFileError when one is not finite."""
     tensors, more = _read(path, "grams", model)
     split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}, "sums": {}}
     for name, tensor in tensors.items():
@@ -91,40 +104,60 @@ def read_grams(path: str | Path, model: Model) -> Grams:
     return Grams(matrix=split["calibration"], held_out=split["held_out"], sums=split["sums"], **more)
 
 
-def write_masks(path: str | Path, masks: Iterable[tuple[str, Tensor]], model: Model, key: str, **more: Any) -> None:
-    """Boolean masks [..., d_in] and the names of their layers or tensors, each packed to bits before the next is taken;
-    `more` goes into the header as JSON."""
+def write_masks(
+    path: str | Path, masks: Iterable[tuple[str, Tensor]], model: Model, provenance: str, **more: Any
+) -> None:
+    """Write boolean masks [..., d_in] with the names of their layers or tensors, a bit for each weight.
+
+    Each mask is packed before the next is taken; `more` goes into the header as JSON.
+    """
     packed, widths = {}, {}
     for name, mask in masks:
         packed[name], widths[name] = pack(mask), mask.shape[-1]
-    _write(path, "masks", packed, {"d_in": widths, **more}, model, key)
+    _write(path, "masks", packed, {"d_in": widths, **more}, model, provenance)
 
 
 def read_masks(path: str | Path, model: Model) -> Masks:
+    """Read masks that `write_masks` wrote."""
     tensors, more = _read(path, "masks", model)
     return Masks(tensors, more["d_in"])
 
 
-def write_weights(path: str | Path, weights: dict[str, Tensor], model: Model, key: str) -> None:
-    """New weights of a block's layers, [d_out, d_in] in their stored dtype, by layer name."""
-    _write(path, "weights", {name: weight.cpu() for name, weight in weights.items()}, {}, model, key)
+def write_weights(path: str | Path, weights: dict[str, Tensor], model: Model, provenance: str) -> None:
+    """Write the new weights of a block's layers, [d_out, d_in] in their stored dtype, by layer name."""
+    _write(path, "weights", {name: weight.cpu() for name, weight in weights.items()}, {}, model, provenance)
 
 
 def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
-    """The new weights of a tensor of the model's files, by its name, in its shape and dtype; those of one block are in
-    memory at a time. `paths` are what `write_weights` wrote of each block."""
-    place = {layer.tensor: index for index, layers in enumerate(model.blocks) for layer in layers}
+    """Return a function from the name of a tensor of the model's files to its new weights, in its shape and dtype.
+
+    The weights of one block are in memory at a time. `paths` are the files that `write_weights` wrote, one for each
+    block.
+    """
+    blocks = {layer.tensor: block for block, layers in enumerate(model.blocks) for layer in layers}
 
     @lru_cache(maxsize=1)
-    def of_block(index: int) -> dict[str, Tensor]:
-        weights, _ = _read(paths[index], "weights", model)
-        return file_tensors([layer for layer in model.blocks[index] if layer.name in weights], weights)
+    def tensors_of(block: int) -> dict[str, Tensor]:
+        weights, _ = _read(paths[block], "weights", model)
+        return file_tensors([layer for layer in model.blocks[block] if layer.name in weights], weights)
 
-    return lambda name: of_block(place[name])[name]
+    return lambda name: tensors_of(blocks[name])[name]
 
 
-def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, key: str) -> None:
-    write_tensors(path, tensors, {"kind": kind, "model": model.fingerprint, "key": key, "more": more})
+def evaluated_model(inputs: Mapping[str, Any]) -> tuple[str, str | None, bool]:
+    """Return what an evaluation loads: a model's folder, the mask file to apply to it, and whether its code may run.
+
+    A checkpoint is pruned already and has no mask file.
+    """
+    if "checkpoint" in inputs:
+        folder = inputs["checkpoint"]
+        return folder, None, read_pruned(folder)["base"]["trust_remote_code"]
+    model = read_model(inputs["model"])
+    return model.folder, inputs.get("masks"), model.trust_remote_code
+
+
+def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, provenance: str) -> None:
+    write_tensors(path, tensors, {"kind": kind, "model": model.fingerprint, "provenance": provenance, "more": more})
 
 
 def _read(path: str | Path, kind: str, model: Model) -> tuple[dict[str, Tensor], dict]:

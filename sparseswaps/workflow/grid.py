@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern, slug_of
 from sparseswaps.model.directory import depth, read_config
+from sparseswaps.workflow.plan.sizes import Sizes, sizes_of
 
 if TYPE_CHECKING:  # which imports this module
     from sparseswaps.workflow.config import PatternEntry, Study
@@ -146,3 +148,59 @@ def cells(study: "Study") -> Iterator[Cell]:
         cell = dict(zip(values, point, strict=True))
         if not any(all(cell[key] in choices for key, choices in entry.items()) for entry in excluded):
             yield Cell(**cell)
+
+
+class Grid:
+    """A study with everything that its stages look up, each computed once."""
+
+    def __init__(self, study: "Study") -> None:
+        self.study = study
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return list(cells(self.study))
+
+    @cached_property
+    def variants(self) -> list[Dense | Cell]:
+        """Every model as it is, then every cell: all that is evaluated and reported."""
+        return [*map(Dense, self.study.models), *self.cells]
+
+    @cached_property
+    def patterns(self) -> dict[str, Budget]:
+        return patterns(self.study)
+
+    @cached_property
+    def imported(self) -> dict[str, str | None]:
+        """The path of imported masks by the name of the warm start; None for a criterion."""
+        return warmstarts(self.study)
+
+    @cached_property
+    def blocks(self) -> dict[str, list[str]]:
+        """The names of the decoder blocks by model."""
+        return block_names(self.study)
+
+    @cached_property
+    def sizes(self) -> dict[str, Sizes]:
+        """The sizes by model."""
+        return {name: sizes_of(read_config(source.folder)) for name, source in self.study.models.items()}
+
+    def chained(self, calibration: str) -> bool:
+        """Tell whether a calibration has pruned inputs, so that a cell's blocks are pruned one after the other."""
+        return self.study.calibrations[calibration].propagate == "pruned"
+
+    def has_checkpoint(self, variant: str) -> bool:
+        """Tell whether a variant has a checkpoint; new weights are nowhere else."""
+        return variant != "dense" and (self.study.checkpoints or "+" in variant)
+
+    def variant(self, model: str, variant: str) -> Dense | Cell:
+        """Return the dense model or the cell whose folder is `model`/`variant`."""
+        if variant == "dense":
+            return Dense(model)
+        calibration, seed, pattern, warmstart, method = variant.split("/")
+        return cell_of(model, calibration, seed.removeprefix("seed"), pattern, warmstart, method)
+
+
+def cell_of(model: str, calibration: str, seed: str | int, pattern: str, warmstart: str, method: str) -> Cell:
+    """Return the cell of a method, `{refinement}` or `{refinement}+{reconstruction}`."""
+    refinement, _, reconstruction = method.partition("+")
+    return Cell(model, calibration, int(seed), pattern, warmstart, refinement, reconstruction or "none")

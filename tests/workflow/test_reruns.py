@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CELLS_EVALUATED = {"perplexity": 4, "harness": 4}
 EVALUATED = {"perplexity": 5, "harness": 5}
 REFINED = {"refine": 8} | MASKS | CELLS_EVALUATED | REPORT
 MASKED = {"warmstart": 4} | REFINED
-CAPTURED = {"capture_tiny": 1} | MASKED
+CAPTURED = {"capture": 1} | MASKED
 SAMPLED = {"samples": 1} | CAPTURED
 EVERYTHING = {"model": 1} | SAMPLED | EVALUATED
 
@@ -67,13 +67,12 @@ def test_a_changed_setting(finished, path):
 def test_a_new_model_runs_its_own_cells_alone(finished, tmp_path):
     workflow, config = finished
     other = write_tiny_model(tmp_path / "other", seed=1)
-    of_other = {name.replace("tiny", "other"): jobs for name, jobs in (EVERYTHING | EVALUATED).items()}
-    assert workflow.planned(nested(config, "models.other.source", str(other))) == of_other
+    assert workflow.planned(nested(config, "models.other.source", str(other))) == EVERYTHING | EVALUATED
 
 
 # The study `further`: 2 patterns, of which one is in a chain of pruned blocks; one of 2 refinements gets new weights.
 RECONSTRUCTED = {"reconstruct": 2, "assemble": 1}
-CHAINED = {"chain_rebuilt_tiny": 1, "masks": 1, "assemble": 1}
+CHAINED = {"chain": 1, "masks": 1, "assemble": 1}
 FURTHER_REFINED = {"refine": 2, "masks": 1} | RECONSTRUCTED
 FURTHER_MASKED = {"warmstart": 2} | FURTHER_REFINED | {"refine": 4, "masks": 2}
 FURTHER_SETTINGS = {
@@ -115,17 +114,18 @@ def project(tmp_path_factory) -> Path:
     """A copy of the project, whose code a test may change."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy2(REPOSITORY / "Snakefile", folder)
-    for name in ("rules", "scripts", "sparseswaps", "schemas", "envs", "profiles", "benchmarks"):
+    for name in ("rules", "scripts", "sparseswaps", "schemas", "envs", "profiles"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 @contextmanager
-def changed(file: Path, text: str) -> Iterator[None]:
-    """A file that ends with further text for a while, and seems as old as it was: it is not its age that counts."""
+def changed(file: Path, text: str, replace: tuple[str, str] = ("", "")) -> Iterator[None]:
+    """Change a file for a while, at its end or within; its age stays what it was, since the age must not count."""
     before, times = file.read_bytes(), file.stat()
     try:
-        file.write_bytes(before + text.encode())
+        content = before.decode().replace(*replace) if replace[0] else before.decode()
+        file.write_bytes((content + text).encode())
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         yield
     finally:
@@ -137,34 +137,49 @@ def touch(file: Path) -> None:
     os.utime(file)
 
 
+JOBS = "sparseswaps/workflow/jobs"
 CODE = {
-    "scripts/model.py": EVERYTHING,
-    "sparseswaps/hub.py": EVERYTHING,
-    "sparseswaps/text.py": SAMPLED | {"perplexity": 5},
-    "scripts/samples.py": SAMPLED,
-    "scripts/capture.py": CAPTURED,
-    "sparseswaps/capture.py": CAPTURED,
-    "scripts/warmstart.py": MASKED,
-    "sparseswaps/baselines/sparsegpt.py": MASKED,
-    "scripts/refine.py": REFINED,
-    "sparseswaps/layerwise.py": REFINED,
-    "scripts/masks.py": MASKS | CELLS_EVALUATED | REPORT,
-    "scripts/assemble.py": {"assemble": 4} | CELLS_EVALUATED | REPORT,
-    "sparseswaps/perplexity.py": {"perplexity": 5} | REPORT,
-    "sparseswaps/embedded/tasks.py": {"tasks": 1, "harness": 5} | REPORT,
-    "sparseswaps/harness.py": {"harness": 5} | REPORT,
-    "sparseswaps/tables.py": REPORT,
-    "sparseswaps/figures.py": PAGES,
-    "sparseswaps/report.py": {"report": 1},
-    "sparseswaps/report.html.j2": {"report": 1},
-    "sparseswaps/pruning.py": {},  # for those who run no workflow
+    f"{JOBS}/model.py": EVERYTHING,
+    "sparseswaps/model/hub.py": EVERYTHING,
+    "sparseswaps/calibration/sampling.py": SAMPLED | {"perplexity": 5},
+    f"{JOBS}/samples.py": SAMPLED,
+    f"{JOBS}/capture.py": CAPTURED,
+    "sparseswaps/calibration/capture.py": CAPTURED,
+    f"{JOBS}/warmstart.py": MASKED,
+    "sparseswaps/layer/criteria.py": MASKED,
+    "sparseswaps/layer/baselines/sparsegpt.py": MASKED,
+    "sparseswaps/pruning/block.py": MASKED,
+    f"{JOBS}/refine.py": REFINED,
+    "sparseswaps/layer/refinement.py": REFINED,
+    "sparseswaps/layer/swaps/bounds.py": MASKED,  # greedy's elimination has the same engine
+    "sparseswaps/layer/swaps/between_rows.py": MASKED,
+    f"{JOBS}/masks.py": MASKS | CELLS_EVALUATED | REPORT,
+    f"{JOBS}/assemble.py": {"assemble": 4} | CELLS_EVALUATED | REPORT,
+    "sparseswaps/evaluation/perplexity.py": {"perplexity": 5} | REPORT,
+    "sparseswaps/evaluation/harness.py": {"harness": 5} | REPORT,
+    f"{JOBS}/tables.py": REPORT,
+    "sparseswaps/report/figures.py": PAGES,
+    "sparseswaps/report/page.py": {"report": 1},
+    "sparseswaps/report/report.html.j2": {"report": 1},
+    "sparseswaps/pruning/model.py": {},  # for those who run no workflow
+    "sparseswaps/workflow/plan/needs.py": {},
+    "sparseswaps/base/progress.py": {},
 }
 FURTHER_CODE = {
-    "scripts/allocation.py": {"allocation": 2} | FURTHER_MASKED | CHAINED | {"masks": 3, "assemble": 2},
-    "scripts/reconstruct.py": RECONSTRUCTED,
-    "scripts/chain.py": CHAINED,
-    "sparseswaps/recipe.py": CHAINED,
-    "sparseswaps/rebuild.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
+    f"{JOBS}/allocation.py": {"allocation": 2} | FURTHER_MASKED | CHAINED | {"masks": 3, "assemble": 2},
+    f"{JOBS}/reconstruct.py": RECONSTRUCTED,
+    f"{JOBS}/chain.py": CHAINED,
+    "sparseswaps/pruning/chain.py": CHAINED,
+    "sparseswaps/layer/reconstruction.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
+}
+# Words that compute nothing: a file, some of its text, and what the text becomes.
+WORDS = {
+    "an error message": ("sparseswaps/layer/gram.py", "is not symmetric", "is asymmetric"),
+    "a log line": ("sparseswaps/pruning/block.py", "block %d, %s: %s", "decoder block %d, layer %s: %s"),
+    "a label of progress": (f"{JOBS}/capture.py", '"sequences"', '"texts"'),
+    "a docstring": ("sparseswaps/layer/refinement.py", '"""', '"""Docs. '),
+    "a comment": ("sparseswaps/layer/swaps/cost.py", "\n\n\ndef", "\n\n\n# why\ndef"),
+    "a type hint": ("sparseswaps/layer/swaps/cost.py", "-> Tensor", "-> object"),
 }
 
 
@@ -174,14 +189,6 @@ def test_a_changed_line_of_code(finished, project, name):
         assert Workflow(finished[0].folder, project).planned(finished[1]) == CODE[name]
 
 
-def test_a_new_measurement_of_what_zeros_are_worth_is_reported(finished, project):
-    file = project / "benchmarks" / "results" / "inference-gpu.json"
-    before = file.read_bytes() if file.is_file() else None
-    file.write_text("{}")
-    assert Workflow(finished[0].folder, project).planned(finished[1]) == {"report": 1}
-    file.unlink() if before is None else file.write_bytes(before)
-
-
 @pytest.mark.parametrize("name", FURTHER_CODE)
 def test_a_changed_line_of_code_of_further_stages(further, project, name):
     workflow, config, targets = further
@@ -189,16 +196,19 @@ def test_a_changed_line_of_code_of_further_stages(further, project, name):
         assert Workflow(workflow.folder, project).planned(config, *targets) == FURTHER_CODE[name]
 
 
-def test_comments_docstrings_and_touched_modules_rerun_nothing(finished, project):
-    with ExitStack() as stack:
-        for file in [*project.glob("scripts/*.py"), *project.rglob("sparseswaps/**/*.py")]:
-            stack.enter_context(changed(file, "\n\n# why\ndef _unused() -> None:\n    pass\n"[:7]))
-        file = project / "sparseswaps" / "layerwise.py"
-        stack.callback(file.write_bytes, file.read_bytes())
-        file.write_text(file.read_text().replace('"""', '"""Docs. ', 1))
-        for file in project.rglob("sparseswaps/**/*.py"):
-            touch(file)
+@pytest.mark.parametrize("kind", WORDS)
+def test_words_that_compute_nothing_rerun_nothing(finished, project, kind):
+    name, old, new = WORDS[kind]
+    file = project / name
+    assert old in file.read_text()
+    with changed(file, "", replace=(old, new)):
         assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
+
+
+def test_touched_modules_rerun_nothing(finished, project):
+    for file in project.rglob("sparseswaps/**/*.py"):
+        touch(file)
+    assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
 
 
 def test_a_touched_script_runs_again(finished, project):
@@ -218,32 +228,55 @@ def test_deleted_intermediates_come_back_when_asked_for_and_to_the_bit(finished,
         place = workflow.folder / path
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     assert workflow.planned(config) == {}
-    assert workflow.planned(config, masks) == {"samples": 1, "capture_tiny": 1, "warmstart": 1, "refine": 1}
+    assert workflow.planned(config, masks) == {"samples": 1, "capture": 1, "warmstart": 1, "refine": 1}
     workflow.run(config, "--cores", "2", "--", masks)
     again = [path.relative_to(workflow.folder) for path in workflow.folder.rglob("results/tiny/**/*.safetensors")]
     assert {masks, draw / "samples.safetensors", draw / "gram" / "block00.safetensors"} <= set(again)
     assert all((workflow.folder / path).read_bytes() == (finished[0].folder / path).read_bytes() for path in again)
 
 
-def test_results_whose_records_are_lost_are_not_taken_for_current(finished, tmp_path):
-    """Snakemake takes artifacts that it has no record of for current, whatever they were made with."""
-    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
-    shutil.rmtree(workflow.folder / ".snakemake")
-    done = workflow.run(nested(config, "refinements.swaps.max_swaps", 3), "-n", check=False)
-    assert done.returncode == 1
-    assert "error: results/ is here, but not Snakemake's records" in done.stdout
-    assert "Traceback" not in done.stdout
-    workflow.run(config, "--touch", "--forceall", "--cores", "1")
-    assert workflow.planned(config) == {}
-    path = "refinements.swaps.max_swaps"
-    assert workflow.planned(nested(config, path, 3)) == SETTINGS[path][1]
+def lines_of_rules(output: str) -> dict[str, str]:
+    """The reason that a dry run prints for each rule: of the first job of the rule."""
+    reasons, rule = {}, None
+    for line in output.splitlines():
+        if match := re.match(r"(?:local)?rule (\w+):", line):
+            rule = match[1]
+        elif line.strip().startswith("reason:") and rule:
+            reasons.setdefault(rule, line)
+    return reasons
 
 
-def test_every_rule_has_its_key_alone_for_a_parameter():
+REASONS = {
+    "refinements.swaps.max_swaps": (3, {"refine": "'max_swaps=3'", "masks": "'upstream refine="}),
+    "calibrations.stdlib.samples": (9, {"samples": "'samples=9'", "capture": "'upstream samples="}),
+    "evaluation.lm_eval.limit": (5, {"harness": "'limit=5'", "tables": "'upstream harness="}),
+    "figures.width": (5.5, {"figures": "'width=5.5'", "report": "'upstream figures="}),
+}
+
+
+@pytest.mark.parametrize("path", REASONS)
+def test_a_dry_run_names_the_changed_setting_and_the_stage_above(finished, path):
+    workflow, config = finished
+    value, expected = REASONS[path]
+    reasons = lines_of_rules(workflow.run(nested(config, path, value), "-n").stdout)
+    for rule, text in expected.items():
+        assert text in reasons[rule], reasons[rule]
+        assert "code=" not in reasons[rule]
+
+
+def test_a_dry_run_names_changed_code(finished, project):
+    with changed(project / JOBS / "refine.py", "\n_LINE = 1\n"):
+        reasons = lines_of_rules(Workflow(finished[0].folder, project).run(finished[1], "-n").stdout)
+    assert "'code=" in reasons["refine"]
+    assert "'upstream refine=" in reasons["perplexity"]
+
+
+def test_every_rule_has_the_parameters_of_its_stage():
     """Snakemake does not see other values in an object, a path or what is derived from input; nor past `ancient`. And
-    what it brings back for `update` after a failure passes for what the failed job made."""
+    what it restores for `update` after a failure passes for what the failed job made."""
     for file in REPOSITORY.glob("rules/*.smk"):
         text = file.read_text()
         assert not re.search(r"\b(ancient|update)\(\"", text)
-        assert text.count("script:") == len(re.findall(r"params:\s+key=key(ed\(\w+_key|\()", text)), file
-        assert text.count("params:") == text.count("script:"), file
+        for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.DOTALL | re.MULTILINE):
+            if rule != "plan":
+                assert f'**provenance("{rule}"),\n    script:\n        "../scripts/{rule}.py"' in body, rule

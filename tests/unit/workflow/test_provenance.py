@@ -1,76 +1,123 @@
+"""What is in a rule's parameters: settings, code that computes, versions, and the stages above."""
+
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 from helpers import REPOSITORY
 
-from sparseswaps.workflow import provenance
-from sparseswaps.workflow.provenance import source_digest, stage_key
+from sparseswaps.workflow import code
+from sparseswaps.workflow.code import code_digest, reachable
+from sparseswaps.workflow.provenance import ALWAYS, digest, names_above, settings_of
+from sparseswaps.workflow.stages import STAGES
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A small project of its own: script -> package.a -> package.b, and package.c that nobody imports."""
-    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+def package(tmp_path, monkeypatch):
+    """A small package: the job imports layer.a, which imports layer.b and other.c; nothing imports layer.d."""
+    monkeypatch.setattr(code, "ROOT", tmp_path)
     files = {
-        "scripts/stage.py": "from helper import run\n\nfrom package.a import f\n\nrun(f)\n",
-        "scripts/helper.py": "def run(f):\n    return f()\n",
-        "package/__init__.py": "",
-        "package/a.py": '"""Docs."""\n\n\ndef f():\n    """Docs."""\n    from package import b\n\n    return b.x\n',
-        "package/b.py": "x = 1\n",
-        "package/c.py": "y = 1\n",
+        "workflow/jobs/stage.py": "from sparseswaps.layer.a import f\n\ndef run():\n    return f()\n",
+        "layer/a.py": (
+            '"""Docs."""\nimport logging\nfrom sparseswaps.other import c\n\n\ndef f(x: int = 1) -> int:\n    """Docs."""\n'
+            "    from sparseswaps.layer import b\n\n    logging.info('%s rows', x)\n    if x < 0:\n"
+            "        raise ValueError(f'{x} is wrong')\n    message = 'two words'\n"
+            "    with progress('rows', ''):\n        return b.x * 2\n"
+        ),
+        "layer/b.py": "x = 1\nkey = 'loss'\n",
+        "layer/d.py": "y = 1\n",
+        "other/c.py": "z = 1\n",
     }
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
 
 
-def digest(project: Path) -> str:
-    for function in (provenance._imports, provenance._code, provenance.source_digest):
+def digest_of(words: tuple[str, ...] = ()) -> str:
+    for function in (code.imports, code.skeleton, code.code_digest):
         function.cache_clear()
-    return source_digest(project / "scripts/stage.py")
+    return code_digest("workflow.jobs.stage", ("layer",), words)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "counts"),
     [
-        ("scripts/stage.py", "run(f)", "run(f) or 1", True),
-        ("scripts/helper.py", "f()", "f() or 1", True),
-        ("package/a.py", "b.x", "b.x + 1", True),
-        ("package/b.py", "1", "2", True),
-        ("package/__init__.py", "", "z = 1", True),
-        ("package/c.py", "1", "2", False),
-        ("package/a.py", "Docs.", "Other words.", False),
-        ("package/b.py", "x = 1", "# why\nx  =  1", False),
+        ("workflow/jobs/stage.py", "f()", "f() or 1", True),
+        ("layer/a.py", "* 2", "* 3", True),
+        ("layer/a.py", "x < 0", "x <= 0", True),
+        ("layer/a.py", "x: int = 1", "x: int = 2", True),
+        ("layer/b.py", "1", "2", True),
+        ("layer/b.py", "'loss'", "'held_out'", True),
+        ("layer/d.py", "1", "2", False),
+        ("other/c.py", "1", "2", False),
+        ("layer/a.py", "Docs.", "Other words.", False),
+        ("layer/a.py", "x: int", "x: float", False),
+        ("layer/a.py", "-> int", "-> float", False),
+        ("layer/a.py", "%s rows", "%s of the rows", False),
+        ("layer/a.py", "is wrong", "is not right", False),
+        ("layer/a.py", "two words", "three other words", False),
+        ("layer/a.py", "'rows'", "'columns'", False),
+        ("layer/b.py", "x = 1", "# why\nx  =  1", False),
     ],
 )
-def test_what_changes_a_digest(project, file, old, new, counts):
-    before = digest(project)
-    path = project / file
-    path.write_text(path.read_text().replace(old, new) if old else new)
-    assert (digest(project) != before) is counts
+def test_what_changes_a_digest(package, file, old, new, counts):
+    before = digest_of()
+    path = package / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert (digest_of() != before) is counts
 
 
-def test_the_key_does_not_depend_on_the_order_of_settings(project):
-    script = project / "scripts/stage.py"
-    assert stage_key(script, {"a": 1, "b": [2]}) == stage_key(script, {"b": [2], "a": 1})
-    assert stage_key(script, {"a": 1}) != stage_key(script, {"a": 2})
+def test_words_count_where_they_are_the_result(package):
+    before, words = digest_of(), digest_of(("layer",))
+    (package / "layer/a.py").write_text((package / "layer/a.py").read_text().replace("two words", "other words"))
+    assert digest_of() == before
+    assert digest_of(("layer",)) != words
 
 
-def test_plotting_is_no_part_of_refinement():
-    reached, waiting = set(), [REPOSITORY / "scripts" / "refine.py"]
-    while waiting:
-        path = waiting.pop()
-        if path not in reached:
-            reached.add(path)
-            waiting.extend(provenance._imports(path))
-    names = {path.stem for path in reached}
-    assert {"refine", "job", "engine", "reference", "batched", "cpu", "gram", "artifacts", "masks"} <= names
-    assert not {"figures", "tables", "report", "perplexity", "harness", "blocks", "text", "study"} & names
-    assert not {"criteria", "sparsegpt", "admm", "reconstruct", "rebuild", "allocation"} & names
+def names_of(stage: str) -> set[str]:
+    """The modules that count for a stage."""
+    files = reachable(f"workflow.jobs.{stage}", (*STAGES[stage].code, *ALWAYS))
+    return {file.relative_to(code.ROOT).with_suffix("").as_posix().replace("/", ".") for file in files}
+
+
+@pytest.mark.parametrize(
+    ("stage", "inside", "outside"),
+    [
+        ("capture", {"calibration.capture", "layer.gram"}, {"layer.criteria", "layer.swaps.engine"}),
+        ("warmstart", {"layer.criteria", "layer.baselines.sparsegpt"}, {"layer.refinement", "report.tables"}),
+        (
+            "refine",
+            {"layer.swaps.engine", "layer.swaps.cpu"},
+            {"layer.criteria", "layer.reconstruction", "base.errors"},
+        ),
+        ("reconstruct", {"layer.least_squares"}, {"layer.criteria"}),
+        ("masks", {"layer.masks", "workflow.artifacts"}, {"layer.criteria"}),
+        ("figures", {"report.figures"}, {"report.page", "layer.gram"}),
+    ],
+)
+def test_the_code_of_a_stage_is_what_its_job_computes_with(stage, inside, outside):
+    names = names_of(stage)
+    assert f"workflow.jobs.{stage}" in names
+    assert inside <= names
+    assert not outside & names
+
+
+def test_every_stage_knows_all_stages_above_it():
+    assert names_above("model") == []
+    assert names_above("capture") == ["model", "samples"]
+    assert names_above("tables")[:4] == ["model", "samples", "capture", "allocation"]
+
+
+def test_settings_are_read_back_from_parameters():
+    params = ['criterion="wanda"', "threads=1", "torch=2.13.0", "code=1a2b", "upstream capture=3c4d", "from=null"]
+    assert settings_of(params, "warmstart") == {"criterion": "wanda", "threads": 1, "from": None}
+
+
+def test_a_digest_does_not_depend_on_the_order():
+    assert digest(["a", "b"]) == digest(["b", "a"]) != digest(["a"])
 
 
 def test_pins_are_the_same_for_pip_and_conda():

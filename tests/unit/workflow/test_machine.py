@@ -1,4 +1,4 @@
-"""What scripts/job.py does before a stage computes: of several GPUs, a job has one to itself."""
+"""Of several GPUs, a job has one to itself."""
 
 import os
 import subprocess
@@ -7,15 +7,14 @@ import sys
 import pytest
 from helpers import REPOSITORY
 
-SCRIPTS = REPOSITORY / "scripts"
 # A job that says which GPU it took, and holds it until its input ends. The number of GPUs is the test's to say.
 HOLDER = """
 import os, sys, types
 torch = types.ModuleType("torch")
 torch.cuda = types.SimpleNamespace(device_count=lambda: int(sys.argv[1]))
 sys.modules["torch"] = torch
-import job
-job._take_gpu()
+from sparseswaps.workflow import machine
+machine.take_gpu()
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
@@ -30,7 +29,7 @@ def start(tmp_path):
         ours = {
             name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
         }
-        ours |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(SCRIPTS)} | environment
+        ours |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)} | environment
         command = [sys.executable, "-c", HOLDER, str(gpus)]
         job = subprocess.Popen(command, env=ours, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         started.append(job)

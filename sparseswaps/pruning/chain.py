@@ -1,0 +1,47 @@
+"""Prune a whole model block after block, each block on the inputs that the pruned blocks before it give."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.calibration.activations import Keep, in_memory
+from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.grams import Grams
+from sparseswaps.model.weights import Weights
+from sparseswaps.pruning.block import PrunedBlock
+
+
+def prune_chain(
+    weights: Weights,
+    calibration: Tensor,
+    held_out: Tensor,
+    batch_size: int,
+    prune: Callable[[int, Grams], PrunedBlock],
+    keep: Keep = in_memory,
+    progress: Report = ignore_progress,
+) -> Iterator[PrunedBlock]:
+    """Prune every block on pruned inputs, as in the paper (arXiv 2512.10922).
+
+    Args:
+        weights: those of the dense model; each block gets its new weights before it gives the inputs of the next block.
+        calibration, held_out: int64 [samples, seqlen] token ids.
+        batch_size: sequences per forward pass.
+        prune: prunes a block, from its number and Gram matrices; `PrunedBlock.weights` must hold all its layers.
+        keep: puts hidden states away between two blocks.
+        progress: as in `capture`.
+
+    Yields:
+        The results of each block, in order.
+
+    Raises:
+        InputError, CertificateError: as `capture` and `prune` do.
+    """
+    pruned: list[PrunedBlock] = []
+
+    def new_weights(index: int, grams: Grams) -> dict[str, Tensor]:
+        pruned.append(prune(index, grams))
+        return pruned[-1].weights
+
+    for _ in capture(weights, calibration, held_out, batch_size, new_weights, keep, progress):
+        yield pruned.pop()

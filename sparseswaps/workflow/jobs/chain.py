@@ -1,0 +1,52 @@
+"""Calibrate, mask, refine and reconstruct block after block, each on the outputs of the pruned blocks before it."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from sparseswaps.base.files import replacing, write_csv
+from sparseswaps.calibration.activations import keeping
+from sparseswaps.layer.reconstruction import Reconstruction
+from sparseswaps.layer.refinement import RefinementSettings, total
+from sparseswaps.model.weights import OnDisk
+from sparseswaps.pruning.block import check_held_out, prune_block
+from sparseswaps.pruning.chain import prune_chain
+from sparseswaps.pruning.progress import blocks_part
+from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
+from sparseswaps.pruning.refine import Refine
+from sparseswaps.workflow.artifacts import block_file, read_model, read_samples, write_masks, write_weights
+from sparseswaps.workflow.context import device_of, patterns_of
+from sparseswaps.workflow.jobs.warmstart import first_masks
+
+
+def run(inputs, outputs, settings, context):
+    model, device = read_model(inputs["model"]), device_of(settings)
+    calibration, held_out = read_samples(inputs["samples"], model)
+    pattern_of, reconstruction = patterns_of(inputs, settings), settings["reconstruction"]
+    steps = [
+        first_masks(settings, model),
+        Refine(RefinementSettings.of(settings["refinement"]), settings["counted"]),
+        Reconstruct(Reconstruction.of(reconstruction)) if reconstruction else SetZeros(),
+    ]
+
+    def prune(block, grams):
+        check_held_out(grams)
+        layers = model.blocks[block]
+        return prune_block(block, layers, grams, lambda layer: model.weight(layer).to(device), pattern_of, steps)
+
+    keep = keeping(settings["activations"], Path(outputs["masks"]).parent)
+    work = blocks_part(model.blocks, len(calibration) + len(held_out), pruned=True)
+    rows = []
+    with ExitStack() as stack:
+        (report,) = stack.enter_context(context.progress("blocks", "sequences", [work]))
+        folders = {name: stack.enter_context(replacing(path)) for name, path in outputs.items()}
+        for folder in folders.values():
+            folder.mkdir()
+        blocks = prune_chain(OnDisk(model, device), calibration, held_out, settings["batch_size"], prune, keep, report)
+        for block, pruned in enumerate(blocks):
+            write_masks(folders["masks"] / block_file(block), pruned.masks.items(), model, context.provenance)
+            write_csv(folders["losses"] / f"{block_file(block, 'csv')}", pruned.losses)
+            write_csv(folders["curves"] / f"{block_file(block, 'csv')}", pruned.curves)
+            if reconstruction:
+                write_weights(folders["weights"] / block_file(block), pruned.weights, model, context.provenance)
+            rows += pruned.losses
+    return total(rows)

@@ -1,0 +1,29 @@
+"""Score a model on the configured tasks with lm-eval's own harness."""
+
+import os
+from pathlib import Path
+
+from sparseswaps.base.files import write_json
+from sparseswaps.embedded.tasks import TASKS
+from sparseswaps.evaluation.harness import evaluate
+from sparseswaps.model.loading import load_tokenizer
+from sparseswaps.model.masked import load_pruned
+from sparseswaps.workflow.artifacts import evaluated_model
+from sparseswaps.workflow.context import device_of
+
+
+def run(inputs, outputs, settings, context):
+    if set(settings["tasks"]) <= set(TASKS):  # all data is local: nothing may wait for a network that is missing
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    folder, masks, trusted = evaluated_model(inputs)
+    own = [Path(settings["include"])] if settings["include"] else []
+    result = evaluate(
+        load_pruned(folder, masks, device_of(settings), trusted),
+        load_tokenizer(folder, trusted),
+        settings["tasks"],
+        include=[Path(inputs["tasks"][0]).parent, *own],
+        limit=settings["limit"],
+        batch_size=settings["batch_size"],
+    )
+    write_json(outputs["scores"], result | {"provenance": context.provenance})
+    return ", ".join(f"{task} acc {values['acc']:.4f}" for task, values in result["results"].items() if "acc" in values)

@@ -1,0 +1,32 @@
+"""Measure the perplexity of a model on one text."""
+
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from sparseswaps.base.errors import prefix_errors
+from sparseswaps.base.files import write_json
+from sparseswaps.base.progress import Part
+from sparseswaps.calibration.documents import SETTINGS, load
+from sparseswaps.calibration.sampling import check_vocabulary, tokenize
+from sparseswaps.evaluation.perplexity import perplexity, windows
+from sparseswaps.model.directory import read_config, vocabulary
+from sparseswaps.model.loading import load_tokenizer
+from sparseswaps.model.masked import load_pruned
+from sparseswaps.workflow.artifacts import digest, evaluated_model
+from sparseswaps.workflow.context import device_of
+
+
+def run(inputs, outputs, settings, context):
+    folder, masks, trusted = evaluated_model(inputs)
+    tokenizer = load_tokenizer(folder, trusted)
+    with prefix_errors(f"config key evaluation.perplexity.{context.wildcards['text']}.text, {settings['text']}"):
+        documents = load(use="evaluation", **{name: settings[name] for name in SETTINGS})
+        ids = tokenize(tokenizer, settings["join"].join(islice(documents, settings["documents"])))
+        cut = windows(ids, settings["seqlen"], settings["windows"])
+        check_vocabulary(cut, vocabulary(read_config(Path(folder))))
+    model = load_pruned(folder, masks, device_of(settings), trusted)
+    with context.progress("windows", "tokens", [Part(len(cut))]) as (report,):
+        result = perplexity(model, cut, settings["batch_size"], report)
+    write_json(outputs["perplexity"], asdict(result) | {"token_ids": digest(cut), "provenance": context.provenance})
+    return f"perplexity {result.perplexity:.4f} over {result.windows} windows of {result.seqlen} tokens"

@@ -1,0 +1,119 @@
+"""Write the report: one HTML page with everything in it, and the record of what made it."""
+
+import json
+import platform
+from pathlib import Path
+
+import pandas
+
+from sparseswaps.base.files import read_json, replacing, write_json
+from sparseswaps.model.directory import weight_files
+from sparseswaps.report.figures import CAPTIONS
+from sparseswaps.report.page import SIZES, render
+from sparseswaps.report.tables import beside_published, read_published, read_table, summary
+from sparseswaps.workflow.artifacts import digest, read_model, read_samples
+from sparseswaps.workflow.stages import STAGES
+
+
+def run(inputs, outputs, settings, context):
+    cells, layers = read_table(inputs["cells"]), read_table(inputs["layers"])
+    drawn, folder = [], Path(inputs["figures"])
+    for picture in sorted(folder.rglob("*.png")):
+        function, _, text = picture.stem.partition("-")
+        title, caption = CAPTIONS[function]
+        about = ", ".join(filter(None, [*picture.relative_to(folder).parts[:-1], text]))
+        drawn.append((f"{title} ({about})", caption, picture.read_bytes()))
+    models = {Path(path).parent: read_model(path) for path in inputs["models"]}
+    config = {name: value for name, value in settings.items() if name not in ("template", "log folders")}
+    jobs = job_records(Path("logs"), settings["log folders"])
+    usage = usage_by_stage(jobs)
+    about = provenance(json.loads(context.provenance), inputs, models, layers)
+    about |= {"devices": ", ".join(sorted({job["device"] for job in jobs}))}
+    code = {job["stage"]: parameter(job["params"], "code") for job in jobs}
+    stages = usage.astype(object).where(usage.notna(), None).to_dict("records")
+    write_json(
+        outputs["provenance"],
+        {"config": config, "made with": about, "code": dict(sorted(code.items())), "stages": stages},
+    )
+    published = inputs["published"]
+    page = render(
+        config=config,
+        summary=summary(cells),
+        cells=cells,
+        layers=layers,
+        figures=drawn,
+        stages=usage,
+        provenance=about,
+        sizes=sizes(inputs, models),
+        published=beside_published(cells, read_published(published[0])) if published else None,
+    )
+    with replacing(outputs["page"]) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return f"{Path(outputs['page']).resolve()}: {len(cells)} cells, {len(drawn)} figures"
+
+
+def parameter(params, name):
+    """Return the value of a parameter by its name, from texts `name=value`."""
+    return next(value.partition("=")[2] for value in params if value.startswith(f"{name}="))
+
+
+def job_records(logs, folders):
+    """Return the records of the study's finished jobs, which `workflow.run` leaves beside their logs.
+
+    Records are no artifacts, so no rule has them as input: a deleted log must not rerun a study.
+    """
+    paths = (path for folder in folders for path in (logs / folder).glob("*.json"))
+    return [record for record in map(read_json, sorted(paths)) if "seconds" in record]
+
+
+def usage_by_stage(jobs):
+    """Return jobs, wall seconds and peak resident memory by stage."""
+    frame = pandas.DataFrame(jobs, columns=["stage", "seconds", "peak_resident_mb"])
+    table = frame.groupby("stage").agg(
+        jobs=("seconds", "size"), seconds=("seconds", "sum"), peak_memory_mb=("peak_resident_mb", "max")
+    )
+    return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index()
+
+
+def sizes(inputs, models):
+    """Return the bytes of each model's weights, of a pruned checkpoint's if there are any, and of a mask file."""
+    rows = {}
+    for folder, model in models.items():
+        rows[folder] = {"dense": bytes_of(Path(model.folder))}
+        masks = [path for path in map(Path, inputs["masks"]) if folder in path.parents]
+        checkpoints = [path for path in map(Path, inputs["checkpoints"]) if folder in path.parents]
+        rows[folder] |= {"masks": masks[0].stat().st_size} if masks else {}
+        rows[folder] |= {"checkpoint": bytes_of(checkpoints[0])} if checkpoints else {}
+    table = pandas.DataFrame([{"model": folder.name} | row for folder, row in rows.items()])
+    return table[["model", *(name for name in SIZES if name in table)]]
+
+
+def bytes_of(folder):
+    return sum((folder / name).stat().st_size for name in weight_files(folder))
+
+
+def provenance(params, inputs, models, layers):
+    """Return what the study ran on and with, by name."""
+    from sparseswaps.workflow.stages import Report
+
+    about = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    about |= {name: parameter(params, name) for name in Report.packages}
+    for folder, model in models.items():
+        about[f"model {folder.name}"] = ", ".join(
+            filter(None, [model.source, model.revision, f"weights {model.fingerprint}"])
+        )
+        masked = set(layers.loc[layers["model"] == folder.name, ["block", "layer"]].itertuples(index=False, name=None))
+        dense = list(model.left_dense)
+        if masked:  # a layer that the model never calls could not be calibrated
+            blocks = enumerate(model.blocks)
+            dense += [la.tensor for block, of_block in blocks for la in of_block if (block, la.name) not in masked]
+        if dense:
+            about[f"left dense in {folder.name}"] = ", ".join(dense)
+    for entry in json.loads(parameter(params, "warmstarts")):
+        if isinstance(entry, dict):
+            about[f"warm start {entry['name']}"] = f"from {entry['from']}"
+    for path in map(Path, inputs["samples"]):
+        folder = path.parents[2]
+        draw = path.parent.relative_to(folder.parent)
+        about[f"token ids of {draw}"] = digest(*read_samples(path, models[folder]))
+    return about

@@ -1,0 +1,79 @@
+"""The machine that a job runs on: a GPU of its own, memory that goes back to the system, and what the job took."""
+
+import ctypes
+import fcntl
+import logging
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
+
+
+def free_at_once() -> None:
+    """Give large tensors back to the system as soon as they are freed.
+
+    glibc would keep up to 32 MB of each for later, in pieces that the next tensors do not fit into.
+    """
+    with suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 * 2**20)
+
+
+def tame_bars() -> None:
+    """Switch off the progress bars of every library where standard error is a file; on a terminal, erase them."""
+    from tqdm import tqdm
+
+    init, forced = tqdm.__init__, {"leave": False} if sys.stderr.isatty() else {"disable": True}
+    tqdm.__init__ = lambda self, *args, **kwargs: init(self, *args, **kwargs | forced)
+
+
+def take_gpu() -> None:
+    """Lease one of several GPUs until the process ends, or wait for one. Snakemake counts GPUs, but does not name them.
+
+    The choice is among the GPUs of CUDA_VISIBLE_DEVICES where it is set, as SLURM does. A single GPU needs no lease.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        visible = ",".join(map(str, range(torch.cuda.device_count())))  # asks the driver; does not start CUDA
+    devices = [name.strip() for name in visible.split(",")]
+    if len(devices) < 2:
+        return
+    # An allocation of SLURM may number its devices itself, so each allocation has its own names.
+    owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'local')}"
+    folder = Path(tempfile.gettempdir()) / f"sparseswaps-gpus-{owner}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        for device in devices:
+            lease = os.open(folder / device.replace("/", "-"), os.O_CREAT | os.O_RDWR, 0o600)  # open to the end
+            with suppress(BlockingIOError):
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.environ["CUDA_VISIBLE_DEVICES"] = device
+                logging.info("GPU %s of %s", device, visible)
+                return
+            os.close(lease)
+        time.sleep(0.5)
+
+
+def usage_since(began: float) -> dict[str, float | str]:
+    """Return what the job took since the monotonic time `began`: seconds, peak memory in MB, and its device."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+    usage = {"seconds": round(time.monotonic() - began, 1), "peak_resident_mb": resident}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        allocated = torch.cuda.max_memory_allocated() // 2**20
+        return usage | {"peak_gpu_mb": allocated, "device": torch.cuda.get_device_name()}
+    return usage | {"device": _processor()}
+
+
+def _processor() -> str:
+    with suppress(OSError, StopIteration):  # platform.processor() is empty on Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(": ")[2]
+    return platform.machine()
