@@ -159,17 +159,3 @@ def total_error(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:
     """An error of all rows, of so many at a time as the GPU has memory for."""
     rows = len(weight)
     return sum(map_slices(lambda part: float(error(weight[part], gram, of[part]).sum()), rows, rows, "rows"))
-
-
-def summary(figures: dict[str, Any]) -> str:
-    """One line of a layer's figures, for a log."""
-    return (
-        f"error {figures['loss_before']:.6g} -> {figures['loss_after']:.6g}, {figures['swaps']} swaps, "
-        f"{figures['rows_certified']} of {figures['rows']} rows certified"
-    )
-
-
-def total(rows: list[dict[str, Any]]) -> str:
-    """One line of several layers' figures."""
-    before, after = (sum(row[column] for row in rows) for column in ("loss_before", "loss_after"))
-    return f"error {before:.6g} -> {after:.6g}, {sum(row['swaps'] for row in rows)} swaps"

@@ -12,7 +12,6 @@ from sparseswaps.base.progress import Part, Report, show_progress
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.gram import Inputs, check_gram
 from sparseswaps.layer.pattern import Pattern
-from sparseswaps.layer.refinement import summary
 from sparseswaps.model.layers import Layer
 
 
@@ -124,3 +123,17 @@ def check_held_out(grams: Grams) -> None:
     for name, matrix in grams.held_out.items():
         with prefix_errors(name):
             check_gram(matrix)
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """Return a layer's figures in one line, for a log."""
+    return (
+        f"error {figures['loss_before']:.6g} -> {figures['loss_after']:.6g}, {figures['swaps']} swaps, "
+        f"{figures['rows_certified']} of {figures['rows']} rows certified"
+    )
+
+
+def total(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the figures of several layers in one line, for a log."""
+    before, after = (sum(row[column] for row in rows) for column in ("loss_before", "loss_after"))
+    return f"error {before:.6g} -> {after:.6g}, {sum(row['swaps'] for row in rows)} swaps"

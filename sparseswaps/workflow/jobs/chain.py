@@ -5,10 +5,9 @@ from pathlib import Path
 
 from sparseswaps.base.files import replacing, write_csv
 from sparseswaps.calibration.activations import keeping
-from sparseswaps.layer.reconstruction import Reconstruction
-from sparseswaps.layer.refinement import RefinementSettings, total
+from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.weights import OnDisk
-from sparseswaps.pruning.block import check_held_out, prune_block
+from sparseswaps.pruning.block import check_held_out, prune_block, total
 from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.progress import blocks_part
 from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros

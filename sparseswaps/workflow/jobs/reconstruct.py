@@ -1,9 +1,8 @@
 """Fit the kept weights of one block to its refined masks, and measure every layer's error again."""
 
 from sparseswaps.base.files import read_csv, write_csv
-from sparseswaps.layer.reconstruction import Reconstruction
-from sparseswaps.layer.refinement import total
-from sparseswaps.pruning.block import prune_block
+from sparseswaps.layer.settings import Reconstruction
+from sparseswaps.pruning.block import prune_block, total
 from sparseswaps.pruning.reconstruct import Reconstruct
 from sparseswaps.workflow.artifacts import block_file, read_grams, read_masks, read_model, write_weights
 from sparseswaps.workflow.context import device_of, patterns_of

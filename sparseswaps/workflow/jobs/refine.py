@@ -1,8 +1,8 @@
 """Refine the masks of one block by exact 1-swaps, and measure every layer's error on the way."""
 
 from sparseswaps.base.files import write_csv
-from sparseswaps.layer.refinement import RefinementSettings, total
-from sparseswaps.pruning.block import prune_block
+from sparseswaps.layer.settings import RefinementSettings
+from sparseswaps.pruning.block import prune_block, total
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.workflow.artifacts import block_file, read_grams, read_masks, read_model, write_masks
 from sparseswaps.workflow.context import device_of, patterns_of

@@ -20,7 +20,8 @@ def package(tmp_path, monkeypatch):
     files = {
         "workflow/jobs/stage.py": "from sparseswaps.layer.a import f\n\ndef run():\n    return f()\n",
         "layer/a.py": (
-            '"""Docs."""\nimport logging\nfrom sparseswaps.other import c\n\n\ndef f(x: int = 1) -> int:\n    """Docs."""\n'
+            '"""Docs."""\nimport logging\nfrom sparseswaps.other import c\n\n\n'
+            'def f(x: int = 1) -> int:\n    """Docs."""\n'
             "    from sparseswaps.layer import b\n\n    logging.info('%s rows', x)\n    if x < 0:\n"
             "        raise ValueError(f'{x} is wrong')\n    message = 'two words'\n"
             "    with progress('rows', ''):\n        return b.x * 2\n"
