@@ -184,7 +184,7 @@ def test_gpus_are_for_the_rules_that_compute(local, unrefined):
     whole["calibrations"] = {"dense": text, "pruned": text | {"propagate": "pruned"}}
     planned = unrefined.run(whole, "-n", *THROUGH_SLURM).stdout.split("\nrule ")[1:]
     asking = {rule.partition(":")[0] for rule in planned if re.search(r"resources: .*\bgpu=1\b", rule)}
-    computing = {"capture_tiny", "warmstart", "refine", "reconstruct", "chain_tiny", "chain_rebuilt_tiny"}
+    computing = {"capture", "warmstart", "refine", "reconstruct", "chain"}
     assert asking == computing | {"perplexity", "harness"}
 
     # Through a profile as a user would edit it.

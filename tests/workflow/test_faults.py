@@ -113,7 +113,7 @@ def test_what_follows_a_killed_job_does_not_pass_for_current(finished, tmp_path)
     where what was made of the last one is there."""
     workflow, config = finished[0].copy(tmp_path / "copy"), finished[1] | {"batch_size": 2}
     planned = workflow.planned(config, MASKS)
-    assert planned == {"capture_tiny": 1, "warmstart": 2, "refine": 2, "masks": 1}
+    assert planned == {"capture": 1, "warmstart": 2, "refine": 2, "masks": 1}
     with killing({"capture"}) as marks:
         assert workflow.run(config, "--cores", "2", "--", MASKS, check=False).returncode != 0
         assert not list(marks.iterdir())
@@ -153,7 +153,7 @@ def test_snakemake_killed_then_interrupted_from_the_keyboard_and_a_second_one_be
         with running(workflow, config, MASKS, until=WARM) as again:
             os.killpg(again.pid, signal.SIGINT)
             assert again.wait(timeout=100) != 0
-            assert "capture_tiny" in again.stdout.read()
+            assert "capture" in again.stdout.read()
         final(finished[0], workflow)
         workflow.run(config, "--cores", "2", "--", MASKS)
     assert final(finished[0], workflow) == COMPLETE - {"model.safetensors"}

@@ -166,7 +166,7 @@ def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
     (model / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     assert (model / "config.json").read_text() != text
     copy.run(config, "--cores", "1", "--", "results/tiny/model.json")
-    assert "capture_tiny" in copy.planned(config)
+    assert "capture" in copy.planned(config)
 
 
 def test_the_same_seed_gives_the_same_masks(finished, tmp_path):
@@ -274,11 +274,11 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     config = tiny_study(tiny_model, calibrations=calibrations, patterns=["2:4"])
     workflow = Workflow(tmp_path)
     jobs = workflow.planned(config)
-    assert {name: jobs[name] for name in ("capture_tiny", "warmstart", "refine", "chain_tiny")} == {
-        "capture_tiny": 1,
+    assert {name: jobs[name] for name in ("capture", "warmstart", "refine", "chain")} == {
+        "capture": 1,
         "warmstart": 2,
         "refine": 4,
-        "chain_tiny": 2,  # a refinement each
+        "chain": 2,  # a refinement each
     }
     folder = "results/tiny/chained/seed0/2of4/wanda/swaps"
     workflow.run(config, "--cores", "2", "--", f"{folder}/masks.safetensors")
@@ -296,7 +296,7 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     losses = [pandas.read_csv(tmp_path / folder / "losses" / f"block0{index}.csv") for index in range(2)]
     assert all((table["loss_after"] < table["loss_before"]).all() for table in losses)
     changed = {name: entry | {"propagate": "pruned"} for name, entry in calibrations.items()}
-    assert "capture_tiny" not in workflow.planned(config | {"calibrations": changed})
+    assert "capture" not in workflow.planned(config | {"calibrations": changed})
 
 
 def test_every_further_stage_and_option(further):

@@ -1,25 +1,14 @@
 """Long work shows itself: what functions tell, what the log and a terminal say of it, and that files hold no bars."""
 
-import fcntl
-import json
 import logging
-import os
-import pty
-import re
-import struct
-import subprocess
-import sys
-import termios
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import FAST, ON_CUDA, REPOSITORY, layer
+from helpers import FAST, ON_CUDA, layer
 
 from sparseswaps.base import progress
 from sparseswaps.base.progress import Part, show_progress
 from sparseswaps.calibration.capture import capture
-from sparseswaps.calibration.grams import Grams
 from sparseswaps.embedded import MODEL
 from sparseswaps.evaluation.perplexity import perplexity
 from sparseswaps.layer.criteria import WARMSTARTS, wanda
@@ -33,16 +22,9 @@ from sparseswaps.model.checkpoint import Checkpoint, write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.loading import load_model
 from sparseswaps.model.weights import OnDisk
-from sparseswaps.pruning.progress import blocks_of, rows_of
-from sparseswaps.workflow.artifacts import write_grams, write_masks, write_model
+from sparseswaps.pruning.progress import blocks_part, rows_part
 
-SCRIPTS = REPOSITORY / "scripts"
 PATTERN = parse_pattern("50%")
-
-
-def key(settings):
-    """The one parameter of a rule."""
-    return json.dumps({"settings": settings})
 
 
 class Told(list):
@@ -151,7 +133,7 @@ def test_what_is_done_with_a_whole_model_is_told(tiny_model, tmp_path):
     for prune, passes in ((None, 1), (lambda *_: {}, 2)):
         told.clear()
         list(capture(OnDisk(described, "cpu"), ids, ids[:2], 2, prune, progress=told))
-        work = blocks_of(described.blocks, 7, again=prune is not None)
+        work = blocks_part(described.blocks, 7, again=prune is not None)
         assert told[-1] == (2, 2 * 7 * passes) == (work.count, work.likely)
         assert told == sorted(told)
         assert {blocks for blocks, _ in told} == {0, 1, 2}
@@ -185,137 +167,7 @@ def test_rows_take_time_as_their_products_do(tiny_model):
     block = describe(tiny_model).blocks[0]
     wide, narrow = (next(la for la in block if la.name == f"mlp.{name}_proj") for name in ("down", "up"))
     assert (wide.d_in, narrow.d_in) == (64, 32)
-    assert rows_of([narrow, wide]) == [Part(64, 1024, 0.06 * 32 * 64), Part(32, 4096, 0.06 * 64 * 32)]
-    assert rows_of([narrow], 1) == [Part(64, 1024, 64)]
-    assert rows_of([narrow], 0)[0].share(0, 0) == 0
-
-
-# A script in a process of its own, which tells every state there is.
-JOB = """
-import runpy, sys
-from sparseswaps.base import progress
-progress.EVERY = progress._DRAWN = 0
-
-class Named(dict):
-    __getattr__ = dict.__getitem__
-
-snakemake = Named({name: Named(of) if isinstance(of, dict) else of for name, of in eval(sys.argv[2]).items()})
-runpy.run_path(sys.argv[1], {"snakemake": snakemake})
-"""
-# One that has bars of libraries, which would insist on them.
-LIBRARIES = """
-import sys
-from job import run
-from tqdm.auto import tqdm
-from huggingface_hub.utils import tqdm as of_hub
-
-def main(snakemake, settings):
-    for bar in (tqdm, of_hub):
-        for _ in bar(range(3), desc="a library", disable=False, leave=True):
-            pass
-    return "done"
-
-run(snakemake, main)
-"""
-
-
-def started(script, snakemake, **streams):
-    command = [sys.executable, "-c", JOB, str(script), repr(snakemake)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (SCRIPTS.parent, SCRIPTS))), "TERM": "xterm"}
-    return subprocess.Popen(command, env=environment, **streams)
-
-
-def in_file(script, snakemake, tmp_path):
-    """What a job writes to standard error where that is a file."""
-    with (tmp_path / "stderr").open("wb") as file:
-        assert started(script, snakemake, stderr=file).wait(120) == 0
-    return (tmp_path / "stderr").read_bytes().decode()
-
-
-def on_terminal(script, snakemake):
-    """What a job writes to standard error where that is a terminal of 100 columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    job = started(script, snakemake, stderr=theirs)
-    os.close(theirs)
-    written = b""
-    try:
-        while part := os.read(ours, 4096):
-            written += part
-    except OSError:  # how Linux says that the other end is closed
-        pass
-    os.close(ours)
-    assert job.wait(120) == 0
-    return written.decode()
-
-
-@pytest.fixture(scope="module")
-def refinement(tmp_path_factory, tiny_model):
-    """What Snakemake tells the script of a refinement."""
-    folder = tmp_path_factory.mktemp("refinement")
-    model = describe(tiny_model)
-    write_model(folder / "model.json", model)
-    grams, starts = Grams(sequences=1), {}
-    for la in model.blocks[0]:
-        _, inputs = layer(la.d_in, 1, la.d_in, "correlated")
-        grams.reads[la.name], grams.tokens[la.name] = la.name, inputs.shape[1]
-        grams.matrix[la.name], grams.sums[la.name] = inputs @ inputs.T, inputs.double().sum(1)
-        starts[la.name] = wanda(model.weight(la), grams.matrix[la.name], PATTERN)
-    write_grams(folder / "gram", grams, model, "key")
-    write_masks(folder / "start", starts.items(), model, "key")
-    settings = dict(method="swaps", max_swaps=None, stop="optimum", freeze=0.0, shrinkage=0.0, between_rows=False)
-    settings |= dict(pattern="50%", counted="rows", gpu=False, threads=1)
-    return {
-        "rule": "refine",
-        "input": {"model": f"{folder}/model.json", "gram": f"{folder}/gram", "masks": f"{folder}/start"},
-        "output": {name: f"{folder}/{name}" for name in ("masks", "losses", "curves")},
-        "log": [f"{folder}/refine.block00.log"],
-        "params": {"key": key(settings)},
-        "wildcards": {"block": "block00"},
-        "resources": {},
-    }
-
-
-def test_the_log_has_lines_and_a_file_has_no_bars(refinement, tmp_path):
-    assert in_file(SCRIPTS / "refine.py", refinement, tmp_path) == ""
-    log = Path(refinement["log"][0]).read_bytes().decode()
-    assert "\r" not in log
-    lines = re.findall(r" (\d+) of 256 rows, ([\d,]+) swaps, [\d,.]+ swaps/s, (\S+) left\n", log)
-    assert [int(rows) for rows, _, _ in lines] == sorted(int(rows) for rows, _, _ in lines)
-    assert lines[-1][0] == "256"
-    assert lines[-1][2] == "0:00:00"
-    last = log.splitlines()[-1]
-    assert f", {lines[-1][1].replace(',', '')} swaps; " in last  # the stage's one line of result
-    assert ", on " in last
-
-
-def test_a_terminal_shows_a_bar_until_the_work_is_done(refinement):
-    *states, cleared, after = on_terminal(SCRIPTS / "refine.py", refinement).split("\r")
-    bar = re.compile(r"refine\.block00 +\d+%\|.+\| \d+ of 256 rows, [\d,.]+ swaps/s, \d+:\d\d:\d\d left")
-    assert sum(bar.match(state) is not None for state in states) > 5
-    assert "100%" in states[-1]
-    assert not any("\n" in state for state in states)
-    assert len(cleared) >= len(states[-1])
-    assert not cleared.strip()
-    assert after == ""
-
-
-def test_bars_of_libraries_are_none_in_a_file_and_leave_none_on_a_terminal(tmp_path):
-    (tmp_path / "bars.py").write_text(LIBRARIES)
-    snakemake = {"log": [f"{tmp_path}/log"], "resources": {}, "params": {"key": key({})}}
-    assert in_file(tmp_path / "bars.py", snakemake, tmp_path) == ""
-    written = on_terminal(tmp_path / "bars.py", snakemake)
-    assert written.count("a library:") >= 2
-    assert "\n" not in written
-    assert not written.split("\r")[-2].strip()
-
-
-def test_every_stage_ends_with_its_line_of_result(finished):
-    logs = list((finished[0].folder / "logs").rglob("*.log"))
-    stages = {path.name.split(".")[0] for path in logs}
-    assert stages >= {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
-    assert stages >= {"tasks", "harness", "tables", "figures", "report"}
-    for path in logs:
-        text = path.read_bytes().decode()
-        assert not re.search(r"\r|%\|", text), path
-        assert re.search(r"\S; [\d.]+ s, peak resident memory \d+ MB.*, on .+$", text.splitlines()[-1]), path
+    assert rows_part(narrow, None) == Part(64, 1024, 0.06 * 32 * 64)
+    assert rows_part(wide, None) == Part(32, 4096, 0.06 * 64 * 32)
+    assert rows_part(narrow, 1) == Part(64, 1024, 64)
+    assert rows_part(narrow).share(0, 0) == 0

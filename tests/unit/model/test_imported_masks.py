@@ -300,7 +300,7 @@ def test_a_changed_checkpoint_runs_its_own_cells_again(refined, tmp_path):
             "stdlib/seed0/60pct/rows/swaps",
         )
     ]
-    again = {"warmstart": 2, "refine": 2, "chain_tiny": 1, "masks": 2}
+    again = {"warmstart": 2, "refine": 2, "chain": 1, "masks": 2}
     assert workflow.planned(config, *targets) == {}
     assert workflow.planned(moved, *targets) == again
     workflow.run(moved, "--touch", "--cores", "1", "--", *targets)
@@ -319,11 +319,11 @@ def test_starts_that_do_not_fit_are_named_by_their_jobs(refined, tmp_path):
     targets = [f"results/tiny/stdlib/seed0/2of4/{name}/masks/block01.safetensors" for name in starts]
     targets.append("results/tiny/chained/seed0/2of4/dense/swaps/masks.safetensors")
     done = workflow.run(wrong, "--cores", "2", "--keep-going", "--", *targets, check=False)
-    said = set(re.findall(r"^(warmstart|chain_tiny): error: (.*)$", done.stdout, re.MULTILINE))
+    said = set(re.findall(r"^(warmstart|chain): error: (.*)$", done.stdout, re.MULTILINE))
     remedy = "pattern 2:4: exclude this warm start for it, or give this layer its own by `layers`"
     asked = f"50.00% are asked for by {remedy}"
     assert ("warmstart", f"block 1, self_attn.q_proj: 0.00% of the weights are pruned, {asked}") in said
-    assert ("chain_tiny", f"block 0, self_attn.q_proj: 0.00% of the weights are pruned, {asked}") in said
+    assert ("chain", f"block 0, self_attn.q_proj: 0.00% of the weights are pruned, {asked}") in said
     assert any(re.fullmatch(r"block 1, self_attn\.q_proj: 5\d\.\d\d% of the weights .*", line) for _, line in said)
     assert any(line.startswith(f"{other}: model.layers.0.mlp.gate_proj.weight is (48, 32), in") for _, line in said)
     assert any(line.startswith(f"{place / 'gpt2'}: holds no tensor 'model.layers.0.self") for _, line in said)

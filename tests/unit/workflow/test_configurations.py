@@ -10,8 +10,9 @@ import yaml
 from helpers import LLAMA, REPOSITORY
 from safetensors.numpy import save_file
 
-from sparseswaps.workflow import config as study
-from sparseswaps.workflow.plan.plan import Planner, table
+from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.grid import Grid
+from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import sizes_of
 
 FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml"))
@@ -85,7 +86,7 @@ def needed(planner):
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_the_table_says_what_is_planned(file, elsewhere):
-    planner = Planner(study.check(load(file)))
+    planner = Grid(load_study(load(file)))
     (row,) = re.findall(rf"\]\({file.relative_to('configs')}\) \| .* \|$", TABLE, re.MULTILINE)
     assert row.removesuffix(" |").split(" | ")[2:] == needed(planner)
 
@@ -98,22 +99,22 @@ def test_the_table_has_no_other_configuration():
 def test_heads_have_the_command_and_where_models_are_the_hubs_what_is_planned(file, elsewhere):
     lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
     assert f"#   snakemake --configfile {file}" in lines
-    config = study.check(load(file))
-    if set(model["source"] for model in config["models"].values()) <= HUB:
-        planner = Planner(config)
+    config = load_study(load(file))
+    if {model.source for model in config.models.values()} <= HUB:
+        planner = Grid(config)
         time, host, gpu, disk = needed(planner)
-        of_gpu = f"{gpu} of GPU memory, " if config["gpu"] else ""
-        whose = "model's" if len(config["models"]) == 1 else "models'"
+        of_gpu = f"{gpu} of GPU memory, " if config.gpu else ""
+        whose = "model's" if len(config.models) == 1 else "models'"
         files = rounded(f"{sum(sizes.checkpoint for sizes in planner.sizes.values()) / 1e9} GB")
         needs = f"# `snakemake plan`: {time}, {host} of memory, {of_gpu}{disk} of disk beside the {whose} {files}."
         assert needs in lines
         said = "# It has not been run yet. GPU times are estimates, never measured; one card of 80 GB is enough."
-        assert any(line.startswith(said) for line in lines) == config["gpu"]
+        assert any(line.startswith(said) for line in lines) == config.gpu
 
 
 def most(config):
     """GPU memory of the largest job."""
-    return max(row.most.gpu for row in Planner(study.check(config)).rows())
+    return max(row.most.gpu for row in plan_rows(Grid(load_study(config))))
 
 
 def test_one_card_of_80_gb_is_enough_but_for_the_evaluation_of_mixtral(elsewhere):

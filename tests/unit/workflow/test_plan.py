@@ -13,11 +13,13 @@ import torch
 from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
 from safetensors.torch import save_file
 
-from sparseswaps.workflow import config as study
+from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.needs import Draw, Machine, Mask
-from sparseswaps.workflow.plan.plan import Planner, table
+from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import Matrices, sizes_of
+from sparseswaps.workflow.stages import STAGES
 
 CORE, GPU = Machine(gpu=False, threads=1), Machine(gpu=True, threads=1)
 TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
@@ -26,8 +28,13 @@ PAPER = Draw(samples=128, held_out=16, seqlen=2048)
 OPTIMUM = Mask(whole_rows=True, sparsity=0.6, criterion="wanda", max_swaps=None)
 
 
-def counted(config):
-    return Counter(stage for stage, _ in Planner(study.check(config)).jobs())
+def grid_of(config):
+    return Grid(load_study(config))
+
+
+def count_jobs(config):
+    grid = grid_of(config)
+    return Counter(name for name, stage in STAGES.items() for _ in stage.jobs(grid))
 
 
 @pytest.mark.parametrize(
@@ -50,38 +57,35 @@ def counted(config):
 )
 def test_jobs_are_those_that_snakemake_would_run(tmp_path, tiny_model, changes):
     config = tiny_study(tiny_model, **changes)
-    planned = Workflow(tmp_path).planned(config)
-    stages = Counter()
-    for rule, count in planned.items():
-        stages[rule.removesuffix("_tiny").removesuffix("_rebuilt")] += count
-    assert counted(config) == stages
+    assert Workflow(tmp_path).planned(config) == count_jobs(config)
 
 
 def test_the_plan_is_printed_and_does_nothing(tmp_path, tiny_model):
     config = tiny_study(tiny_model, calibrations=BOTH)
     done = Workflow(tmp_path).run(config, "--cores", "1", "--quiet", "all", "--", "plan")
-    assert table(Planner(study.check(config))) in done.stdout
+    assert table(grid_of(config)) in done.stdout
     assert not (tmp_path / "results").exists()
 
 
 def test_the_table_sums_its_lines(tiny_model):
-    planner = Planner(study.check(tiny_study(tiny_model, calibrations=BOTH)))
-    lines = table(planner).splitlines()
+    config = tiny_study(tiny_model, calibrations=BOTH)
+    grid = grid_of(config)
+    lines = table(grid).splitlines()
     first, last = (i for i, line in enumerate(lines) if line.startswith("---"))
     jobs = [int(re.search(r"\b\d+\b", line)[0]) for line in lines[first + 1 : last]]
-    assert len(jobs) == len(planner.rows()) == 14
+    assert len(jobs) == len(plan_rows(grid)) == 14
     assert lines[last + 1].split()[:3] == ["in", "all", str(sum(jobs))]
-    assert sum(jobs) == sum(1 for _ in planner.jobs())
+    assert sum(jobs) == count_jobs(config).total()
 
 
 def test_a_plan_says_what_it_assumed(tiny_model):
     config = tiny_study(tiny_model)
-    assert "GPU times are estimates: not measured yet." in table(Planner(study.check(config | {"gpu": True})))
-    of_cpu = table(Planner(study.check(config)))
+    assert "GPU times are estimates: not measured yet." in table(grid_of(config | {"gpu": True}))
+    of_cpu = table(grid_of(config))
     assert "GPU times" not in of_cpu
     assert "Evaluation texts without" not in of_cpu
     open_ended = {"perplexity": {"all": {"text": "embedded", "seqlen": 32}}, "lm_eval": {"tasks": ["embedded_choice"]}}
-    said = table(Planner(study.check(config | {"evaluation": open_ended})))
+    said = table(grid_of(config | {"evaluation": open_ended}))
     assert "texts without `windows` are taken to have 300,000 tokens" in said
     assert "tasks without `limit` are taken to have 2,000 items" in said
 
@@ -91,9 +95,9 @@ def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
     save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
     config = json.dumps(tiny_study(tmp_path))
     code = (
-        "import json, sys; from sparseswaps.workflow import config as study;"
-        "from sparseswaps.workflow.plan.plan import Planner, table;"
-        f"print(table(Planner(study.check(json.loads({config!r})))));"
+        "import json, sys; from sparseswaps.workflow.config import load_study;"
+        "from sparseswaps.workflow.grid import Grid; from sparseswaps.workflow.plan.plan import table;"
+        f"print(table(Grid(load_study(json.loads({config!r})))));"
         "assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -104,14 +108,13 @@ def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
 def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_model, attempt):
     config = tiny_study(tiny_model, calibrations=BOTH)
     listed = Workflow(tmp_path).run(config, "-n", "--attempt", attempt).stdout
-    planner = Planner(study.check(config))
-    found = {}
+    grid, found = grid_of(config), {}
     for rule, about in re.findall(r"^(?:rule|localrule) (\w+):\n((?:    .*\n)+)", listed, re.MULTILINE):
         wildcards = dict(re.findall(r"(\w+)=([^,\n]+)", re.search(r"wildcards: (.*)|$", about)[1] or ""))
         asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", about)}
         if rule != "all":
-            found[rule] = asked, planner.needs(rule.removesuffix("_tiny"), {"model": "tiny"} | wildcards)
-    assert {rule.removesuffix("_tiny") for rule in found} == set(counted(config))
+            found[rule] = asked, STAGES[rule](grid, wildcards).needs()
+    assert set(found) == set(count_jobs(config))
     for rule, (asked, planned) in found.items():
         assert asked["mem_mb"] == math.ceil(planned.host / 1e6 * 1.5 ** (attempt - 1)), rule
         assert asked["disk_mb"] == math.ceil(planned.disk / 1e6), rule
@@ -121,7 +124,7 @@ def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_mod
 
 def test_jobs_took_no_more_memory_than_planned(finished):
     workflow, config = finished
-    most = {row.stage: row.most.host / 1e6 for row in Planner(study.check(config)).rows()}
+    most = {row.stage: row.most.host / 1e6 for row in plan_rows(grid_of(config))}
     used = {}
     for path in (workflow.folder / "logs").rglob("*.tsv"):
         stage = path.name.split(".")[0]
