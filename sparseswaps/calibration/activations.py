@@ -1,7 +1,8 @@
-"""Where hidden states wait for their block: in host memory, or in files."""
+"""Storage for the hidden states of batches that wait for their turn: host memory, or a file."""
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -11,53 +12,57 @@ from torch import Tensor
 
 from sparseswaps.base.errors import InputError
 
-Keep = Callable[[Tensor], Callable[[], Tensor]]
-"""Puts a tensor away and gives what brings it back, on the CPU."""
+Load = Callable[[], Tensor]
+"""Returns a stored tensor, on the CPU."""
+Keep = Callable[[Tensor], Load]
+"""Stores a tensor."""
 
 
-def in_memory(tensor: Tensor) -> Callable[[], Tensor]:
-    kept = tensor.cpu()
-    return lambda: kept
+def keep_in_memory(tensor: Tensor) -> Load:
+    """Store a tensor in host memory."""
+    stored = tensor.cpu()
+    return lambda: stored
 
 
-def in_files(folder: Path) -> Keep:
-    """Into a file of `folder` that has no name, so that nothing is left of it however the process ends.
+class KeepOnDisk:
+    """Stores tensors in a file of a folder. The file has no name, so the system deletes it however the process ends.
 
-    What is brought back no more leaves its place to the next. Raises InputError when the disk is full.
+    The space of a tensor is free for the next one of the same size as soon as nothing refers to its `Load`.
     """
-    file = TemporaryFile(dir=folder)  # noqa: SIM115 (it ends with the last reference to it)
-    free: list[tuple[int, int]] = []  # begin and length
-    end = 0
 
-    def keep(tensor: Tensor) -> Callable[[], Tensor]:
-        nonlocal end
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 (the last reference to it closes it)
+        self._free: list[tuple[int, int]] = []  # begin and length of the free spaces, in bytes
+        self._end = 0
+
+    def __call__(self, tensor: Tensor) -> Load:
+        """Store a tensor. Raises InputError when the disk is full."""
         data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        begin = next((begin for begin, length in free if length == len(data)), end)
-        if begin == end:
-            end += len(data)
+        space = next((space for space in self._free if space[1] == len(data)), None)
+        if space is None:
+            space = self._end, len(data)
+            self._end += len(data)
         else:
-            free.remove((begin, len(data)))
+            self._free.remove(space)
         try:
-            file.seek(begin)
-            file.write(data.data)
-            file.flush()
+            self._file.seek(space[0])
+            self._file.write(data.data)
+            self._file.flush()
         except OSError as error:
-            raise InputError(f"activations: disk: {folder}: {error.strerror}") from None
-        length, shape, dtype = len(data), tensor.shape, tensor.dtype
+            raise InputError(f"activations: disk: {self.folder}: {error.strerror}; make room there") from None
+        load = partial(self._load, *space, tensor.dtype, tensor.shape)
+        weakref.finalize(load, self._free.append, space)
+        return load
 
-        def back() -> Tensor:
-            file.seek(begin)
-            return torch.from_numpy(np.fromfile(file, dtype=np.uint8, count=length)).view(dtype).view(shape)
-
-        weakref.finalize(back, free.append, (begin, length))
-        return back
-
-    return keep
+    def _load(self, begin: int, length: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+        self._file.seek(begin)
+        return torch.from_numpy(np.fromfile(self._file, dtype=np.uint8, count=length)).view(dtype).view(shape)
 
 
-def keeping(where: str, folder: Path) -> Keep:
-    """The way that the configuration names: `memory`, or `disk` for files in `folder`, which is made."""
-    if where == "memory":
-        return in_memory
+def choose_keep(kind: str, folder: Path) -> Keep:
+    """Return the storage that configuration key `activations` names: `memory`, or `disk` for a file in `folder`."""
+    if kind == "memory":
+        return keep_in_memory
     folder.mkdir(parents=True, exist_ok=True)
-    return in_files(folder)
+    return KeepOnDisk(folder)

@@ -1,26 +1,32 @@
 """The Gram matrices of one decoder block, one for each distinct input of its layers."""
 
+import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparseswaps.layer.gram import Inputs
-from sparseswaps.model.layers import Layer
+from sparseswaps.base.errors import InputError
+from sparseswaps.layer.gram import Inputs, accumulate, symmetric_gram
+from sparseswaps.model.layers import Layer, Matrix
+
+MatrixInputs = dict[Matrix, list[Tensor]]
+"""What each matrix of a block reads, call by call: [..., d_in]."""
 
 
 @dataclass
 class Grams:
-    """Gram matrices of the inputs of one decoder block's layers, one per distinct input.
+    """The Gram matrices of one decoder block's inputs. Layers that read the same tensor share one distinct input.
 
     Attributes:
-        reads: the input of each layer, named for the first layer that reads it.
+        reads: the distinct input of each layer, named for the first layer that reads it.
         matrix: [d_in, d_in] per distinct input, summed over the calibration tokens: in float64, then float32.
         sums: float64 [d_in] per distinct input, its features summed over the calibration tokens.
-        held_out: the same over the held-out tokens; empty when there are none.
-        tokens: how many calibration tokens each distinct input was summed over.
-        unrouted: distinct inputs of experts that saw too few tokens: summed over all tokens of their layer.
-        sequences: how many calibration sequences the tokens belong to.
+        held_out: [d_in, d_in] per distinct input, summed over the held-out tokens; empty without held-out text.
+        tokens: the number of calibration tokens per distinct input.
+        unrouted: the experts' inputs that saw too few tokens, and are summed over all tokens of their layer.
+        sequences: the number of calibration sequences.
     """
 
     reads: dict[str, str] = field(default_factory=dict)
@@ -32,17 +38,99 @@ class Grams:
     sequences: int = 0
 
     def readers(self, layers: list[Layer]) -> list[Layer]:
-        """Those of a block's layers that were calibrated; the others stay dense."""
+        """Return the layers that were calibrated; the other layers of the block stay dense."""
         return [layer for layer in layers if layer.name in self.reads]
 
-    def of(self, layer: str, device: str | torch.device) -> Inputs:
-        """What is known of a layer's inputs, with the matrices on a device."""
+    def inputs(self, layer: str, device: str | torch.device) -> Inputs:
+        """Return what calibration knows of a layer's inputs, with the matrices on a device."""
         source = self.reads[layer]
-        unseen = self.held_out[source].to(device) if source in self.held_out else None
+        held_out = self.held_out[source].to(device) if source in self.held_out else None
         sums = self.sums[source].to(device)
-        return Inputs(self.matrix[source].to(device), unseen, sums, self.tokens[source], self.sequences)
+        return Inputs(self.matrix[source].to(device), held_out, sums, self.tokens[source], self.sequences)
 
-    def about(self, layer: str) -> dict[str, int | bool]:
-        """What tables say of a layer's calibration, by column."""
+    def figures(self, layer: str) -> dict[str, int | bool]:
+        """Return a layer's columns in tables: its calibration tokens, and whether they were not routed to it."""
         source = self.reads[layer]
         return {"tokens": self.tokens[source], "unrouted": source in self.unrouted}
+
+    def discard(self, source: str) -> None:
+        """Discard the sums of a distinct input."""
+        for sums in (self.matrix, self.held_out, self.sums, self.tokens):
+            sums.pop(source, None)
+
+
+class GramSum:
+    """Sums up the Gram matrices of one block, batch by batch.
+
+    Attributes:
+        place: the block's dotted name.
+        layers: the prunable layers of the block.
+        grams: the sums so far, in float64.
+    """
+
+    def __init__(self, place: str, layers: list[Layer], sequences: int) -> None:
+        self.place, self.layers, self.grams = place, layers, Grams(sequences=sequences)
+        self._wanted = {layer.matrix for layer in layers}  # the matrices whose inputs are summed
+
+    def add(self, inputs: MatrixInputs, held_out: bool) -> None:
+        """Add one batch. Raises InputError naming a layer when an activation is NaN or infinite."""
+        grams = self.grams
+        first: dict[Any, str] = {}
+        for layer in self.layers:
+            if layer.matrix in inputs:
+                reader = first.setdefault(layer.matrix, layer.name)
+                # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
+                address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
+                grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
+        totals = grams.held_out if held_out else grams.matrix
+        sources = [layer for layer in self.layers if layer.matrix in inputs and layer.matrix in self._wanted]
+        sources = [layer for layer in sources if grams.reads.get(layer.name) == layer.name]
+        for layer in sources:  # before anything is added: if memory runs out here, the batch can be tried again
+            if layer.name not in totals:
+                device = inputs[layer.matrix][0].device
+                totals[layer.name] = torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64, device=device)
+        for layer in sources:
+            for x in inputs[layer.matrix]:
+                accumulate(totals[layer.name], x)
+                if not held_out:
+                    grams.tokens[layer.name] = grams.tokens.get(layer.name, 0) + x.shape[:-1].numel()
+                    sums = x.reshape(-1, layer.d_in).sum(0, dtype=torch.float64)
+                    grams.sums[layer.name] = sums + grams.sums.get(layer.name, 0)
+            if not totals[layer.name].diagonal().isfinite().all():
+                name = f"{self.place}.{layer.name}"
+                raise InputError(f"{name}: an input activation is NaN or Inf; check the model and its dtype")
+
+    def restart_starved_experts(self) -> set[Matrix]:
+        """Discard the sums of experts that saw fewer tokens than they have features, and return their matrices.
+
+        If there are any, `add` takes only these matrices from now on.
+        """
+        starved = set()
+        for layer in self.layers:
+            if layer.expert is not None and self.grams.tokens.get(layer.name, layer.d_in) < layer.d_in:
+                starved.add(layer.matrix)
+                self.grams.unrouted.append(layer.name)
+                self.grams.discard(layer.name)
+        self._wanted = starved or self._wanted
+        return starved
+
+    def finish(self, tokens: int) -> Grams:
+        """Return the Gram matrices in float32, of the layers that can be calibrated, and log the names of the others.
+
+        A layer stays dense if the model takes its weight without calling it, or calls it for too few of the `tokens`.
+        """
+        grams = self.grams
+        for layer in self.layers:
+            source = grams.reads.get(layer.name)
+            if source is None:
+                logging.warning("%s.%s: never called with an input of its own, left dense", self.place, layer.name)
+            elif grams.tokens.get(source, 0) < min(layer.d_in, tokens):
+                count = grams.tokens.get(source, 0)
+                logging.warning("%s.%s: sees %d tokens, left dense", self.place, layer.name, count)
+                del grams.reads[layer.name]
+        for source in {*grams.matrix, *grams.held_out} - set(grams.reads.values()):
+            grams.discard(source)
+        for totals in (grams.matrix, grams.held_out):
+            for name in list(totals):
+                totals[name] = symmetric_gram(totals.pop(name))
+        return grams

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Matrix = tuple[str, int | None]
+"""A matrix of a model's block: the name of its parameter, and the expert's slice."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -37,8 +40,8 @@ class Layer:
     fused: bool = False
 
     @property
-    def matrix(self) -> tuple[str, int | None]:
-        """The key of the model's whole matrix that this layer is, or is rows of: parameter and expert."""
+    def matrix(self) -> Matrix:
+        """The matrix of the model that this layer is, or is rows of."""
         return self.parameter, self.expert
 
     def view_in(self, parameter: Tensor) -> Tensor:

@@ -103,8 +103,10 @@ def prune_block(
             names = {"block": block, "layer": layer.name}
             with prefix_errors(f"block {block}, {layer.name}"):
                 weight = weight_of(layer)
-                state = LayerState(layer, weight, grams.of(layer.name, weight.device), pattern_of(block, layer.name))
-                state.figures |= names | grams.about(layer.name) | (figures[layer.name] if figures else {})
+                state = LayerState(
+                    layer, weight, grams.inputs(layer.name, weight.device), pattern_of(block, layer.name)
+                )
+                state.figures |= names | grams.figures(layer.name) | (figures[layer.name] if figures else {})
                 state.mask = masks[layer.name].to(weight.device) if masks else None
                 for step in steps:
                     step(state, next(progress))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from sparseswaps.base.progress import Report, ignore_progress
-from sparseswaps.calibration.activations import Keep, in_memory
+from sparseswaps.calibration.activations import Keep, keep_in_memory
 from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.model.weights import Weights
@@ -18,7 +18,7 @@ def prune_chain(
     held_out: Tensor,
     batch_size: int,
     prune: Callable[[int, Grams], PrunedBlock],
-    keep: Keep = in_memory,
+    keep: Keep = keep_in_memory,
     progress: Report = ignore_progress,
 ) -> Iterator[PrunedBlock]:
     """Prune every block on pruned inputs, as in the paper (arXiv 2512.10922).

@@ -19,7 +19,9 @@ def run(inputs, outputs, settings, context):
             for block, layers in enumerate(model.blocks):
                 grams = read_grams(f"{inputs['grams']}/{block_file(block)}", model)
                 blocks.append(grams.readers(layers))
-                scores = [wanda_scores(model.weight(layer), grams.of(layer.name, "cpu").gram) for layer in blocks[-1]]
+                scores = [
+                    wanda_scores(model.weight(layer), grams.inputs(layer.name, "cpu").gram) for layer in blocks[-1]
+                ]
                 shares.append(outlier_share(scores, owl["threshold"]))
                 report(len(blocks), 0)
         allocation = by_outliers(base, shares, owl["spread"], blocks)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sparseswaps.base.errors import prefix_errors
 from sparseswaps.base.files import replacing
-from sparseswaps.calibration.activations import keeping
+from sparseswaps.calibration.activations import choose_keep
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.gram import check_gram
 from sparseswaps.model.weights import OnDisk
@@ -18,7 +18,7 @@ def run(inputs, outputs, settings, context):
     model = read_model(inputs["model"])
     calibration, held_out = read_samples(inputs["samples"], model)
     weights = OnDisk(model, device_of(settings))
-    keep = keeping(settings["activations"], Path(outputs["grams"]).parent)
+    keep = choose_keep(settings["activations"], Path(outputs["grams"]).parent)
 
     def write(path, grams):
         for matrices in (grams.matrix, grams.held_out):

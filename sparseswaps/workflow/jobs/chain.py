@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sparseswaps.base.files import replacing, write_csv
-from sparseswaps.calibration.activations import keeping
+from sparseswaps.calibration.activations import choose_keep
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.weights import OnDisk
 from sparseswaps.pruning.block import check_held_out, prune_block, total
@@ -32,7 +32,7 @@ def run(inputs, outputs, settings, context):
         layers = model.blocks[block]
         return prune_block(block, layers, grams, lambda layer: model.weight(layer).to(device), pattern_of, steps)
 
-    keep = keeping(settings["activations"], Path(outputs["masks"]).parent)
+    keep = choose_keep(settings["activations"], Path(outputs["masks"]).parent)
     work = blocks_part(model.blocks, len(calibration) + len(held_out), pruned=True)
     rows = []
     with ExitStack() as stack:

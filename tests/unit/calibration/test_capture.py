@@ -1,6 +1,5 @@
 import copy
 import logging
-from functools import partial
 
 import pytest
 import torch
@@ -12,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.calibration import capture as module
-from sparseswaps.calibration.activations import in_files
+from sparseswaps.calibration.activations import KeepOnDisk
 from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
@@ -142,14 +141,14 @@ def test_captured_on_a_gpu_twice_the_same(config, tmp_path):
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
 
 
-def test_a_checkpoint_that_lacks_a_parameter_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"])
+def test_a_checkpoint_that_lacks_a_parameter_is_named(name, tmp_path):
     tiny(MODELS[0]).save_pretrained(tmp_path)
-    described = describe(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    for name in ("model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"):
-        save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(InputError, match=f"lacks {name}"):
-            list(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), 2))
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=name):
+        list(capture(OnDisk(describe(tmp_path), "cpu"), tokens(2, 1), tokens(1, 2), 2))
 
 
 def half(weights):
@@ -241,23 +240,22 @@ def test_running_out_of_memory_while_batches_are_halved_loses_nothing(monkeypatc
     weights = InMemory(tiny(MODELS[0]))
     samples, held_out = tokens(12, 1), tokens(3, 2)
     expected = list(capture(weights, samples, held_out, 1))
-    failures = iter([False, True, True])  # the second and the third batch of the first block, or what follows from it
-    step, observe = module._step, module._observe
+    run_batch, observe = Replay._run_batch, Replay.observe
+    failures = iter([False, True, True])  # the first block's second batch fails, then observing the halved batches
 
-    def failing(function, *arguments, **options):
-        if next(failures, False):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return function(*arguments, **options)
+    def fail(method):
+        def failing(*arguments, **options):
+            if next(failures, False):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return method(*arguments, **options)
 
-    def observe_anew(*arguments, **options):
-        again = next(observed, True)
-        return failing(observe, *arguments, **options) if again else observe(*arguments, **options)
+        return failing
 
-    observed = iter([False])
-    monkeypatch.setattr(module, "_step", partial(failing, step))
-    monkeypatch.setattr(module, "_observe", observe_anew)
-    found = capture(weights, samples, held_out, 4)
-    for layers, one, other in zip(weights.layers, found, expected, strict=True):
+    captured = capture(weights, samples, held_out, 4)
+    monkeypatch.setattr(Replay, "_run_batch", fail(run_batch))
+    started = iter([observe])
+    monkeypatch.setattr(Replay, "observe", lambda *args: next(started, fail(observe))(*args))
+    for layers, one, other in zip(weights.layers, captured, expected, strict=True):
         assert one.tokens == other.tokens
         same(by_matrix(layers, one), by_matrix(layers, other))
     assert next(failures, None) is None  # all of them happened
@@ -312,7 +310,7 @@ def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, messag
 def test_hidden_states_may_wait_on_disk(tmp_path):
     weights = InMemory(tiny(MODELS[0]).bfloat16())
     samples, held_out = tokens(5, 1), tokens(3, 2)
-    files = capture(weights, samples, held_out, 2, keep=in_files(tmp_path))
+    files = capture(weights, samples, held_out, 2, keep=KeepOnDisk(tmp_path))
     for one, other in zip(files, capture(weights, samples, held_out, 2), strict=True):
         assert one.matrix.keys() == other.matrix.keys()
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
@@ -347,7 +345,7 @@ def test_an_expert_that_sees_too_few_tokens_is_given_all_of_its_layer(held):
             x = functional.silu(gate) * up
         source = grams.reads[layer.name]
         torch.testing.assert_close(grams.matrix[source], (x.T @ x).detach(), rtol=1e-4, atol=1e-4)
-        assert grams.about(layer.name) == {"tokens": len(x), "unrouted": few}
+        assert grams.figures(layer.name) == {"tokens": len(x), "unrouted": few}
         unrouted += few
     assert 0 < unrouted < len(weights.layers[0])
 

@@ -1,0 +1,260 @@
+"""The decoder blocks of a model, run one by one on batches of text.
+
+Nothing here knows a model family: every block is run with the arguments that the model itself gives it.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.memory import halve_until_it_fits
+from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.calibration.activations import Keep, Load, keep_in_memory
+from sparseswaps.calibration.grams import MatrixInputs
+from sparseswaps.calibration.recording import record_inputs, replace_forward
+from sparseswaps.model.blocks import find_blocks
+from sparseswaps.model.layers import Matrix
+from sparseswaps.model.weights import Weights
+
+Arguments = tuple[tuple, dict]
+Record = Callable[[MatrixInputs, bool], None]
+"""Takes what a block's matrices read for a batch, and whether the batch is held-out text."""
+
+
+@dataclass
+class Batch:
+    """Sequences that are run together.
+
+    Attributes:
+        ids: int64 [batch, seqlen].
+        held_out: whether the sequences are held-out text.
+        arguments: each block's arguments beside hidden states.
+        hidden: loads the input of the next block, [batch, seqlen, width].
+    """
+
+    ids: Tensor
+    held_out: bool
+    arguments: list[Arguments]
+    hidden: Load | None = None
+
+
+class Replay:
+    """Runs a model's decoder blocks one by one, with the arguments that the model gives them.
+
+    If the device's memory runs out, all batches are halved.
+
+    Attributes:
+        weights: the model and its weights.
+        prefix: the dotted name of the blocks.
+        blocks: the decoder blocks.
+        batches: the sequences, with the hidden states that the next block reads.
+        sequences_run: the number of sequences that went through a block so far; a sequence counts once for each run.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        weights: Weights,
+        samples: Tensor,
+        held_out: Tensor,
+        batch_size: int,
+        keep: Keep = keep_in_memory,
+        progress: Report = ignore_progress,
+    ) -> None:
+        """Observe what the model gives its blocks. The arguments and errors are those of `capture`."""
+        self.weights, self.keep, self.progress = weights, keep, progress
+        self.prefix, self.blocks = find_blocks(weights.model)
+        self.sequences_run = 0
+        self._extra = self._observe_extra_outputs(samples[:1])
+        self._position = 0  # of the batch that a block is run on
+
+        def start(size: int) -> list[Batch]:
+            pieces = [(ids, False) for ids in samples.split(size)]
+            pieces += [(ids, True) for ids in held_out.split(size) if len(ids)]
+            return self.observe(pieces, keep)
+
+        self.batches, _ = halve_until_it_fits(start, batch_size, "sequences", "the calibration's seqlen")
+
+    def _observe_extra_outputs(self, ids: Tensor) -> tuple | None:
+        """Return what the first block returns in a tuple after hidden states; None if it returns only these."""
+        hook = self.blocks[0].register_forward_hook(_stop)
+        try:
+            with self.weights.stem(), self.weights.block(0), record_inputs(self.blocks[0]):
+                self.weights.model(input_ids=ids.to(self.weights.device), use_cache=False)
+        except _Stopped as stopped:
+            return stopped.output[1:] if isinstance(stopped.output, tuple | list) else None
+        finally:
+            hook.remove()
+        raise InputError(f"{self.prefix}.0: the model never runs it, so the model cannot be pruned")
+
+    @torch.inference_mode()
+    def observe(self, pieces: list[tuple[Tensor, bool]], keep: Keep = lambda _: None) -> list[Batch]:
+        """Observe what the model gives its blocks: the first block's hidden states, and all blocks' other arguments.
+
+        The other arguments (masks, position tables) usually depend only on the batch's shape, and are then kept once.
+
+        Args:
+            pieces: token ids [batch, seqlen], and whether they are held-out text.
+            keep: stores the first block's hidden states; the default does not.
+
+        Raises:
+            InputError: blocks cannot be run one by one, since the model changes hidden states between them, or gives
+                the blocks arguments that depend on hidden states.
+        """
+        batches, known = [], {}  # the arguments by the shape of a batch
+        with self.weights.stem():
+            for ids, held_out in pieces:
+                hidden, arguments = self._probe(ids)
+                if ids.shape not in known:
+                    known[ids.shape] = arguments
+                    _, others = self._probe(ids, disturb=True)
+                    if not all(_same(*pair) for pair in zip(arguments, others, strict=True)):
+                        name = type(self.weights.model).__name__
+                        raise InputError(
+                            f"{name}: what it gives its blocks depends on hidden states; it cannot be pruned"
+                        )
+                pairs = zip(known[ids.shape], arguments, strict=True)
+                arguments = [one if _same(one, other) else _to_device("cpu", other) for one, other in pairs]
+                batches.append(Batch(ids, held_out, arguments, keep(hidden)))
+        return batches
+
+    def _probe(self, ids: Tensor, disturb: bool = False) -> tuple[Tensor, list[Arguments]]:
+        """Return the first block's hidden states, and all blocks' other arguments. No block is run.
+
+        With `disturb`, every block appears to change the hidden states.
+        """
+        probe = _Probe(self.prefix, len(self.blocks), self._extra, disturb)
+        with ExitStack() as stack:
+            for index, block in enumerate(self.blocks):
+                stack.enter_context(replace_forward(block, partial(probe.forward, index)))
+            with suppress(_Stopped):
+                self.weights.model(input_ids=ids.to(self.weights.device), use_cache=False)
+        for index in range(len(self.blocks)):
+            if index not in probe.arguments:
+                raise InputError(f"{self.prefix}.{index}: the model never runs it, so the model cannot be pruned")
+        return probe.first, [probe.arguments[index] for index in range(len(self.blocks))]
+
+    @torch.inference_mode()
+    def run_block(
+        self, index: int, record: Record | None = None, unrouted: set[Matrix] = frozenset(), advance: bool = False
+    ) -> None:
+        """Run a block, whose weights are on the device, on every batch.
+
+        Args:
+            index: the number of the block.
+            record: takes the inputs of the block's matrices, batch by batch.
+            unrouted: the experts' matrices whose input is recorded over all tokens of their layer.
+            advance: whether the block's output takes the place of its input, for the next block.
+        """
+
+        def attempt(size: int) -> None:
+            self._split_batches(size)
+            self._run_batch(self.batches[self._position], index, record, unrouted, advance)
+
+        self._position = 0
+        while self._position < len(self.batches):
+            size = len(self.batches[self._position].ids)
+            halve_until_it_fits(attempt, size, "sequences", "the calibration's seqlen")
+            self.sequences_run += len(self.batches[self._position].ids)
+            self.progress(index, self.sequences_run)
+            self._position += 1
+
+    def _run_batch(self, batch: Batch, index: int, record: Record | None, unrouted: set[Matrix], advance: bool) -> None:
+        block = self.blocks[index]
+        arguments = _replace_hidden(batch.arguments[index], batch.hidden())
+        args, kwargs = _to_device(self.weights.device, arguments)
+        with record_inputs(block, unrouted) as inputs:
+            output = block(*args, **kwargs)
+        if record is not None:
+            record(inputs, batch.held_out)
+        if advance:
+            batch.hidden = self.keep(output[0] if isinstance(output, tuple | list) else output)
+
+    def _split_batches(self, size: int) -> None:
+        """Split all batches, if the current one has more than `size` sequences. Changes nothing if memory runs out."""
+        if len(self.batches[self._position].ids) <= size:
+            return
+        pieces, hidden = [], []
+        for batch in self.batches:
+            pieces += [(ids, batch.held_out) for ids in batch.ids.split(size)]
+            hidden += batch.hidden().split(size)
+        batches = self.observe(pieces)
+        for batch, states in zip(batches, hidden, strict=True):
+            batch.hidden = self.keep(states)
+        self._position = sum(math.ceil(len(batch.ids) / size) for batch in self.batches[: self._position])
+        self.batches = batches
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Ends a forward pass early, with the output of the module that ended it."""
+
+    def __init__(self, output: Any = None) -> None:
+        self.output = output
+
+
+def _stop(_module: nn.Module, _args: tuple, output: Any) -> None:
+    raise _Stopped(output)
+
+
+class _Probe:
+    """Stands in for all blocks in one forward pass of the model, and notes what the model gives them.
+
+    Attributes:
+        first: the first block's hidden states.
+        arguments: the other arguments by the number of the block.
+    """
+
+    def __init__(self, prefix: str, blocks: int, extra: tuple | None, disturb: bool) -> None:
+        self.first: Tensor | None = None
+        self.arguments: dict[int, Arguments] = {}
+        self._prefix, self._blocks, self._extra, self._disturb = prefix, blocks, extra, disturb
+        self._returned: Tensor | None = None  # the hidden states that the block before returned
+
+    def forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        """Note the arguments of one block, and return its hidden states as the block's output."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if not self.arguments:
+            self.first = hidden
+        elif hidden is not self._returned and not _same(hidden, self._returned):
+            place = f"{self._prefix}.{index}"
+            raise InputError(f"{place}: is not given what the block before it returns; it cannot be pruned")
+        self.arguments[index] = _replace_hidden((args, kwargs), None)
+        if index == self._blocks - 1:
+            raise _Stopped
+        self._returned = hidden * 1.5 + 0.25 if self._disturb else hidden
+        return self._returned if self._extra is None else (self._returned, *self._extra)
+
+
+def _replace_hidden(arguments: Arguments, hidden: Tensor | None) -> Arguments:
+    """Return a block's arguments with other hidden states [batch, seqlen, width]."""
+    args, kwargs = arguments
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return (), {**kwargs, "hidden_states": hidden}
+
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def _same(some: Any, others: Any) -> bool:
+    """Return whether two trees of arguments hold the same plain values and equal tensors in the same places.
+
+    Other objects, by which blocks may hand things to each other, are never the same.
+    """
+    (some, shape), (others, other) = tree_flatten(some), tree_flatten(others)
+    if shape != other:
+        return False
+    pairs = zip(some, others, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else isinstance(a, _PLAIN) and a == b for a, b in pairs)
+
+
+def _to_device(device: str | torch.device, arguments: Arguments) -> Arguments:
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, arguments)
