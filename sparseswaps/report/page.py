@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,30 +12,79 @@ import jinja2
 import pandas as pd
 import yaml
 
-from sparseswaps.report import tables
+from sparseswaps.report.figures import KINDS
+from sparseswaps.report.formats import format_values, numeric_columns, split_by_measure
+from sparseswaps.report.summary import mark_best_of_summary, perplexity_texts, principal_refinement, summary
+from sparseswaps.report.tables import COORDINATES, SETTINGS, error_reduction, held_out_error_reduction
 
 EXAMPLES = 4  # in the opening paragraph; the summary table has all cases
 SIZES = {"dense": "dense weights (MB)", "checkpoint": "pruned checkpoint (MB)", "masks": "mask file (MB)"}
-NOUNS = {name: name for name in tables.COORDINATES} | {"warmstart": "warm start"}
+NOUNS = {name: name for name in COORDINATES} | {"warmstart": "warm start"}
+CASE = ["model", "calibration", "pattern", "warmstart"]
 
 
-def render(
-    config: dict[str, Any],
-    summary: pd.DataFrame,
-    cells: pd.DataFrame,
-    layers: pd.DataFrame,
-    figures: list[tuple[str, str, bytes]],
-    stages: pd.DataFrame,
-    provenance: dict[str, str],
-    sizes: pd.DataFrame,
-    published: pd.DataFrame | None = None,
-) -> str:
-    """The report as HTML text, without a reference to anything outside it.
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it."""
 
-    `summary`, `cells`, `layers` and `published` are those of `tables`; `figures` holds (title, caption, PNG), `stages`
-    the columns stage, jobs, seconds and peak_memory_mb, and `provenance` what made the study (versions, machine,
-    models); `sizes` the bytes of what `SIZES` names by model.
+    title: str
+    caption: str
+    png: bytes
+
+    def size(self) -> tuple[int, int]:
+        """Return the width and the height in pixels, from the header of the PNG."""
+        return int.from_bytes(self.png[16:20]), int.from_bytes(self.png[20:24])
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows."""
+
+    config: dict[str, Any]
+    """The checked configuration of the study."""
+    cells: pd.DataFrame
+    layers: pd.DataFrame
+    """Tables of the study (`tables.cells_table`, `tables.layers_table`)."""
+    pictures: list[Picture]
+    usage: pd.DataFrame
+    """What the jobs took, as of `usage_table`."""
+    sizes: dict[str, dict[str, int]]
+    """Bytes of the files that SIZES names, by model."""
+    provenance: dict[str, str]
+    """What made the study: versions, machine, models."""
+    published: pd.DataFrame | None = None
+    """Published values beside measured ones (`tables.compare_published`)."""
+
+
+def read_pictures(folder: str | Path) -> list[Picture]:
+    """Read the pictures that `figures.draw_all` was saved to: `folder`/<model>/<calibration>/<kind>-<text>.png."""
+    pictures = []
+    for path in sorted(Path(folder).rglob("*.png")):
+        name, _, text = path.stem.partition("-")
+        subject = ", ".join([*path.relative_to(folder).parts[:-1], *filter(None, [text])])
+        pictures.append(Picture(f"{KINDS[name].title} ({subject})", KINDS[name].caption, path.read_bytes()))
+    return pictures
+
+
+def usage_table(jobs: list[dict[str, Any]], stages: Sequence[str]) -> pd.DataFrame:
+    """Return the columns stage, jobs, seconds (sum), peak_memory_mb (maximum) and device, one row per stage.
+
+    Args:
+        jobs: the "stage", "seconds", "peak_memory_mb" (None: not measured) and "device" of every job.
+        stages: the order of the rows.
     """
+    frame = pd.DataFrame(jobs, columns=["stage", "seconds", "peak_memory_mb", "device"])
+    table = frame.groupby("stage").agg(
+        jobs=("seconds", "size"),
+        seconds=("seconds", "sum"),
+        peak_memory_mb=("peak_memory_mb", "max"),
+        device=("device", lambda names: ", ".join(sorted(set(names)))),
+    )
+    return table.reindex([stage for stage in stages if stage in table.index]).reset_index()
+
+
+def render(report: Report) -> str:
+    """Return the report as HTML text, without a reference to anything outside it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -41,98 +92,104 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    principal = tables.principal(cells)
-    layers = layers[layers["refinement"] == principal]  # every refinement would be too much for a page
-    summary_shared, layers_shared, cells_shared = (_shared(frame) for frame in (summary, layers, cells))
-    parts, marks = (
-        tables.by_measure(frame.drop(columns=list(summary_shared))) for frame in (summary, tables.best(summary))
+    cells, principal = report.cells, principal_refinement(report.cells)
+    layers = report.layers[report.layers["refinement"] == principal]  # all refinements would be too much for a page
+    table = summary(cells)
+    summary_constants, layer_constants, cell_constants = (_constants(frame) for frame in (table, layers, cells))
+    parts, best = (
+        split_by_measure(frame.drop(columns=list(summary_constants))) for frame in (table, mark_best_of_summary(table))
     )
+    sizes = pd.DataFrame.from_dict(report.sizes, orient="index").rename_axis("model") / 1e6
+    sizes = sizes.reindex(columns=[name for name in SIZES if name in sizes]).rename(columns=SIZES)
+    headings = {"peak_memory_mb": "peak memory (MB)", "seconds": "seconds, all jobs"}
     return environment.get_template("report.html.j2").render(
         models=list(cells["model"].unique()),
         overview=overview(cells),
-        config=_yaml(config),
-        summary=[_view(part, marks[measure]) for measure, part in parts.items()],
-        summary_shared=summary_shared,
-        sizes=_view((sizes.set_index("model").rename(columns=SIZES) / 1e6).reset_index()),
-        published=None if published is None else _view(_two_decimals(published)),
-        figures=[(title, caption, base64.b64encode(png).decode(), *_size(png)) for title, caption, png in figures],
-        layers=_view(_layers_view(layers).drop(columns=list(layers_shared))),
-        layers_shared=layers_shared,
+        config=_yaml(report.config),
+        summary=[_view(part, best[measure]) for measure, part in parts.items()],
+        summary_constants=summary_constants,
+        sizes=_view(sizes.reset_index()),
+        published=None if report.published is None else _view(_two_decimals(report.published)),
+        pictures=[(picture, base64.b64encode(picture.png).decode(), *picture.size()) for picture in report.pictures],
+        layers=_view(_layers_view(layers).drop(columns=list(layer_constants))),
+        layer_constants=layer_constants,
         principal=principal,
-        cells=_view(cells.drop(columns=list(cells_shared))),
-        cells_shared=cells_shared,
-        stages=_view(stages.rename(columns={"peak_memory_mb": "peak memory (MB)", "seconds": "seconds, all jobs"})),
-        provenance=provenance,
+        cells=_view(cells.drop(columns=list(cell_constants))),
+        cell_constants=cell_constants,
+        usage=_view(report.usage.rename(columns=headings)),
+        provenance=report.provenance,
     )
 
 
 def overview(cells: pd.DataFrame) -> str:
-    """What the study found, in a paragraph: how often refinement helps, and the best case of every pattern."""
+    """Return the opening paragraph: how often refinement helps, and the best case of every pattern."""
     pruned = cells[cells["pattern"] != "dense"]
-    size = [_count(pruned[name].where(pruned[name] != "none").nunique(), noun) for name, noun in NOUNS.items()]
-    sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(size)}."]
-    principal = tables.principal(cells)
+    counts = [_count(pruned[name].where(pruned[name] != "none").nunique(), noun) for name, noun in NOUNS.items()]
+    sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(counts)}."]
+    principal = principal_refinement(cells)
     if principal is None:
         return sentences[0]
     cases = _cases(cells, principal)
     held_out = cases["held_out_error_reduction"].mean()
-    error = f"{cases['error_reduction'].mean():.1f}% on average"
-    if pd.notna(held_out):
-        error += f" ({held_out:.1f}% on held-out text)"
-    sentences.append(f"Refinement ({principal}) lowers the layers' error by {error}")
+    on_held_out = f" ({held_out:.1f}% on held-out text)" if pd.notna(held_out) else ""
+    error = f"{cases['error_reduction'].mean():.1f}%"
+    sentences.append(f"Refinement ({principal}) lowers the error of the layers by {error} on average{on_held_out}.")
     compared = cases.dropna(subset=["before", "after"])
     if compared.empty:
-        return " ".join(sentences) + "."
+        return " ".join(sentences)
     lower = (compared["after"] < compared["before"]).sum()
-    text = tables.perplexity_texts(cells)[0]
-    sentences[-1] += f", and perplexity on {text} in {lower} of {_count(len(compared), 'case')}."
-
-    by_pattern = compared.groupby(["model", "calibration", "pattern"], sort=False)["after"].idxmin()
-    several = by_pattern.index.droplevel("pattern").nunique() > 1
-    for case in by_pattern.iloc[:EXAMPLES]:
-        model, calibration, pattern, warmstart = case
-        row = compared.loc[case]
-        where = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
-        verb = "and perplexity" if row["after"] < row["before"] else "but raises perplexity"
-        dense = f" (dense {row['dense']:.2f})" if pd.notna(row["dense"]) else ""
+    text = perplexity_texts(cells)[0]
+    sentences.append(f"It lowers perplexity on {text} in {lower} of {_count(len(compared), 'case')}.")
+    best = compared.loc[compared.groupby(CASE[:3], sort=False)["after"].idxmin()]
+    several = best.index.droplevel(["pattern", "warmstart"]).nunique() > 1
+    rivals = _rivals(cells, principal)
+    for (model, calibration, pattern, start), case in best.head(EXAMPLES).iterrows():
+        subject = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
+        dense = f" (dense {case['dense']:.2f})" if pd.notna(case["dense"]) else ""
+        verb = "and perplexity" if case["after"] < case["before"] else "but raises perplexity"
         sentences.append(
-            f"{where} from {warmstart}, refinement lowers the layers' error by {row['error_reduction']:.1f}% on average"
-            f" {verb} (seqlen {row['seqlen']:.0f}) from {row['before']:.2f} to {row['after']:.2f}{dense}."
+            f"{subject} from {start}, refinement lowers the error by {case['error_reduction']:.1f}% {verb} "
+            f"(seqlen {case['seqlen']:.0f}) from {case['before']:.2f} to {case['after']:.2f}{dense}."
         )
-        others = _others(cells, principal, case[:3])
-        if others and min(others.values()) < row["after"]:
-            method, start = min(others, key=others.get)
-            sentences[-1] = sentences[-1][:-1] + f"; {method} from {start} ends at {others[method, start]:.2f}."
-    if len(by_pattern) > EXAMPLES:
+        rival, perplexity = rivals.get((model, calibration, pattern), ("", float("inf")))
+        if perplexity < case["after"]:
+            sentences.append(f"The lowest perplexity there is {perplexity:.2f}, of {rival}.")
+    if len(best) > EXAMPLES:
         sentences.append("The summary table has the other patterns and models.")
     return " ".join(sentences)
 
 
-def _others(cells: pd.DataFrame, principal: str, where: tuple[str, str, str]) -> dict[tuple[str, str], float]:
-    """Perplexity, mean over seeds, of the other methods of a (model, calibration, pattern) by method and warm start."""
-    of_case = (cells[["model", "calibration", "pattern"]] == list(where)).all(axis=1)
-    others = cells[of_case & ~cells["refinement"].isin(["none", principal])]
-    name = f"perplexity/{tables.perplexity_texts(cells)[0]}"
-    return others.groupby(["refinement", "warmstart"], sort=False)[name].mean().dropna().to_dict()
+def _cases(cells: pd.DataFrame, principal: str) -> pd.DataFrame:
+    """Return the principal refinement's error reductions and perplexities by CASE, means over seeds.
 
-
-def _cases(cells: pd.DataFrame, refinement: str) -> pd.DataFrame:
-    """Means over seeds, indexed by (model, calibration, pattern, warmstart): error reductions and perplexities."""
-    keys = ["model", "calibration", "pattern", "warmstart"]
-    measures = {name: name for name in ("error_reduction", "held_out_error_reduction")}
-    texts = tables.perplexity_texts(cells)
-    if texts:
-        measures |= {"perplexity": f"perplexity/{texts[0]}", "seqlen": f"seqlen/{texts[0]}"}
-    values = pd.DataFrame({name: cells[column].astype("float64") for name, column in measures.items()})
-    values = values.reindex(columns=["error_reduction", "held_out_error_reduction", "perplexity", "seqlen"])
-    of = {
-        name: pd.concat([cells[keys], values], axis=1)[cells["refinement"] == name].groupby(keys, sort=False).mean()
-        for name in ("none", refinement)
-    }
-    dense = values["perplexity"][cells["pattern"] == "dense"].groupby(cells["model"]).first()
-    cases = of[refinement].rename(columns={"perplexity": "after"})
+    The perplexities are `before` and `after` refinement, and that of the `dense` model.
+    """
+    values = _first_perplexity(cells)
+    before, cases = (
+        values[values["refinement"] == name].drop(columns="refinement").groupby(CASE, sort=False).mean()
+        for name in ("none", principal)
+    )
+    dense = values[values["pattern"] == "dense"].groupby("model")["perplexity"].first()
     models = cases.index.get_level_values("model")
-    return cases.assign(before=of["none"]["perplexity"], dense=dense.reindex(models).to_numpy())
+    cases = cases.rename(columns={"perplexity": "after"})
+    return cases.assign(before=before["perplexity"], dense=dense.reindex(models).to_numpy())
+
+
+def _rivals(cells: pd.DataFrame, principal: str) -> dict[tuple[str, str, str], tuple[str, float]]:
+    """Return the other refinement of lowest perplexity, and this perplexity, by (model, calibration, pattern)."""
+    values = _first_perplexity(cells)
+    others = values[~values["refinement"].isin(["none", principal])].groupby([*CASE, "refinement"])["perplexity"]
+    means = others.mean().dropna().sort_values(ascending=False)  # the lowest one is the last to be put in
+    return {key[:3]: (f"{key[4]} from {key[3]}", value) for key, value in means.items()}
+
+
+def _first_perplexity(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return CASE, the refinement and the error reductions of `cells`, and the perplexity on the first text, if any."""
+    columns = cells[[*CASE, "refinement", "error_reduction", "held_out_error_reduction"]]
+    for text in perplexity_texts(cells)[:1]:
+        seqlens = cells[f"seqlen/{text}"].astype("float64")
+        return columns.assign(perplexity=cells[f"perplexity/{text}"].astype("float64"), seqlen=seqlens)
+    return columns.assign(perplexity=float("nan"), seqlen=float("nan"))
 
 
 def _count(number: int, noun: str) -> str:
@@ -140,20 +197,14 @@ def _count(number: int, noun: str) -> str:
 
 
 def _yaml(config: dict[str, Any]) -> str:
-    # through JSON: whatever a workflow hands over (paths, ordered or shared mappings) becomes plain YAML
+    # Paths, ordered and shared mappings of a workflow become plain YAML by way of JSON.
     return yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
 
 
-def _size(png: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the file's header."""
-    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
-
-
-def _shared(frame: pd.DataFrame) -> dict[str, str]:
-    """Coordinates and settings that are the same in all rows: said once above a table, they need no column."""
-    names = [name for name in tables.COORDINATES + tables.SETTINGS if name in frame]
-    single = [name for name in names if frame[name].nunique() == 1]
-    return tables.display(frame[single].bfill().iloc[:1]).to_dict("records")[0] if single else {}
+def _constants(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the coordinates and settings that all rows share. The page names them once, above the table."""
+    names = [name for name in COORDINATES + SETTINGS if name in frame and frame[name].nunique() == 1]
+    return format_values(frame[names].bfill().iloc[:1]).to_dict("records")[0] if names else {}
 
 
 def _two_decimals(published: pd.DataFrame) -> pd.DataFrame:
@@ -162,28 +213,28 @@ def _two_decimals(published: pd.DataFrame) -> pd.DataFrame:
 
 
 def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:
-    tenths = {
-        "error reduction (%)": tables.error_reduction(layers["loss_before"], layers["loss_after"]),
-        "held out (%)": tables.held_out_error_reduction(layers),
+    one_decimal = {
+        "error reduction (%)": error_reduction(layers["loss_before"], layers["loss_after"]),
+        "held out (%)": held_out_error_reduction(layers),
         "swaps per row": layers["swaps"] / layers["rows"],
     }
     tokens = layers["tokens"].astype("str")
-    all_of_layer = layers["unrouted"].astype(bool)  # an expert that too few tokens are routed to
-    return layers[[*tables.COORDINATES, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
-        tokens=tokens.mask(all_of_layer, tokens + " (unrouted)"),
-        **{name: values.map("{:.1f}".format, na_action="ignore") for name, values in tenths.items()},
+    unrouted = layers["unrouted"].astype(bool)  # an expert with too few tokens gets all tokens of its layer
+    return layers[[*COORDINATES, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
+        tokens=tokens.mask(unrouted, tokens + " (unrouted)"),
+        **{name: values.map("{:.1f}".format, na_action="ignore") for name, values in one_decimal.items()},
         **{"most in a row": layers["max_row_swaps"], "certified": layers["rows_certified"] / layers["rows"]},
         seconds=layers["seconds"],
     )
 
 
 def _view(frame: pd.DataFrame, best: pd.DataFrame | None = None) -> dict[str, Any]:
-    """A table as the template wants it; columns called "<group>: <name>" stand under their group's heading."""
-    shown = tables.display(frame)
-    parts = [name.rpartition(": ") for name in shown]
-    marks = best.to_numpy() if best is not None else [[False] * len(parts)] * len(shown)
+    """Return a table for the template. Columns called "<measure>: <name>" have the measure as a heading above them."""
+    strings = format_values(frame)
+    headings = [name.rpartition(": ") for name in strings]
+    marks = best.to_numpy() if best is not None else [[False] * len(headings)] * len(strings)
     return {
-        "groups": [(group, len(list(members))) for group, members in groupby(parts, key=lambda part: part[0])],
-        "columns": list(zip((name for *_, name in parts), tables.numeric(shown), strict=True)),
-        "rows": [list(zip(*row, strict=True)) for row in zip(shown.to_numpy().tolist(), marks, strict=True)],
+        "groups": [(group, len(list(members))) for group, members in groupby(headings, key=lambda part: part[0])],
+        "columns": list(zip((name for *_, name in headings), numeric_columns(strings), strict=True)),
+        "rows": [list(zip(*row, strict=True)) for row in zip(strings.to_numpy().tolist(), marks, strict=True)],
     }
