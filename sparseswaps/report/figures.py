@@ -421,10 +421,10 @@ def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text:
     patterns, items = points["pattern"].unique(), list(points["item"].unique())
     slots = points[["row", "item"]].drop_duplicates()
     order = {"row": rows.index, "item": items.index}
-    slots = slots.sort_values(["row", "item"], key=lambda names: names.map(order[names.name]))
-    slots["y"] = range(len(slots)) + slots["row"].map(rows.index)  # an empty slot between two rows
+    slots = slots.sort_values(["row", "item"], key=lambda names: names.map(order[names.name]), ignore_index=True)
+    slots["y"] = slots.index + slots["row"].map(rows.index)  # an empty slot between two rows
     heights = slots.set_index(["row", "item"])["y"]
-    ticks = slots.groupby("row")["y"].mean()
+    ticks = slots.groupby("row", sort=False)["y"].mean()
     styles = {item: _line_style(k, k) | {"linestyle": "none"} for k, item in enumerate(items)}
     down = math.ceil(len(patterns) / _number_per_row(len(patterns), width, 1.7))
     across = math.ceil(len(patterns) / down)

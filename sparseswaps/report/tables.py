@@ -235,8 +235,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def _parse(text: str) -> pd.DataFrame:
     # Only an empty field is missing: a name may be "NA".
     types = dict.fromkeys(NAMES, "str")
-    options = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
-    return _set_types(pd.read_csv(StringIO(text), dtype=types, **options))
+    return _set_types(pd.read_csv(StringIO(text), dtype=types, keep_default_na=False, na_values=[""]))
 
 
 def _set_types(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,5 @@
-import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,11 +7,14 @@ import pytest
 import yaml
 from helpers import DENSE, LAYERS, REPOSITORY, make_study
 
-from sparseswaps.base.errors import InputError
-from sparseswaps.report import tables
+from sparseswaps.base.errors import BrokenFileError, InputError
+from sparseswaps.report import formats, summary, tables
 from sparseswaps.workflow import config as studies
 
 CONFIGS = REPOSITORY / "configs"
+PERPLEXITY = "perplexity on held_out (seqlen 256)"
+TASKS = ["mean of 2 tasks, acc (%)", "cloze acc (%)", "choice acc (%)"]
+ONCE = ["error reduction, calibration (%)", "error reduction, held out (%)", "swaps per row"]
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,24 @@ def cells(study):
     return tables.cells_table(study)
 
 
-def row(cells: pd.DataFrame, **where) -> pd.Series:
-    for name, value in where.items():
-        cells = cells[cells[name] == value]
-    assert len(cells) == 1
-    return cells.iloc[0]
+def one_row(table: pd.DataFrame, **values) -> pd.Series:
+    for name, value in values.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def of_wanda(cells: pd.DataFrame, refinement: str) -> pd.Series:
+    return one_row(cells, pattern="60%", warmstart="wanda", refinement=refinement)
+
+
+# --- Tables of numbers ------------------------------------------------------------------------------------------------
 
 
 def test_columns_are_the_contract(cells, study):
+    coordinates = ["model", "calibration", "seed", "pattern", "warmstart", "refinement"]
     assert list(cells) == [
-        *("model", "calibration", "seed", "pattern", "warmstart", "refinement"),
+        *coordinates,
         *("samples", "propagate", "method", "stop", "freeze", "shrinkage", "between_rows", "reconstruction"),
         *("max_swaps", "optimum", "sparsity", "error_reduction", "held_out_error_reduction"),
         *("swaps_per_row", "certified", "seconds", "perplexity/held_out", "seqlen/held_out"),
@@ -43,46 +52,40 @@ def test_columns_are_the_contract(cells, study):
     ]
     layers = tables.layers_table(study)
     assert list(layers) == [
-        *("model", "calibration", "seed", "pattern", "warmstart", "refinement", "block", "layer", "d_out", "d_in"),
-        *("tokens", "unrouted", "kept", "loss_before", "loss_after", "held_out_before", "held_out_after"),
-        *("swaps", "max_row_swaps"),
-        *("rows", "rows_certified", "seconds"),
+        *coordinates,
+        *("block", "layer", "d_out", "d_in", "tokens", "unrouted", "kept", "loss_before", "loss_after"),
+        *("held_out_before", "held_out_after", "swaps", "max_row_swaps", "rows", "rows_certified", "seconds"),
     ]
     assert len(cells) == 1 + 2 * 2 * 4
-    assert len(layers) == 2 * 2 * 3 * 2 * 7  # none and dense have no rows
+    assert len(layers) == 2 * 2 * 3 * 2 * 7  # the unrefined warm starts and the dense model have no rows
     assert "none" not in set(layers["refinement"])
 
 
-def test_reductions_are_means_over_layers(cells):
+def test_a_row_sums_up_its_layers(cells):
     # wanda, optimum: 0.3 + 0.02 k + 0.01 block, mean over k = 0..6 and block = 0, 1: 0.3 + 0.06 + 0.005
-    refined = row(cells, pattern="60%", warmstart="wanda", refinement="swaps")
-    assert refined["error_reduction"] == pytest.approx(36.5)
-    assert refined["held_out_error_reduction"] == pytest.approx(0.8 * 36.5)
-    assert refined["swaps_per_row"] == 20
-    assert refined["certified"] == 1
-    assert refined["optimum"]
-    assert pd.isna(refined["max_swaps"])
-    assert refined["seconds"] == pytest.approx(2 * 20 * sum(d_out for d_out, _ in LAYERS.values()) / 1e4)
-
-    budget = row(cells, pattern="60%", warmstart="wanda", refinement="swaps-5")
-    assert (budget["max_swaps"], budget["optimum"], budget["certified"]) == (5, False, 0)
-    none = row(cells, pattern="60%", warmstart="wanda", refinement="none")
-    assert (none["max_swaps"], none["optimum"], none["error_reduction"], none["swaps_per_row"]) == (0, False, 0, 0)
+    optimum = of_wanda(cells, "swaps")
+    measures = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
+    seconds = 2 * 20 * sum(d_out for d_out, _ in LAYERS.values()) / 1e4
+    assert optimum[measures].tolist() == pytest.approx([36.5, 0.8 * 36.5, 20, 1, seconds])
+    assert pd.isna(optimum["max_swaps"])
+    assert [of_wanda(cells, name)["max_swaps"] for name in ("none", "swaps-1", "swaps-5")] == [0, 1, 5]
+    assert list(cells["refinement"][cells["optimum"]].unique()) == ["swaps"]
+    assert of_wanda(cells, "swaps-5")["certified"] == 0
+    assert of_wanda(cells, "none")[["error_reduction", "swaps_per_row"]].tolist() == [0, 0]
 
 
-def test_dense_row_is_empty_but_for_what_was_measured(cells):
-    dense = row(cells, pattern="dense")
+def test_the_dense_row_has_only_what_was_measured(cells):
+    dense = one_row(cells, pattern="dense")
     assert dense[["calibration", "seed", "warmstart", "refinement", "max_swaps", "error_reduction"]].isna().all()
-    assert (dense["perplexity/held_out"], dense["seqlen/held_out"], dense["cloze/acc"]) == (DENSE, 256, 0.5)
+    assert dense[["perplexity/held_out", "seqlen/held_out", "cloze/acc", "sparsity"]].tolist() == [DENSE, 256, 0.5, 0]
 
 
 def test_sparsity_is_counted(cells):
-    assert row(cells, pattern="dense")["sparsity"] == 0
-    assert set(cells.loc[cells["pattern"] == "2:4", "sparsity"]) == {0.5}
     # int(0.6 * 192) = 115 of 192 are pruned, and int(0.6 * 512) = 307 of 512
     narrow = sum(d_out for d_out, d_in in LAYERS.values() if d_in == 192)
     counted = (115 * narrow + 307 * 192) / (192 * narrow + 512 * 192)
-    assert cells.loc[cells["pattern"] == "60%", "sparsity"].tolist() == pytest.approx([counted] * 8)
+    sparsity = cells.groupby("pattern")["sparsity"].unique()
+    assert [*sparsity["2:4"], *sparsity["60%"]] == pytest.approx([0.5, counted])
 
 
 def test_no_error_before_and_after_is_no_reduction():
@@ -90,160 +93,84 @@ def test_no_error_before_and_after_is_no_reduction():
     assert list(tables.error_reduction(before, after)) == [0, 75, -np.inf]
 
 
-def test_missing_column_and_missing_file_are_named(study, tmp_path):
-    broken = replace(study[-1], losses=study[-1].losses.drop(columns="held_out_after"))
-    with pytest.raises(InputError, match=r"wanda.*'held_out_after'"):
-        tables.layers_table([broken])
-    with pytest.raises(InputError, match=r"cells\.csv: no such file"):
-        tables.read_table(tmp_path / "cells.csv")
-    (tmp_path / "cells.csv").touch()
-    with pytest.raises(InputError, match=r"cells\.csv: not a CSV table"):
-        tables.read_table(tmp_path / "cells.csv")
-
-
-def test_no_refined_cell_at_all(study):
-    frame = tables.cells_table(study[:1])
-    assert tables.layers_table(study[:1]).empty
-    assert tables.headline(frame) == []
-    assert tables.summary(frame).empty
-
-
-def test_summary(cells):
-    summary = tables.summary(cells)
-    assert list(summary) == [
-        *("model", "calibration", "pattern", "warm start"),
-        *(f"perplexity on held_out (seqlen 256): {which}" for which in ("dense", "warm start", "swaps")),
-        "error reduction, calibration (%): swaps",
-        "error reduction, held out (%): swaps",
-        "swaps per row: swaps",
-        *(f"mean of 2 tasks, acc (%): {which}" for which in ("dense", "warm start", "swaps")),
-        *(f"cloze acc (%): {which}" for which in ("dense", "warm start", "swaps")),
-        *(f"choice acc (%): {which}" for which in ("dense", "warm start", "swaps")),
-    ]
-    wanda = row(summary, pattern="60%", **{"warm start": "wanda"})
-    assert wanda["perplexity on held_out (seqlen 256): dense"] == "8.02"
-    assert wanda["perplexity on held_out (seqlen 256): warm start"] == "25.26"  # 8.02 * 1.4 * 1.5^2
-    assert wanda["perplexity on held_out (seqlen 256): swaps"] == "16.84"
-    assert wanda["error reduction, calibration (%): swaps"] == "36.5"
-    assert wanda["swaps per row: swaps"] == "20.0"
-    assert wanda["mean of 2 tasks, acc (%): dense"] == "45.0"
-    assert wanda["cloze acc (%): swaps"] == "40.0"
-
-
-def test_summary_over_seeds():
-    summary = tables.summary(tables.cells_table(make_study(seeds=2)))
-    assert len(summary) == 4
-    wanda = row(summary, pattern="60%", **{"warm start": "wanda"})
-    assert wanda["perplexity on held_out (seqlen 256): dense"] == "8.02"
-    assert wanda["perplexity on held_out (seqlen 256): swaps"] == "17.34 ± 0.71"  # 16.842 and 17.842
-    assert wanda["error reduction, calibration (%): swaps"] == "37.0 ± 0.7"  # 36.5 and 37.5
-
-
-def test_seqlens_never_share_a_column(cells):
-    other = cells.assign(model="nano", **{"seqlen/held_out": 2048})
-    summary = tables.summary(pd.concat([cells, other], ignore_index=True))
-    assert summary["perplexity on held_out (seqlen 256): swaps"].notna().tolist() == [True] * 4 + [False] * 4
-    assert summary["perplexity on held_out (seqlen 2048): swaps"].isna().tolist() == [True] * 4 + [False] * 4
-
-
-def test_headline_takes_the_furthest_of_each_family(cells):
-    assert tables.headline(cells) == ["swaps"]
-    assert tables.headline(cells[~cells["optimum"]]) == ["swaps-5"]
-    other = cells[cells["refinement"] == "swaps-5"].assign(refinement="dsnot", max_swaps=50)
-    assert tables.headline(pd.concat([cells, other], ignore_index=True)) == ["swaps", "dsnot"]
-
-
-def test_methods_beside_swaps(study):
-    """DSnoT, early stopping and reconstruction: none is a smaller budget of another, none claims the optimum."""
-    start, swaps = (next(m for m in study if m.facts.get("refinement") == name) for name in ("none", "swaps"))
-    others = {
-        "none": {"max_swaps": 0},
-        "dsnot": {"method": "dsnot"},
-        "early": {"stop": "held_out"},
-        "swaps": {},
-        "swaps-5+ls": {"max_swaps": 5, "reconstruction": "ls"},
-        "swaps+ls": {"reconstruction": "ls"},
-        "none+obs": {"max_swaps": 0, "reconstruction": "obs"},
-    }
-    measured = [study[0]]
-    for name, settings in others.items():
-        facts = (start if name == "none" else swaps).facts | {"refinement": name} | settings
-        measured.append(replace(swaps, facts=facts))
-    frame = tables.cells_table(measured)
-    ended = frame.set_index("refinement")
-    assert list(ended.index[ended["optimum"]]) == ["swaps", "swaps+ls"]
-    assert ended["max_swaps"].isna().tolist() == [True, False, True, True, True, False, True, False]
-    assert tables.headline(frame) == ["dsnot", "early", "swaps", "swaps+ls", "none+obs"]
-    assert tables.principal(frame) == "swaps"
-    assert tables.principal(frame.query("refinement != 'swaps'")) == "early"
-    assert tables.principal(frame.query("refinement in ['none', 'none+obs']")) == "none+obs"
-    assert tables.principal(frame.query("refinement == 'none'")) is None
-    summary = tables.summary(frame)
-    assert [name for name in summary if name.startswith("swaps per row")] == [
-        f"swaps per row: {name}" for name in ("dsnot", "early", "swaps")
-    ]
-    assert len(tables.layers_table(measured)) == 6 * 14
-
-
-def test_curves_are_means_over_layers_that_were_looked_at(study):
+def test_curves_are_means_over_the_layers_with_a_value(study):
     ended = pd.DataFrame({"block": 0, "layer": "a", "budget": [0, 1, 3], "loss": [10.0, 8.0, 7.0], "held_out": None})
-    went_on = pd.DataFrame({"block": 0, "layer": "b", "budget": [0, 1, 2, 5], "loss": [2.0, 1.0, 0.8, 0.6]})
+    longer = pd.DataFrame({"block": 0, "layer": "b", "budget": [0, 1, 2, 5], "loss": [2.0, 1.0, 0.8, 0.6]})
     nothing = pd.DataFrame({"block": 1, "layer": "a", "budget": [0, 0], "loss": [0.0, 0.0], "held_out": [0.0, 0.0]})
-    curve = pd.concat([ended, went_on.assign(held_out=[4.0, 3.0, 3.0, 5.0]), nothing])
-    swaps = replace(study[4], curves=curve)
-    table = tables.curves_table([study[0], swaps])
+    curves = pd.concat([ended, longer.assign(held_out=[4.0, 3.0, 3.0, 5.0]), nothing])
+    table = tables.curves_table([study[0], replace(study[4], curves=curves)])
     assert list(table) == [*tables.COORDINATES, "max_swaps", "budget", "error", "held_out_error"]
     assert table["refinement"].unique() == ["swaps"]
-    assert table["budget"].tolist() == [0, 1, 5]  # at 2 a was on its way, at 3 b was
+    assert table["budget"].tolist() == [0, 1, 5]  # a has no value at 2, and b has none at 3
     assert table["error"].tolist() == pytest.approx([100, (80 + 50 + 100) / 3, (70 + 30 + 100) / 3])
     assert table["held_out_error"].tolist() == pytest.approx([100, 75, 125])  # of b alone: 0 of 0 is no error at all
-    with pytest.raises(InputError, match="swaps: curves without the column 'budget'"):
-        tables.curves_table([replace(swaps, curves=curve.drop(columns="budget"))])
     assert list(tables.curves_table(study[:1])) == list(table)
+
+
+@pytest.mark.parametrize(("kind", "column"), [("losses", "held_out_after"), ("curves", "budget")])
+def test_a_missing_column_is_named_with_its_cell(study, kind, column):
+    broken = replace(study[-1], **{kind: study[-1].losses.drop(columns=column, errors="ignore")})
+    table = {"losses": tables.layers_table, "curves": tables.curves_table}[kind]
+    with pytest.raises(InputError, match=rf"wanda.*{kind}.*'{column}'"):
+        table([broken])
+
+
+# --- Published values -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def published():
-    where = {"model": "pico", "pattern": "60%", "warmstart": "wanda", "refinement": "none", "source": "a paper"}
-    rows = [{"measure": "perplexity/held_out", "value": 21.5}, {"measure": "accuracy", "value": 24.0}]
-    rows.append({"measure": "accuracy", "value": 25.0, "refinement": "dsnot"})
-    rows.append(
-        {"measure": "perplexity/held_out", "value": 8, "pattern": "dense", "warmstart": None, "refinement": None}
-    )
-    return pd.DataFrame([where | row for row in rows])[tables.PUBLISHED]
+    cell = {"model": "pico", "pattern": "60%", "warmstart": "wanda", "refinement": "none", "source": "a paper"}
+    dense = {"pattern": "dense", "warmstart": None, "refinement": None}
+    rows = [
+        {"measure": "perplexity/held_out", "value": 21.5},
+        {"measure": "accuracy", "value": 24.0},
+        {"measure": "accuracy", "value": 25.0, "refinement": "dsnot"},
+        {"measure": "perplexity/held_out", "value": 8, **dense},
+    ]
+    return pd.DataFrame([cell | row for row in rows])[tables.PUBLISHED]
 
 
-def test_published_numbers_stand_beside_means_over_seeds(published, tmp_path):
+def test_published_values_are_compared_with_means_over_seeds(published, tmp_path):
     published.to_csv(tmp_path / "published.csv", index=False)
     read = tables.read_published(tmp_path / "published.csv")
     pd.testing.assert_frame_equal(read, published, check_dtype=False)
-    table = tables.beside_published(tables.cells_table(make_study(seeds=2)), read)
+    table = tables.compare_published(tables.cells_table(make_study(seeds=2)), read)
     perplexity, accuracy = DENSE * 1.4 * 1.5**2 + 0.5, (30 + 15) / 2
     assert table["published"].tolist() == [21.5, 24, 25, 8]
     assert table["measured"].tolist() == pytest.approx([perplexity, accuracy, float("nan"), DENSE], nan_ok=True)
     assert table["difference"].tolist() == pytest.approx([perplexity - 21.5, -1.5, float("nan"), 0.02], nan_ok=True)
     assert table["seqlen"].tolist() == [256, pd.NA, pd.NA, 256]
-    assert tables.display(table).loc[2, ["calibration", "measured", "difference"]].tolist() == ["-"] * 3
+    assert table["calibration"].fillna("-").tolist() == ["c4", "c4", "-", "-"]
 
 
-def test_each_calibration_stands_beside_a_published_number(cells, published):
+def test_a_published_value_has_a_row_for_each_calibration(cells, published):
     both = pd.concat([cells, cells.query("pattern != 'dense'").assign(calibration="wiki")])
-    table = tables.beside_published(both, published)
+    table = tables.compare_published(both, published)
     assert table["calibration"].fillna("-").tolist() == ["c4", "wiki", "c4", "wiki", "-", "-"]
 
 
-def test_published_numbers_are_checked(published, tmp_path):
-    path = tmp_path / "numbers.csv"
-    for wrong, message in (
-        (published.drop(columns="measure"), "numbers.csv: without the column 'measure'"),
-        (published.astype({"value": "str"}).replace({"value": "24.0"}, "24,0"), "numbers.csv: column 'value': '24,0'"),
-    ):
-        wrong.to_csv(path, index=False)
-        with pytest.raises(InputError, match=re.escape(message)):
-            tables.read_published(path)
+HEADER = ",".join(tables.PUBLISHED)
 
 
-def test_paper_is_published_in_full():
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("model,pattern\npico,60%\n", "'warmstart'"),
+        (f'{HEADER}\npico,60%,wanda,none,accuracy,"24,0",x\n', "'24,0'"),
+        (f"{HEADER}\npico,60%,wanda,none,accuracy,,x\n", "'value'"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_broken_table_of_published_values_is_named(text, named, tmp_path):
+    if text is not None:
+        (tmp_path / "numbers.csv").write_text(text)
+    with pytest.raises(InputError, match=rf"numbers\.csv.*{named}"):
+        tables.read_published(tmp_path / "numbers.csv")
+
+
+def test_the_paper_is_published_in_full():
     """Every number of the paper's Table 2 is for a cell of its configuration."""
     config = yaml.safe_load((CONFIGS / "paper.yaml").read_text())
     published = tables.read_published(CONFIGS / "paper-table2.csv")
@@ -260,126 +187,195 @@ def test_paper_is_published_in_full():
     assert len(list(studies.cells(studies.check(here)))) == 2 * 2 * 3
 
 
-def ablations() -> list[Path]:
-    return sorted((CONFIGS / "ablations").glob("*.yaml"))
+# --- Summaries --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ablations(), ids=lambda path: path.stem)
-def test_ablations_are_valid_and_say_how_to_run_them(path):
-    config = studies.check(yaml.safe_load(path.read_text()))
-    assert config["name"] == f"ablation-{path.stem}"
-    assert f"#   snakemake --configfile configs/ablations/{path.name}\n" in path.read_text()
+def test_summary(cells):
+    table = summary.summary(cells)
+    every = ["dense", "warm start", "swaps"]
+    assert list(table) == [
+        *("model", "calibration", "pattern", "warm start"),
+        *(f"{PERPLEXITY}: {name}" for name in every),
+        *(f"{measure}: swaps" for measure in ONCE),
+        *(f"{measure}: {name}" for measure in TASKS for name in every),
+    ]
+    wanda = one_row(table, pattern="60%", **{"warm start": "wanda"})
+    assert wanda[4:10].tolist() == ["8.02", "25.26", "16.84", "36.5", "29.2", "20.0"]  # 25.26 = 8.02 * 1.4 * 1.5^2
+    assert wanda[10:].tolist() == ["45.0", "22.5", "30.0", "50.0", "30.0", "40.0", "40.0", "15.0", "20.0"]
 
 
-def test_what_studies_share_has_one_meaning():
-    """Artifacts of the embedded model lie in folders by these names, whatever the study."""
-    meanings: dict[tuple[str, str], set[str]] = {}
-    for path in [*ablations(), CONFIGS / "quick.yaml", CONFIGS.parent / "config.yaml"]:
-        config = studies.check(yaml.safe_load(path.read_text()))
-        named = {key: config[key] for key in ("calibrations", "refinements", "reconstructions")}
-        named |= {"texts": config["evaluation"]["perplexity"], "": {"checkpoints": config["checkpoints"]}}
-        for key, entries in named.items():
-            for name, settings in entries.items():
-                meanings.setdefault((key, name), set()).add(json.dumps(settings, sort_keys=True))
-    assert [name for name, settings in meanings.items() if len(settings) > 1] == []
+def test_summary_over_seeds():
+    table = summary.summary(tables.cells_table(make_study(seeds=2)))
+    assert len(table) == 4
+    wanda = one_row(table, pattern="60%", **{"warm start": "wanda"})
+    assert wanda[f"{PERPLEXITY}: dense"] == "8.02"
+    assert wanda[f"{PERPLEXITY}: swaps"] == "17.34 ± 0.71"  # 16.842 and 17.842
+    assert wanda[f"{ONCE[0]}: swaps"] == "37.0 ± 0.7"  # 36.5 and 37.5
 
 
-def test_best_marks_perplexity_and_accuracy_per_pattern(cells):
-    summary = tables.summary(cells)
-    marks = tables.best(summary)
-    perplexity = marks["perplexity on held_out (seqlen 256): swaps"]
-    assert perplexity.tolist() == [False, True, False, True]  # wanda, at either pattern
-    assert marks["cloze acc (%): swaps"].all()  # a tie
-    assert not marks["cloze acc (%): dense"].any()
-    assert not marks["error reduction, calibration (%): swaps"].any()
+def test_lengths_never_share_a_column(cells):
+    other = cells.assign(model="nano", **{"seqlen/held_out": 2048})
+    table = summary.summary(pd.concat([cells, other], ignore_index=True))
+    assert table[f"{PERPLEXITY}: swaps"].notna().tolist() == [True] * 4 + [False] * 4
+    assert table[f"{PERPLEXITY.replace('256', '2048')}: swaps"].isna().tolist() == [True] * 4 + [False] * 4
 
 
-def test_select_keeps_the_dense_row(cells):
-    other = cells[cells["pattern"] != "dense"].assign(calibration="wiki")
-    both = pd.concat([cells, other], ignore_index=True)
-    pd.testing.assert_frame_equal(tables.select(both, "pico", "c4"), cells)
-    assert len(tables.select(both, "pico", "wiki")) == len(cells)
+def test_no_refined_cell_at_all(study):
+    cells = tables.cells_table(study[:1])
+    assert tables.layers_table(study[:1]).empty
+    assert summary.headline_refinements(cells) == []
+    assert summary.principal_refinement(cells) is None
+    assert summary.summary(cells).empty
 
 
-def test_csv_round_trip(study, cells, tmp_path):
+def test_the_furthest_refinement_of_each_family_is_the_headline(cells):
+    assert summary.headline_refinements(cells) == ["swaps"]
+    assert summary.headline_refinements(cells[~cells["optimum"]]) == ["swaps-5"]
+    other = cells[cells["refinement"] == "swaps-5"].assign(refinement="dsnot", max_swaps=50)
+    assert summary.headline_refinements(pd.concat([cells, other], ignore_index=True)) == ["swaps", "dsnot"]
+
+
+def test_methods_beside_swaps(study):
+    """DSnoT, early stopping and reconstruction: none is a smaller budget of another, none claims the optimum."""
+    swaps = next(measured for measured in study if measured.facts.get("refinement") == "swaps")
+    others = {
+        "none": {"max_swaps": 0},
+        "dsnot": {"method": "dsnot"},
+        "early": {"stop": "held_out"},
+        "swaps": {},
+        "swaps-5+ls": {"max_swaps": 5, "reconstruction": "ls"},
+        "swaps+ls": {"reconstruction": "ls"},
+        "none+obs": {"max_swaps": 0, "reconstruction": "obs"},
+    }
+    measured = [replace(swaps, facts=swaps.facts | {"refinement": name} | facts) for name, facts in others.items()]
+    cells = tables.cells_table([study[0], *measured])
+    assert list(cells["refinement"][cells["optimum"]]) == ["swaps", "swaps+ls"]
+    assert summary.headline_refinements(cells) == ["dsnot", "early", "swaps", "swaps+ls", "none+obs"]
+    # whichever is left stands for the method
+    order = ["swaps", "early", "swaps+ls", "dsnot", "swaps-5+ls", "none+obs"]
+    left = [cells[~cells["refinement"].isin(order[:count])] for count in range(len(order) + 1)]
+    assert [summary.principal_refinement(cells) for cells in left] == [*order, None]
+    swapped = [name for name in summary.summary(cells) if name.startswith("swaps per row")]
+    assert [name.rpartition(": ")[2] for name in swapped] == ["dsnot", "early", "swaps"]
+    assert len(tables.layers_table(measured)) == 6 * 14
+
+
+def test_the_best_values_of_a_summary(cells):
+    marks = summary.mark_best_of_summary(summary.summary(cells))
+    assert marks[f"{PERPLEXITY}: swaps"].tolist() == [False, True, False, True]  # wanda, at either pattern
+    assert marks[f"{TASKS[1]}: swaps"].all()  # a tie
+    assert not marks[[f"{PERPLEXITY}: dense", f"{TASKS[1]}: dense", f"{ONCE[0]}: swaps"]].any(axis=None)
+
+
+def test_comparison_has_a_row_for_each_method_and_a_column_for_each_pattern(cells):
+    table = summary.comparison(cells)
+    measures = [f"{PERPLEXITY}: {pattern}" for pattern in ("60%", "2:4")]
+    assert list(table) == ["model", "calibration", "warm start", "refinement", *measures]
+    assert table.iloc[0][["refinement", *measures]].tolist() == ["dense", "8.02", "8.02"]
+    assert len(table) == 1 + 2 * 4
+    swaps = one_row(table, refinement="swaps", **{"warm start": "wanda"})
+    assert swaps[measures].tolist() == ["16.84", "19.25"]
+    marks = summary.mark_best_of_comparison(table)
+    assert table[marks.any(axis=1)].index.tolist() == [swaps.name]  # the dense model does not compete
+    assert marks.loc[swaps.name, measures].all()
+
+
+# --- Tables as text ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1234567.0, "1234567"),
+        (12345678.0, "1.235e+07"),
+        (0.00012345, "0.0001234"),
+        (np.nan, "-"),
+        (None, "-"),
+        (256, "256"),
+        (np.inf, "inf"),
+        (np.True_, "yes"),
+        (False, "no"),
+    ],
+)
+def test_values_for_readers(value, text):
+    assert formats.format_values(pd.DataFrame({"x": pd.Series([value], dtype="object")})).loc[0, "x"] == text
+
+
+def test_columns_of_numbers():
+    strings = pd.DataFrame({"x": ["1.5", "-", "-inf"], "y": ["swaps-5", "-", "2"]})
+    assert formats.numeric_columns(strings) == [True, False]
+
+
+def test_written_tables_are_read_back(study, cells, tmp_path):
     awkward = cells.assign(calibration=cells["calibration"].where(cells["pattern"] == "dense", "128"))
     awkward.loc[1, "refinement"] = "NA"
-    tables.write_table(awkward, tmp_path / "out" / "cells")
-    pd.testing.assert_frame_equal(tables.read_table(tmp_path / "out" / "cells.csv"), awkward, check_dtype=False)
-    tables.write_table(cells, tmp_path / "out" / "cells")
-    pd.testing.assert_frame_equal(
-        tables.summary(tables.read_table(tmp_path / "out" / "cells.csv")), tables.summary(cells)
-    )
-    layers = tables.layers_table(study)
-    tables.write_table(layers, tmp_path / "v1.0 layers")  # a dot in the stem is no suffix
-    pd.testing.assert_frame_equal(tables.read_table(tmp_path / "v1.0 layers.csv"), layers, check_dtype=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"out"} | {
-        f"v1.0 layers.{kind}" for kind in ("csv", "md", "tex")
-    }
+    for name, table in (("cells", cells), ("awkward", awkward), ("v1.0 layers", tables.layers_table(study))):
+        formats.write_table(table, tmp_path / "out" / name)
+        read = tables.read_table(tmp_path / "out" / f"{name}.csv")
+        pd.testing.assert_frame_equal(read, table, check_dtype=False, check_exact=True)
+        pd.testing.assert_frame_equal(formats.format_values(read), formats.format_values(table))
+    endings = {path.name.removeprefix("v1.0 layers") for path in (tmp_path / "out").glob("v1.0*")}
+    assert endings == {".csv", ".md", ".tex"}  # a dot in a name is no ending
+
+
+def test_tables_of_blocks_are_one(tmp_path):
+    for block in range(2):
+        formats.write_table(pd.DataFrame({"block": [block] * 3, "layer": "1"}), tmp_path / str(block))
+    table = tables.read_tables([tmp_path / "0.csv", tmp_path / "1.csv"])
+    assert table["block"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert set(table["layer"]) == {"1"}
+    assert tables.read_tables([]) is None
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2,3\n4,5,6\n1,2,3,4\n", "a,b\n1,2\n3", b"\xff\n"])
+def test_a_table_that_is_not_whole_is_named(content, tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(BrokenFileError) as error:
+        tables.read_table(path)
+    assert error.value.path == path
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cells\.csv"):
+        tables.read_table(tmp_path / "cells.csv")
+
+
+def cells_of_markdown(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
 
 
 def test_markdown_and_latex_escape(tmp_path):
     frame = pd.DataFrame(
         {"a|b_c (%)": ["x|y", "50%", None], "ppl": ["1.50 ± 0.10", "2.00", "3.00"], "ok": [True, False, True]}
     )
-    tables.write_table(frame, tmp_path / "table")
-    lines = (tmp_path / "table.md").read_text().splitlines()
-    parsed = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert parsed[0] == [r"a\|b_c (%)", "ppl", "ok"]
-    assert [bool(re.fullmatch("-+:", cell)) for cell in parsed[1]] == [False, True, False]
-    assert parsed[2:] == [[r"x\|y", "1.50 ± 0.10", "yes"], ["50%", "2.00", "no"], ["-", "3.00", "yes"]]
+    formats.write_table(frame, tmp_path / "table")
+    heading, rule, *rows = cells_of_markdown((tmp_path / "table.md").read_text())
+    assert heading == [r"a\|b_c (%)", "ppl", "ok"]
+    assert [cell.endswith(":") for cell in rule] == [False, True, False]
+    assert rows == [[r"x\|y", "1.50 ± 0.10", "yes"], ["50%", "2.00", "no"], ["-", "3.00", "yes"]]
     latex = (tmp_path / "table.tex").read_text()
-    assert r"\begin{tabular}{lrl}" in latex
-    assert r"\toprule" in latex
-    assert r"\bottomrule" in latex
-    assert r"b\_c (\%)" in latex
-    assert r"50\% &" in latex
-    assert r"1.50 $\pm$ 0.10" in latex
-    assert "- & 3.00" in latex
+    pieces = [r"{lrl}", r"\toprule", r"\bottomrule", r"b\_c (\%)", r"50\% &", r"1.50 $\pm$ 0.10", "- & 3.00"]
+    assert [piece for piece in pieces if piece not in latex] == []
     assert not re.search(r"(?<!\\)[%_]", latex)
 
 
-def test_written_summary_has_a_table_for_each_measure(cells, tmp_path):
-    tables.write_measures(tables.summary(cells), tables.best(tables.summary(cells)), tmp_path / "summary")
-    read = pd.read_csv(tmp_path / "summary.csv")
-    assert list(read) == list(tables.summary(cells))
-    lines = (tmp_path / "summary.md").read_text().splitlines()
-    assert [line for line in lines if line.startswith("#")] == [
-        "### perplexity on held_out (seqlen 256)",
-        "### error reduction, calibration (%)",
-        "### error reduction, held out (%)",
-        "### swaps per row",
-        *(f"### {name} acc (%)" for name in ("mean of 2 tasks,", "cloze", "choice")),
-    ]
-    assert [re.sub(" +", " ", line) for line in lines[2:6:3]] == [
-        "| model | calibration | pattern | from | dense | warm start | swaps |",
-        "| pico | c4 | 60% | wanda | 8.02 | 25.26 | **16.84** |",
-    ]
-    latex = (tmp_path / "summary.tex").read_text()
-    assert latex.count(r"\begin{tabular}") == 7
+def test_all_tables_of_a_study_are_written(study, cells, published, tmp_path):
+    published.to_csv(tmp_path / "numbers.csv", index=False)
+    written = tables.write_all(study, tmp_path / "out", tmp_path / "numbers.csv")
+    pd.testing.assert_frame_equal(written, cells)
+    names = ["cells", "layers", "curves", "summary", "comparison", "published"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{name}.{ending}" for name in names for ending in ("csv", "md", "tex")
+    }
+    assert list(pd.read_csv(tmp_path / "out" / "summary.csv")) == list(summary.summary(cells))
+    markdown = (tmp_path / "out" / "summary.md").read_text()
+    assert re.findall("### (.*)\n", markdown) == [PERPLEXITY, *ONCE, *TASKS]
+    heading, _, _, wanda, *_ = cells_of_markdown(markdown.partition("\n\n")[2])
+    assert heading == ["model", "calibration", "pattern", "from", "dense", "warm start", "swaps"]
+    assert wanda == ["pico", "c4", "60%", "wanda", "8.02", "25.26", "**16.84**"]
+    latex = (tmp_path / "out" / "summary.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == 1 + len(ONCE) + len(TASKS)
     assert r"\multicolumn{3}{c}{perplexity on held\_out (seqlen 256)}" in latex
     assert r"25.26 & \textbf{16.84} \\" in latex
-
-
-def test_display_numbers():
-    frame = pd.DataFrame({"x": [0.0, 1234567.0, 12345678.0, 0.00012345, np.nan, 256.0, np.inf]})
-    assert tables.display(frame)["x"].tolist() == ["0", "1234567", "1.235e+07", "0.0001234", "-", "256", "inf"]
-    words = pd.DataFrame({"x": ["1.5", "-", "-inf"], "y": ["swaps-5", "-", "2"]})
-    assert tables.numeric(words) == [True, False]
-
-
-def test_comparison_has_a_row_for_each_method_and_a_column_for_each_pattern(cells):
-    compared = tables.comparison(cells)
-    patterns = cells.loc[cells["pattern"] != "dense", "pattern"].unique()
-    measures = [name for name in compared if ": " in name]
-    assert measures == [f"perplexity on held_out (seqlen 256): {pattern}" for pattern in patterns]
-    assert compared.iloc[0][["refinement", *measures]].tolist() == ["dense"] + ["8.02"] * len(patterns)
-    rows = compared.set_index(["warm start", "refinement"])[measures[0]]
-    at = cells[cells["pattern"] == patterns[0]].set_index(["warmstart", "refinement"])["perplexity/held_out"]
-    for method, value in at.groupby(level=[0, 1]).mean().items():
-        assert float(rows[method].split(" ")[0]) == pytest.approx(value, abs=0.006)
-    marks = tables.lowest(compared)
-    assert not marks.iloc[0].any()  # the dense model does not compete
-    for name in measures:
-        values = compared.loc[1:, name].dropna().str.split(" ").str[0].astype(float)
-        assert list(marks.index[marks[name]]) == list(values.index[values == values.min()])

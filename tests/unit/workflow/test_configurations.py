@@ -141,3 +141,18 @@ def test_one_card_of_80_gb_is_enough_but_for_the_evaluation_of_mixtral(elsewhere
 )
 def test_sizes_are_those_that_the_models_are_known_by(source, parameters):
     assert sizes_of(MODELS[source]).parameters == pytest.approx(parameters, rel=0.03 if parameters < 1e6 else 0.002)
+
+
+def test_names_in_studies_of_the_embedded_model_have_one_meaning():
+    """Artifacts of the embedded model lie in folders by these names, whatever the study."""
+    meanings: dict[tuple[str, str], set[str]] = {}
+    ablations = sorted((REPOSITORY / "configs" / "ablations").glob("*.yaml"))
+    for path in [*ablations, REPOSITORY / "configs" / "quick.yaml", REPOSITORY / "config.yaml"]:
+        config = study.check(load(path))
+        named = {key: config[key] for key in ("calibrations", "refinements", "reconstructions")}
+        named |= {"texts": config["evaluation"]["perplexity"], "": {"checkpoints": config["checkpoints"]}}
+        for key, entries in named.items():
+            for name, settings in entries.items():
+                meanings.setdefault((key, name), set()).add(json.dumps(settings, sort_keys=True))
+        assert path not in ablations or config["name"] == f"ablation-{path.stem}"
+    assert [name for name, settings in meanings.items() if len(settings) > 1] == []
