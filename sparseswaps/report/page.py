@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -66,21 +66,24 @@ def read_pictures(folder: str | Path) -> list[Picture]:
     return pictures
 
 
-def usage_table(jobs: list[dict[str, Any]], stages: Sequence[str]) -> pd.DataFrame:
-    """Return the columns stage, jobs, seconds (sum), peak_memory_mb (maximum) and device, one row per stage.
+def usage_table(jobs: list[dict[str, Any]], stages: Iterable[str]) -> pd.DataFrame:
+    """Return the columns stage, jobs, seconds (sum), peak_memory_mb, peak_gpu_mb (maxima) and device: a row per stage.
 
     Args:
-        jobs: the "stage", "seconds", "peak_memory_mb" (None: not measured) and "device" of every job.
+        jobs: the records of jobs: "stage", "seconds", "peak_resident_mb", "device", and on a GPU "peak_gpu_mb". The
+            column peak_gpu_mb is left out when no job has it.
         stages: the order of the rows.
     """
-    frame = pd.DataFrame(jobs, columns=["stage", "seconds", "peak_memory_mb", "device"])
+    frame = pd.DataFrame(jobs, columns=["stage", "seconds", "peak_resident_mb", "peak_gpu_mb", "device"])
     table = frame.groupby("stage").agg(
         jobs=("seconds", "size"),
         seconds=("seconds", "sum"),
-        peak_memory_mb=("peak_memory_mb", "max"),
+        peak_memory_mb=("peak_resident_mb", "max"),
+        peak_gpu_mb=("peak_gpu_mb", "max"),
         device=("device", lambda names: ", ".join(sorted(set(names)))),
     )
-    return table.reindex([stage for stage in stages if stage in table.index]).reset_index()
+    table = table.reindex([stage for stage in stages if stage in table.index]).reset_index()
+    return table if table["peak_gpu_mb"].notna().any() else table.drop(columns="peak_gpu_mb")
 
 
 def render(report: Report) -> str:
@@ -101,7 +104,8 @@ def render(report: Report) -> str:
     )
     sizes = pd.DataFrame.from_dict(report.sizes, orient="index").rename_axis("model") / 1e6
     sizes = sizes.reindex(columns=[name for name in SIZES if name in sizes]).rename(columns=SIZES)
-    headings = {"peak_memory_mb": "peak memory (MB)", "seconds": "seconds, all jobs"}
+    headings = {"seconds": "seconds, all jobs", "peak_memory_mb": "peak memory (MB)"}
+    headings["peak_gpu_mb"] = "peak GPU memory (MB)"
     return environment.get_template("report.html.j2").render(
         models=list(cells["model"].unique()),
         overview=overview(cells),

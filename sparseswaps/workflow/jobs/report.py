@@ -4,29 +4,20 @@ import json
 import platform
 from pathlib import Path
 
-import pandas
-
 from sparseswaps.base.files import read_json, replacing, write_json
 from sparseswaps.model.directory import weight_files
-from sparseswaps.report.figures import CAPTIONS
-from sparseswaps.report.page import SIZES, render
-from sparseswaps.report.tables import beside_published, read_published, read_table, summary
+from sparseswaps.report.page import Report, read_pictures, render, usage_table
+from sparseswaps.report.tables import compare_published, read_published, read_table
 from sparseswaps.workflow.artifacts import digest, read_model, read_samples
 from sparseswaps.workflow.stages import STAGES
 
 
 def run(inputs, outputs, settings, context):
     cells, layers = read_table(inputs["cells"]), read_table(inputs["layers"])
-    drawn, folder = [], Path(inputs["figures"])
-    for picture in sorted(folder.rglob("*.png")):
-        function, _, text = picture.stem.partition("-")
-        title, caption = CAPTIONS[function]
-        about = ", ".join(filter(None, [*picture.relative_to(folder).parts[:-1], text]))
-        drawn.append((f"{title} ({about})", caption, picture.read_bytes()))
     models = {Path(path).parent: read_model(path) for path in inputs["models"]}
     config = {name: value for name, value in settings.items() if name not in ("template", "log folders")}
     jobs = job_records(Path("logs"), settings["log folders"])
-    usage = usage_by_stage(jobs)
+    usage = usage_table(jobs, STAGES)
     about = provenance(json.loads(context.provenance), inputs, models, layers)
     about |= {"devices": ", ".join(sorted({job["device"] for job in jobs}))}
     code = {job["stage"]: parameter(job["params"], "code") for job in jobs}
@@ -36,20 +27,19 @@ def run(inputs, outputs, settings, context):
         {"config": config, "made with": about, "code": dict(sorted(code.items())), "stages": stages},
     )
     published = inputs["published"]
-    page = render(
+    report = Report(
         config=config,
-        summary=summary(cells),
         cells=cells,
         layers=layers,
-        figures=drawn,
-        stages=usage,
-        provenance=about,
+        pictures=read_pictures(inputs["figures"]),
+        usage=usage,
         sizes=sizes(inputs, models),
-        published=beside_published(cells, read_published(published[0])) if published else None,
+        provenance=about,
+        published=compare_published(cells, read_published(published[0])) if published else None,
     )
     with replacing(outputs["page"]) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return f"{Path(outputs['page']).resolve()}: {len(cells)} cells, {len(drawn)} figures"
+        partial.write_text(render(report), encoding="utf-8")
+    return f"{Path(outputs['page']).resolve()}: {len(cells)} cells, {len(report.pictures)} figures"
 
 
 def parameter(params, name):
@@ -66,26 +56,16 @@ def job_records(logs, folders):
     return [record for record in map(read_json, sorted(paths)) if "seconds" in record]
 
 
-def usage_by_stage(jobs):
-    """Return jobs, wall seconds and peak resident memory by stage."""
-    frame = pandas.DataFrame(jobs, columns=["stage", "seconds", "peak_resident_mb"])
-    table = frame.groupby("stage").agg(
-        jobs=("seconds", "size"), seconds=("seconds", "sum"), peak_memory_mb=("peak_resident_mb", "max")
-    )
-    return table.reindex([stage for stage in STAGES if stage in table.index]).reset_index()
-
-
 def sizes(inputs, models):
     """Return the bytes of each model's weights, of a pruned checkpoint's if there are any, and of a mask file."""
-    rows = {}
+    sizes = {}
     for folder, model in models.items():
-        rows[folder] = {"dense": bytes_of(Path(model.folder))}
+        sizes[folder.name] = {"dense": bytes_of(Path(model.folder))}
         masks = [path for path in map(Path, inputs["masks"]) if folder in path.parents]
         checkpoints = [path for path in map(Path, inputs["checkpoints"]) if folder in path.parents]
-        rows[folder] |= {"masks": masks[0].stat().st_size} if masks else {}
-        rows[folder] |= {"checkpoint": bytes_of(checkpoints[0])} if checkpoints else {}
-    table = pandas.DataFrame([{"model": folder.name} | row for folder, row in rows.items()])
-    return table[["model", *(name for name in SIZES if name in table)]]
+        sizes[folder.name] |= {"masks": masks[0].stat().st_size} if masks else {}
+        sizes[folder.name] |= {"checkpoint": bytes_of(checkpoints[0])} if checkpoints else {}
+    return sizes
 
 
 def bytes_of(folder):

@@ -12,8 +12,11 @@ from sparseswaps.report import figures, page, tables
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 CONFIG = {"model": {"name": "pico", "source": "</pre><script>alert('&')</script>"}, "patterns": ["60%", "2:4"]}
-JOBS = [{"stage": "refine", "seconds": 8.25, "peak_memory_mb": None, "device": device} for device in ("cpu", "gpu")]
-JOBS.insert(1, {"stage": "capture", "seconds": 12.5, "peak_memory_mb": 512.0, "device": "cpu"})
+JOBS = [
+    {"stage": "refine", "seconds": 8.25, "peak_resident_mb": 256, "device": "cpu"},
+    {"stage": "capture", "seconds": 12.5, "peak_resident_mb": 512, "device": "cpu"},
+    {"stage": "refine", "seconds": 8.25, "peak_resident_mb": 128, "device": "gpu", "peak_gpu_mb": 64},
+]
 
 
 class Page(HTMLParser):
@@ -69,10 +72,9 @@ def html(report) -> str:
 
 
 def test_usage_is_summed_by_stage(report):
-    assert report.usage.fillna(-1).to_numpy().tolist() == [
-        ["capture", 1, 12.5, 512, "cpu"],
-        ["refine", 2, 16.5, -1, "cpu, gpu"],
-    ]
+    rows = [["capture", 1, 12.5, 512, -1, "cpu"], ["refine", 2, 16.5, 256, 64, "cpu, gpu"]]
+    assert report.usage.fillna(-1).to_numpy().tolist() == rows
+    assert "peak_gpu_mb" not in page.usage_table(JOBS[:2], ["capture"])
 
 
 def test_page_is_well_formed_and_self_contained(html):
@@ -95,7 +97,7 @@ def test_everything_is_in_the_page(html, report):
     published = ["wanda", "swaps", "perplexity/held_out", "256", "17.00", "16.84", "-0.16", "a paper"]
     assert published in [row[3:] for row in rows]
     assert ["60%", "wanda", "1", "mlp.down_proj", "192", "512"] in [row[:6] for row in rows]
-    assert ["refine", "2", "16.5", "-", "cpu, gpu"] in rows
+    assert ["capture", "1", "12.5", "512", "-", "cpu"] in rows
     assert ["pico", "4", "0.125"] in rows  # MB of the dense weights and of a mask file
     assert sum(row[2:3] == ["swaps-5"] for row in rows) == 4  # all models, ...
     assert sum(row[3:4] == ["mlp.down_proj"] for row in rows) == 2 * 2 * 2  # ... but layers to the optimum only

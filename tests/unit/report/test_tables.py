@@ -9,7 +9,8 @@ from helpers import DENSE, LAYERS, REPOSITORY, make_study
 
 from sparseswaps.base.errors import BrokenFileError, InputError
 from sparseswaps.report import formats, summary, tables
-from sparseswaps.workflow import config as studies
+from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.grid import Grid
 
 CONFIGS = REPOSITORY / "configs"
 PERPLEXITY = "perplexity on held_out (seqlen 256)"
@@ -184,7 +185,7 @@ def test_the_paper_is_published_in_full():
     # the five models are on the hub only; all the rest of the configuration can be checked here
     here = config | {"models": {"embedded": {"source": "embedded"}}, "published": None}
     here["calibrations"]["c4"]["seqlen"] = here["evaluation"]["perplexity"]["wikitext2"]["seqlen"] = 256
-    assert len(list(studies.cells(studies.check(here)))) == 2 * 2 * 3
+    assert len(Grid(load_study(here)).cells) == 2 * 2 * 3
 
 
 # --- Summaries --------------------------------------------------------------------------------------------------------

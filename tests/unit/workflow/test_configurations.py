@@ -148,7 +148,7 @@ def test_names_in_studies_of_the_embedded_model_have_one_meaning():
     meanings: dict[tuple[str, str], set[str]] = {}
     ablations = sorted((REPOSITORY / "configs" / "ablations").glob("*.yaml"))
     for path in [*ablations, REPOSITORY / "configs" / "quick.yaml", REPOSITORY / "config.yaml"]:
-        config = study.check(load(path))
+        config = load_study(load(path)).dump()
         named = {key: config[key] for key in ("calibrations", "refinements", "reconstructions")}
         named |= {"texts": config["evaluation"]["perplexity"], "": {"checkpoints": config["checkpoints"]}}
         for key, entries in named.items():
