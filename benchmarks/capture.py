@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package m
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.gram import accumulate
 from sparseswaps.model.description import describe
-from sparseswaps.model.weights import OnDisk
+from sparseswaps.model.weights import WeightsOnDisk
 
 ALLOWED = 1.5  # times the plain forward pass, the Gram products not counted
 SIZES = {
@@ -100,7 +100,7 @@ def measure(described, model, samples: Tensor, batch: int, device: str, repeats:
             model.base_model(input_ids=ids.to(device), use_cache=False)
 
     def captured() -> None:
-        for _ in capture(OnDisk(described, device), samples, samples[:0], batch):
+        for _ in capture(WeightsOnDisk(described, device), samples, samples[:0], batch):
             pass
 
     inputs = [torch.randn(batch * samples.shape[1], width, device=device).to(model.dtype) for width in widths]

@@ -260,7 +260,7 @@ def real_cases(quick: bool) -> Iterator[Case]:
         from sparseswaps.embedded import MODEL
         from sparseswaps.model.description import describe
         from sparseswaps.model.loading import load_tokenizer
-        from sparseswaps.model.weights import OnDisk
+        from sparseswaps.model.weights import WeightsOnDisk
     except ImportError as error:
         say(f"skipped: layers of trained models ({error})")
         return
@@ -276,7 +276,7 @@ def real_cases(quick: bool) -> Iterator[Case]:
         documents = ["\n".join(load(text, "calibration"))]
         samples, none = draw(documents, load_tokenizer(model.folder), samples=64, held_out=0, seqlen=256, seed=0)
         middle = len(model.blocks) // 2
-        grams = next(islice(capture(OnDisk(model, "cpu"), samples, none, batch_size=16), middle, None))
+        grams = next(islice(capture(WeightsOnDisk(model, "cpu"), samples, none, batch_size=16), middle, None))
         widest = max(model.blocks[middle], key=lambda layer: layer.d_in)
         for layer in (widest, model.blocks[middle][0]):
             weight, gram = model.weight(layer), grams.matrix[grams.reads[layer.name]]

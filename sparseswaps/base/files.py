@@ -23,7 +23,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a folder; renamed to `path` on success, deleted on failure.
 
     What is left of attempts that were killed is deleted. An orphan that is still at one fails, and nothing else.
@@ -59,13 +59,13 @@ def _remove(path: Path) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON; NaN and infinity are refused (ValueError)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with replacing(path) as partial:
+    with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Write rows that have the same keys, under a header of these; None becomes an empty field."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with write_atomically(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

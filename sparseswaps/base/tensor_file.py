@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from sparseswaps.base.errors import BrokenFileError, InputError, one_line
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 
 if TYPE_CHECKING:  # importing torch takes a second, which the start of the workflow does without
     from torch import Tensor
@@ -42,7 +42,7 @@ def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], header: dict[s
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     header = header | {"crc32": _checksum(tensors, header)}
-    with replacing(path) as partial:
+    with write_atomically(path) as partial:
         try:  # one entry: safetensors writes several in any order, and equal content must be equal bytes
             save_file(tensors, partial, metadata={"sparseswaps": json.dumps(header, sort_keys=True)})
         except SafetensorError as error:

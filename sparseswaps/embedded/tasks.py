@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 
 TASKS = ("embedded_cloze", "embedded_choice")
 SEED = 0
@@ -125,10 +125,10 @@ def write(folder: Path, documents: list[_Document], seed: int = SEED) -> None:
     items = {"embedded_cloze": cloze(documents, seed), "embedded_choice": choice(documents, seed)}
     for task in TASKS:
         data = (Path(folder) / f"{task}.jsonl").resolve()
-        with replacing(data) as partial:
+        with write_atomically(data) as partial:
             rows = (json.dumps(item, ensure_ascii=False) + "\n" for item in items[task])
             partial.write_text("".join(rows), encoding="utf-8")
-        with replacing(data.with_suffix(".yaml")) as partial:
+        with write_atomically(data.with_suffix(".yaml")) as partial:
             partial.write_text(yaml.safe_dump(_definition(task, data), sort_keys=False), encoding="utf-8")
 
 

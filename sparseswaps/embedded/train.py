@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 from sparseswaps.embedded.corpus import documents
 
 END = "<|endoftext|>"
@@ -136,7 +136,7 @@ def train(
             spent = seconds + time.time() - began
             state = {"step": done, "seconds": spent, "model": model.state_dict()}
             state["optimisers"] = [optimiser.state_dict() for optimiser in steppers]
-            with replacing(state_file) as partial:
+            with write_atomically(state_file) as partial:
                 torch.save(state, partial)
             log(f"step {done} of {recipe.steps}: loss {running:.3f}, {spent:.0f} s")
     return model, seconds + time.time() - began

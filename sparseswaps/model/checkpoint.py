@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparseswaps.base.errors import BrokenFileError, InputError, one_line
-from sparseswaps.base.files import read_json, replacing, write_json
+from sparseswaps.base.files import read_json, write_atomically, write_json
 from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.base.tensor_file import UNREADABLE, open_tensors
 from sparseswaps.model.directory import companion_files, weight_files
@@ -110,7 +110,7 @@ def write_pruned(
         if name not in source.files:
             raise InputError(f"{source.folder}: holds no tensor {name!r}")
         by_file[source.files[name]].append(name)
-    with replacing(target) as folder:
+    with write_atomically(target) as folder:
         folder.mkdir()
         companions = [name for name in companion_files(source.folder) if name != _ABOUT]
         for name in companions:

@@ -47,7 +47,7 @@ class Weights(Protocol):
         ...
 
 
-class InMemory:
+class WeightsInMemory:
     """`Weights` of a model that is loaded already."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -60,7 +60,7 @@ class InMemory:
         return nullcontext()
 
 
-class OnDisk:
+class WeightsOnDisk:
     """`Weights` that are read from a model's files, a part at a time, and dropped after use.
 
     The model computes in float32 on the CPU, in its configuration's dtype on other devices. transformers does the

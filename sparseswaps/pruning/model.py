@@ -20,7 +20,7 @@ from sparseswaps.layer.refinement import RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.directory import context, vocabulary
 from sparseswaps.model.layers import Layer
-from sparseswaps.model.weights import InMemory
+from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
 from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
@@ -117,7 +117,7 @@ def prune(
         if not fits(arguments[name]):
             raise InputError(f"{name}: {arguments[name]!r} is not {allowed}")
     _check_model(model)
-    parsed, weights = parse_pattern(pattern), InMemory(model)
+    parsed, weights = parse_pattern(pattern), WeightsInMemory(model)
     if not any(weights.layers):
         raise InputError("model: its decoder blocks hold neither linear layers nor experts, so nothing can be pruned")
     for index, layers in enumerate(weights.layers):

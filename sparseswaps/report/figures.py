@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 from sparseswaps.report.summary import (
     calibration_families,
     headline_refinements,
@@ -119,7 +119,7 @@ def save(drawing: Figure, stem: str | Path, dpi: int) -> None:
     options: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
     with matplotlib.rc_context(STYLE):
         for ending, option in options.items():
-            with replacing(f"{stem}.{ending}") as unfinished:
+            with write_atomically(f"{stem}.{ending}") as unfinished:
                 drawing.savefig(unfinished, format=ending, **option)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 
 MISSING = "-"
 
@@ -63,7 +63,7 @@ def write_measures(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path) ->
 def _write(stem: str | Path, frame: pd.DataFrame, markdown: str, latex: str) -> None:
     texts = {".csv": frame.to_csv(index=False, lineterminator="\n"), ".md": markdown, ".tex": latex}
     for suffix, text in texts.items():
-        with replacing(f"{stem}{suffix}") as unfinished:
+        with write_atomically(f"{stem}{suffix}") as unfinished:
             unfinished.write_text(text, encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from sparseswaps.layer.swaps.engine import refine
 from sparseswaps.model.description import describe
 from sparseswaps.model.directory import context, read_config
 from sparseswaps.model.loading import load_model, load_tokenizer
-from sparseswaps.model.weights import InMemory
+from sparseswaps.model.weights import WeightsInMemory
 
 pytestmark = [
     pytest.mark.real,
@@ -48,7 +48,7 @@ def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
     cut = windows(tokenize(tokenizer, evaluation), 256, 48)
     pattern = parse_pattern(pattern)
     found = {"dense": perplexity(model, cut).perplexity}
-    grams = list(capture(InMemory(model), calibration, held_out, batch_size=16))
+    grams = list(capture(WeightsInMemory(model), calibration, held_out, batch_size=16))
     masks = {"wanda": {}, "swaps": {}}
     for index, layers in enumerate(described.blocks):
         for layer in layers:

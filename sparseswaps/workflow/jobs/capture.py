@@ -4,11 +4,11 @@ import logging
 from pathlib import Path
 
 from sparseswaps.base.errors import prefix_errors
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 from sparseswaps.calibration.activations import choose_keep
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.gram import check_gram
-from sparseswaps.model.weights import OnDisk
+from sparseswaps.model.weights import WeightsOnDisk
 from sparseswaps.pruning.progress import blocks_part
 from sparseswaps.workflow.artifacts import block_file, read_model, read_samples, write_grams
 from sparseswaps.workflow.context import device_of
@@ -17,7 +17,7 @@ from sparseswaps.workflow.context import device_of
 def run(inputs, outputs, settings, context):
     model = read_model(inputs["model"])
     calibration, held_out = read_samples(inputs["samples"], model)
-    weights = OnDisk(model, device_of(settings))
+    weights = WeightsOnDisk(model, device_of(settings))
     keep = choose_keep(settings["activations"], Path(outputs["grams"]).parent)
 
     def write(path, grams):
@@ -31,7 +31,7 @@ def run(inputs, outputs, settings, context):
             logging.info("too few tokens were routed to %s: calibrated on all tokens", ", ".join(grams.unrouted))
 
     work = blocks_part(model.blocks, len(calibration) + len(held_out))
-    with context.progress("blocks", "sequences", [work]) as (report,), replacing(outputs["grams"]) as folder:
+    with context.progress("blocks", "sequences", [work]) as (report,), write_atomically(outputs["grams"]) as folder:
         blocks = capture(weights, calibration, held_out, settings["batch_size"], keep=keep, progress=report)
         for block in range(len(model.blocks)):
             # No name holds a block's matrices while those of the next block are summed.

@@ -3,10 +3,10 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from sparseswaps.base.files import replacing, write_csv
+from sparseswaps.base.files import write_atomically, write_csv
 from sparseswaps.calibration.activations import choose_keep
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
-from sparseswaps.model.weights import OnDisk
+from sparseswaps.model.weights import WeightsOnDisk
 from sparseswaps.pruning.block import check_held_out, prune_block, total
 from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.progress import blocks_part
@@ -37,10 +37,12 @@ def run(inputs, outputs, settings, context):
     rows = []
     with ExitStack() as stack:
         (report,) = stack.enter_context(context.progress("blocks", "sequences", [work]))
-        folders = {name: stack.enter_context(replacing(path)) for name, path in outputs.items()}
+        folders = {name: stack.enter_context(write_atomically(path)) for name, path in outputs.items()}
         for folder in folders.values():
             folder.mkdir()
-        blocks = prune_chain(OnDisk(model, device), calibration, held_out, settings["batch_size"], prune, keep, report)
+        blocks = prune_chain(
+            WeightsOnDisk(model, device), calibration, held_out, settings["batch_size"], prune, keep, report
+        )
         for block, pruned in enumerate(blocks):
             write_masks(folders["masks"] / block_file(block), pruned.masks.items(), model, context.provenance)
             write_csv(folders["losses"] / f"{block_file(block, 'csv')}", pruned.losses)

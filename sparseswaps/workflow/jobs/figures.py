@@ -1,6 +1,6 @@
 """Draw the study's figures from its tables, as PDF and PNG."""
 
-from sparseswaps.base.files import replacing
+from sparseswaps.base.files import write_atomically
 from sparseswaps.report.figures import draw_all, save
 from sparseswaps.report.tables import read_table
 
@@ -8,7 +8,7 @@ from sparseswaps.report.tables import read_table
 def run(inputs, outputs, settings, context):
     cells, layers, curves = (read_table(inputs[name]) for name in ("cells", "layers", "curves"))
     drawn = 0
-    with replacing(outputs["figures"]) as folder:
+    with write_atomically(outputs["figures"]) as folder:
         folder.mkdir()
         for path, figure in draw_all(cells, layers, curves, settings["width"]):
             save(figure, folder / path, settings["dpi"])

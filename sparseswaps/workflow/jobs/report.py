@@ -4,7 +4,7 @@ import json
 import platform
 from pathlib import Path
 
-from sparseswaps.base.files import read_json, replacing, write_json
+from sparseswaps.base.files import read_json, write_atomically, write_json
 from sparseswaps.model.directory import weight_files
 from sparseswaps.report.page import Report, read_pictures, render, usage_table
 from sparseswaps.report.tables import compare_published, read_published, read_table
@@ -37,7 +37,7 @@ def run(inputs, outputs, settings, context):
         provenance=about,
         published=compare_published(cells, read_published(published[0])) if published else None,
     )
-    with replacing(outputs["page"]) as partial:
+    with write_atomically(outputs["page"]) as partial:
         partial.write_text(render(report), encoding="utf-8")
     return f"{Path(outputs['page']).resolve()}: {len(cells)} cells, {len(report.pictures)} figures"
 

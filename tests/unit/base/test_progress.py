@@ -21,7 +21,7 @@ from sparseswaps.layer.swaps.engine import eliminate, refine
 from sparseswaps.model.checkpoint import Checkpoint, write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.loading import load_model
-from sparseswaps.model.weights import OnDisk
+from sparseswaps.model.weights import WeightsOnDisk
 from sparseswaps.pruning.progress import blocks_part, rows_part
 
 PATTERN = parse_pattern("50%")
@@ -132,7 +132,7 @@ def test_what_is_done_with_a_whole_model_is_told(tiny_model, tmp_path):
     ids = torch.arange(5 * 8).view(5, 8)
     for prune, passes in ((None, 1), (lambda *_: {}, 2)):
         told.clear()
-        list(capture(OnDisk(described, "cpu"), ids, ids[:2], 2, prune, progress=told))
+        list(capture(WeightsOnDisk(described, "cpu"), ids, ids[:2], 2, prune, progress=told))
         work = blocks_part(described.blocks, 7, again=prune is not None)
         assert told[-1] == (2, 2 * 7 * passes) == (work.count, work.likely)
         assert told == sorted(told)

@@ -22,7 +22,7 @@ from sparseswaps.model.blocks import find_blocks, find_layers, put_weights
 from sparseswaps.model.checkpoint import write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.layers import file_tensors
-from sparseswaps.model.weights import InMemory, OnDisk
+from sparseswaps.model.weights import WeightsInMemory, WeightsOnDisk
 
 families = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
 
@@ -44,9 +44,9 @@ def held(request, tmp_path):
 
     def hold(model):
         if request.param == "in memory":
-            return InMemory(copy.deepcopy(model))
+            return WeightsInMemory(copy.deepcopy(model))
         model.save_pretrained(tmp_path / "model", max_shard_size="5KB")
-        return OnDisk(describe(tmp_path / "model"), "cpu")
+        return WeightsOnDisk(describe(tmp_path / "model"), "cpu")
 
     return hold
 
@@ -110,9 +110,9 @@ def test_grams_are_those_of_the_models_own_forward_pass(config, held):
 def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config, tmp_path):
     tiny(config).bfloat16().save_pretrained(tmp_path)
     described = describe(tmp_path)
-    whole = InMemory(AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval())
+    whole = WeightsInMemory(AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval())
     whole.layers = described.blocks
-    passes = [capture(weights, tokens(5, 1), tokens(3, 2), 2) for weights in (whole, OnDisk(described, "cpu:0"))]
+    passes = [capture(weights, tokens(5, 1), tokens(3, 2), 2) for weights in (whole, WeightsOnDisk(described, "cpu:0"))]
     for one, other in zip(*passes, strict=True):  # only "cpu" itself computes in float32
         assert one.reads == other.reads
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
@@ -123,7 +123,7 @@ def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config,
 def test_captured_on_a_gpu_as_on_the_cpu(config, tmp_path):
     tiny(config).save_pretrained(tmp_path)
     described = describe(tmp_path)
-    passes = [capture(OnDisk(described, device), tokens(9, 1), tokens(3, 2), 2) for device in ("cpu", "cuda")]
+    passes = [capture(WeightsOnDisk(described, device), tokens(9, 1), tokens(3, 2), 2) for device in ("cpu", "cuda")]
     for one, other in zip(*passes, strict=True):
         assert (one.reads, one.tokens) == (other.reads, other.tokens)
         for name, gram in one.matrix.items():
@@ -136,7 +136,7 @@ def test_captured_on_a_gpu_twice_the_same(config, tmp_path):
     """And so the same masks from run to run, since refinement takes no sums in any other order either."""
     tiny(config).save_pretrained(tmp_path)
     described = describe(tmp_path)
-    passes = [capture(OnDisk(described, "cuda"), tokens(9, 1), tokens(3, 2), 2) for _ in range(2)]
+    passes = [capture(WeightsOnDisk(described, "cuda"), tokens(9, 1), tokens(3, 2), 2) for _ in range(2)]
     for one, other in zip(*passes, strict=True):
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_lacks_a_parameter_is_named(name, tmp_path):
     del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=name):
-        list(capture(OnDisk(describe(tmp_path), "cpu"), tokens(2, 1), tokens(1, 2), 2))
+        list(capture(WeightsOnDisk(describe(tmp_path), "cpu"), tokens(2, 1), tokens(1, 2), 2))
 
 
 def half(weights):
@@ -182,9 +182,9 @@ def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(conf
     samples, held_out = tokens(9, 1), tokens(3, 2)
     weights = held(model)
     chained = capture(weights, samples, held_out, 2, half(weights))
-    of_dense = list(capture(InMemory(copy.deepcopy(model)), samples, held_out, 2))[-1]
+    of_dense = list(capture(WeightsInMemory(copy.deepcopy(model)), samples, held_out, 2))[-1]
     prefix, blocks = find_blocks(model)
-    mine = InMemory(model)
+    mine = WeightsInMemory(model)
     for index, (grams, layers) in enumerate(zip(chained, weights.layers, strict=True)):
         # plain forward passes of the whole model, of which the blocks before this one are pruned
         for split, ids in (("matrix", samples), ("held_out", held_out)):
@@ -198,7 +198,7 @@ def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(conf
 
 
 def test_where_nothing_is_pruned_both_propagations_agree():
-    weights = InMemory(tiny(MODELS[0]))
+    weights = WeightsInMemory(tiny(MODELS[0]))
     samples, held_out = tokens(5, 1), tokens(3, 2)
     passes = [capture(weights, samples, held_out, 2, *prune) for prune in ([lambda *_: {}], [])]
     for layers, chained, dense in zip(weights.layers, *passes, strict=True):
@@ -213,7 +213,7 @@ def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, ca
     layers = find_layers(model)
 
     def captured(batch_size):
-        weights = InMemory(copy.deepcopy(model))
+        weights = WeightsInMemory(copy.deepcopy(model))
         return list(capture(weights, samples, held_out, batch_size, half(weights) if prune else None))
 
     expected = captured(1)
@@ -233,11 +233,11 @@ def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, ca
     with pytest.raises(
         InputError, match="out of GPU memory with one of the sequences at a time; lower the calibration's seqlen"
     ):
-        list(capture(InMemory(model), samples, held_out, 7))
+        list(capture(WeightsInMemory(model), samples, held_out, 7))
 
 
 def test_running_out_of_memory_while_batches_are_halved_loses_nothing(monkeypatch):
-    weights = InMemory(tiny(MODELS[0]))
+    weights = WeightsInMemory(tiny(MODELS[0]))
     samples, held_out = tokens(12, 1), tokens(3, 2)
     expected = list(capture(weights, samples, held_out, 1))
     run_batch, observe = Replay._run_batch, Replay.observe
@@ -276,7 +276,7 @@ class Twice(torch.nn.Module):
 def test_layers_that_are_called_otherwise_than_once(caplog):
     model = tiny(MODELS[0])
     model.model.layers[0].mlp = Twice(16)
-    weights = InMemory(model)
+    weights = WeightsInMemory(model)
     inputs = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
     with caplog.at_level(logging.WARNING):
@@ -304,11 +304,11 @@ def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, messag
     model = tiny(MODELS[0])
     model.model.layers[1].register_forward_pre_hook(between, with_kwargs=True)
     with pytest.raises(InputError, match=message):
-        next(capture(InMemory(model), tokens(2, 1), tokens(1, 2), 2))
+        next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), 2))
 
 
 def test_hidden_states_may_wait_on_disk(tmp_path):
-    weights = InMemory(tiny(MODELS[0]).bfloat16())
+    weights = WeightsInMemory(tiny(MODELS[0]).bfloat16())
     samples, held_out = tokens(5, 1), tokens(3, 2)
     files = capture(weights, samples, held_out, 2, keep=KeepOnDisk(tmp_path))
     for one, other in zip(files, capture(weights, samples, held_out, 2), strict=True):
@@ -362,7 +362,7 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
     }
     assert set(described.left_dense) == routers
     masks, doubled = {}, {}
-    for index, grams in enumerate(capture(OnDisk(described, "cpu"), tokens(9, 1), tokens(3, 2), batch_size=5)):
+    for index, grams in enumerate(capture(WeightsOnDisk(described, "cpu"), tokens(9, 1), tokens(3, 2), batch_size=5)):
         found = {}
         for layer in described.blocks[index]:
             weight, gram = described.weight(layer), grams.matrix[grams.reads[layer.name]]
@@ -407,7 +407,7 @@ def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog)
     model.save_pretrained(tmp_path)
     described = describe(tmp_path)
     with caplog.at_level(logging.WARNING):
-        grams = next(capture(OnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), batch_size=2))
+        grams = next(capture(WeightsOnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), batch_size=2))
     assert "backbone.layers.0.mixer.dt_proj: never called with an input of its own, left dense" in caplog.messages
     assert [layer.name for layer in grams.readers(described.blocks[0])] == [
         "mixer.in_proj",
@@ -418,7 +418,7 @@ def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog)
 
 def test_layers_with_one_input_share_one_gram_matrix():
     model = tiny(MODELS[0])
-    grams = next(capture(InMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
+    grams = next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
     assert grams.reads == {
         "self_attn.q_proj": "self_attn.q_proj",
         "self_attn.k_proj": "self_attn.q_proj",
@@ -433,7 +433,7 @@ def test_layers_with_one_input_share_one_gram_matrix():
 
 def test_no_held_out_text_gives_no_held_out_gram():
     model = tiny(MODELS[0])
-    grams = next(capture(InMemory(model), tokens(2, 1), tokens(2, 2)[:0], batch_size=2))
+    grams = next(capture(WeightsInMemory(model), tokens(2, 1), tokens(2, 2)[:0], batch_size=2))
     assert grams.held_out == {}
     assert len(grams.matrix) == 4
 
@@ -442,4 +442,4 @@ def test_infinite_activations_name_their_layer(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "model"), dtype=torch.float32).eval()
     model.model.layers[1].mlp.up_proj.weight.data.fill_(1e38)
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj: an input activation is NaN or Inf"):
-        list(capture(InMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
+        list(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))

@@ -19,7 +19,7 @@ from sparseswaps.calibration.sampling import draw
 from sparseswaps.calibration.settings import Calibration
 from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.model.loading import load_model, load_tokenizer
-from sparseswaps.model.weights import InMemory
+from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.workflow.config import Study
 
 SIZES = {"samples": 8, "held_out": 4, "seqlen": 32}
@@ -164,7 +164,7 @@ def test_one_layer_from_its_activations_to_its_mask(loaded):
         for batch in ids.split(3):
             model(input_ids=batch)
     hook.remove()
-    captured = next(capture(InMemory(model), ids, ids[:0], batch_size=3))
+    captured = next(capture(WeightsInMemory(model), ids, ids[:0], batch_size=3))
     gram, pattern = sparseswaps.gram_matrix(iter(seen)), sparseswaps.parse_pattern("2:4")
     assert torch.equal(gram, captured.matrix["mlp.down_proj"])
     start = sparseswaps.warmstart(layer.weight, gram, pattern, "ria")
