@@ -1,4 +1,4 @@
-"""Tasks of lm-eval, run by its own code on a model in memory."""
+"""Scores of a model in memory on the tasks of lm-eval, by lm-eval's own code."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import halve_until_it_fits
 
-_BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity); 0 would switch off every other too
+BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity); 0 would switch off all standard errors
 
 
 def evaluate(
@@ -25,80 +25,90 @@ def evaluate(
     limit: int | None,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Run lm-eval tasks on a causal LM, with as many shots as each task's definition says: none unless it says some.
+    """Run lm-eval tasks on a causal LM, with the number of shots of each task's definition (by default none).
 
-    The seeds are those of `lm_eval`'s command line, so that it gives the same numbers for the same model
+    The seeds are those of lm-eval's command line, which gives the same numbers for the same model
     (docs/interoperation.md).
 
     Args:
-        model: on the device that is to compute. Log-probabilities are float32, whatever the dtype of its weights.
-        tokenizer: its own.
+        model: on the device that computes. Log-probabilities are float32 for weights of any dtype.
+        tokenizer: the model's tokenizer.
         tasks: names of tasks, groups or tags.
-        include: folders of task definitions (YAML); a later one goes before an earlier one, and all before lm-eval's
-            own of the same name. The latter are indexed, in several seconds, only when the folders lack one of `tasks`.
-        limit: take only that many items of each task, from the beginning; None takes all.
-        batch_size: requests per forward pass. With all their logits in float32, this is what most memory goes into;
-            once the GPU has no more of it, all is begun again with half as many.
+        include: folders of task definitions (YAML). A definition replaces one of the same name in an earlier folder or
+            in lm-eval. lm-eval's own definitions take seconds to read, and are read only when the folders lack a task.
+        limit: the largest number of items per task, counted from the beginning; None takes all.
+        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half
+            the batch size. The logits of a batch, in float32, take most of the memory.
 
     Returns:
         Plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no number,
-        a filter other than "none" as part of the metric's name ("exact_match@strict-match"); `samples` {task: items
-        evaluated}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
+        with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number of
+        items}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
 
     Raises:
-        InputError: a task is unknown, its data is out of reach, an answer is longer than the
-            model's context, or a log-likelihood is not finite.
+        InputError: a task is unknown, its data cannot be read, an answer is longer than the model's context, or a
+            log-likelihood is not finite.
     """
-    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process, threads, CUDA and all
-    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # datasets would report local files too, and wait where it cannot
-    # A second on top of torch and transformers, nearly all of it pandas and pyarrow, which `datasets` loads.
-    import lm_eval
-    import numpy as np
-    import torch
-    from lm_eval.config.evaluate_config import DEFAULT_SEED
-    from lm_eval.evaluator import evaluate as run
-    from lm_eval.models.huggingface import HFLM
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process with its threads and CUDA
+    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # `datasets` would report local files to the hub, and wait for it
+    import lm_eval  # takes a second on top of torch and transformers
 
-    for chatty in ("lm_eval.models", "transformers.tokenization_utils_base"):  # a line for every item that is cut
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-
-    def attempt(batch_size: int) -> dict[str, Any]:
-        loaded = _load(tasks, include)  # anew: tasks keep their requests and draw few-shot examples as they go
-        of_python, of_numpy, of_torch, of_shots = DEFAULT_SEED
-        random.seed(of_python)
-        np.random.seed(of_numpy)
-        torch.manual_seed(of_torch)
-        for task in loaded["tasks"].values():
-            task.set_fewshot_seed(seed=of_shots)
-        wrapped = HFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            softmax_dtype="float32",  # in bfloat16 an answer's log-probability is rounded to about 0.25: choices tie
-        )
-        # simple_evaluate would spend a second more on facts about the machine, and ask the hub about the model.
-        try:
-            output = run(wrapped, loaded, limit=limit, bootstrap_iters=_BOOTSTRAP, log_samples=False)
-        except AssertionError as error:
-            raise InputError(
-                f"evaluation.lm_eval.tasks: lm-eval gave up on {', '.join(tasks)}; it does so without a word when an "
-                f"answer has more tokens than the model's context, here {wrapped.max_length}"
-            ) from error
-        for name, task in loaded["tasks"].items():
-            _check_finite(name, task)
-        return output
-
-    output, _ = halve_until_it_fits(attempt, batch_size, "requests")
+    for logger in ("lm_eval.models", "transformers.tokenization_utils_base"):  # they log a line for each truncated item
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    output, _ = halve_until_it_fits(
+        lambda size: _evaluate_once(model, tokenizer, tasks, include, limit, size), batch_size, "requests"
+    )
     return {
-        "results": {name: _metrics(values) for name, values in output["results"].items()},
+        "results": {name: plain_metrics(values) for name, values in output["results"].items()},
         "samples": {name: counts["effective"] for name, counts in output["n-samples"].items()},
         "limit": limit,
         "versions": {"lm_eval": lm_eval.__version__, **output["versions"]},
     }
 
 
-def _load(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
-    """lm-eval's task objects; its thousands of definitions are read only where `include` does not have all `tasks`."""
+def _evaluate_once(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[str],
+    include: Sequence[Path],
+    limit: int | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Return lm-eval's own output for one batch size."""
+    import numpy as np
+    import torch
+    from lm_eval.config.evaluate_config import DEFAULT_SEED
+    from lm_eval.evaluator import evaluate as run
+    from lm_eval.models.huggingface import HFLM
+
+    loaded = _load_tasks(tasks, include)  # for each batch size: tasks keep their requests and draw few-shot examples
+    python_seed, numpy_seed, torch_seed, fewshot_seed = DEFAULT_SEED
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.manual_seed(torch_seed)
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=fewshot_seed)
+    wrapped = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        softmax_dtype="float32",  # bfloat16 rounds an answer's log-probability to about 0.25, and choices would tie
+    )
+    # simple_evaluate would spend another second on facts about the machine, and ask the hub about the model.
+    try:
+        output = run(wrapped, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
+    except AssertionError as error:
+        raise InputError(
+            f"evaluation.lm_eval.tasks: lm-eval stopped at {', '.join(tasks)} without a message; it does so when an "
+            f"answer has more tokens than the model's context, here {wrapped.max_length}"
+        ) from error
+    for name, task in loaded["tasks"].items():
+        _check_finite(name, task)
+    return output
+
+
+def _load_tasks(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
+    """Return lm-eval's task objects. Its own definitions are read only when `include` lacks one of `tasks`."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=list(include), include_defaults=False)
@@ -106,8 +116,10 @@ def _load(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
         manager = TaskManager(include_path=list(include))
     for task in tasks:
         if task not in manager.all_tasks:
-            where = f"neither lm-eval nor {', '.join(map(str, include))} has" if include else "lm-eval has no"
-            raise InputError(f"evaluation.lm_eval.tasks: {where} task {task!r}; `lm_eval ls tasks` lists what there is")
+            sources = " or ".join(["lm-eval", *map(str, include)])
+            raise InputError(
+                f"evaluation.lm_eval.tasks: {task!r} is no task of {sources}; `lm_eval ls tasks` lists lm-eval's tasks"
+            )
     try:
         return manager.load(tasks)
     except OSError as error:
@@ -119,7 +131,7 @@ def _load(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
 
 
 def _check_finite(name: str, task: Any) -> None:
-    """Accuracies come out of broken log-likelihoods too, and look like numbers."""
+    """Raise InputError for a log-likelihood that is not finite, from which an accuracy would look like any other."""
     for request in task.instances:
         for response in request.resps:
             value = response[0] if isinstance(response, tuple) else response
@@ -130,14 +142,14 @@ def _check_finite(name: str, task: Any) -> None:
                 )
 
 
-def _metrics(values: dict[str, Any]) -> dict[str, float | None]:
-    """lm-eval's {"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ...} as {"acc": 0.5, "acc_stderr": None}."""
-    found = {}
+def plain_metrics(values: dict[str, Any]) -> dict[str, float | None]:
+    """Return lm-eval's {"acc,none": 0.5, "acc_stderr,none": "N/A", "alias": ""} as {"acc": 0.5, "acc_stderr": None}."""
+    metrics = {}
     for key, value in values.items():
-        metric, comma, chosen = key.rpartition(",")
+        metric, comma, used_filter = key.rpartition(",")
         if comma:
             base = metric.removesuffix("_stderr")
-            name = base if chosen == "none" else f"{base}@{chosen}"
+            name = base if used_filter == "none" else f"{base}@{used_filter}"
             number = float(value) if isinstance(value, Real) else math.nan
-            found[name + metric[len(base) :]] = number if math.isfinite(number) else None
-    return found
+            metrics[name + metric[len(base) :]] = number if math.isfinite(number) else None
+    return metrics

@@ -1,8 +1,8 @@
-"""Perplexity of a causal language model over disjoint windows of one token stream.
+"""Perplexity of a causal language model on disjoint windows of one token stream.
 
-The protocol of the pruning literature: the text is tokenised once, cut into windows of `seqlen` tokens (the rest is
-dropped), and the perplexity is exp(mean over windows of the window's mean cross-entropy). The number depends on
-`seqlen`, which is therefore part of the result.
+The protocol of the pruning literature: tokenise the text once, cut it into windows of `seqlen` tokens, drop the rest,
+and return exp(mean over windows of the window's mean cross-entropy). The number depends on `seqlen`, which is therefore
+part of the result.
 """
 
 import math
@@ -17,7 +17,7 @@ from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
 
-LARGEST = math.log(sys.float_info.max)  # nats; exp() of more overflows
+LARGEST = math.log(sys.float_info.max)  # nats; the exponential of a larger loss overflows
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Perplexity:
 
 
 def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
-    """Cut a token stream into disjoint windows; what is left at the end is dropped.
+    """Cut a token stream into disjoint windows and drop the tokens left at the end.
 
     Args:
         ids: int64, shape (N,).
         seqlen: tokens per window, at least 2.
-        limit: keep at most that many windows, from the beginning; None keeps all.
+        limit: the largest number of windows, counted from the beginning; None keeps all.
 
     Returns:
         A view of `ids`, shape (n, seqlen), n = min(N // seqlen, limit).
@@ -70,33 +70,34 @@ def perplexity(
 
     Args:
         model: a causal LM of transformers, or anything that maps `input_ids` (b, seqlen) to an output with `.logits`
-            (b, seqlen, vocabulary) and has `.device`; its dropout is switched off.
+            (b, seqlen, vocabulary) and has `.device`. Its dropout is switched off.
         windows: int64, shape (n, seqlen), on any device.
-        batch_size: windows per forward pass; less once the GPU is out of memory.
-        progress: is told how many windows are done, and of how many tokens.
+        batch_size: windows per forward pass, halved whenever the GPU runs out of memory.
+        progress: called with the number of windows done and the number of their tokens.
 
     Raises:
         InputError: a window's cross-entropy is not finite, or so large that its exponential is not.
     """
     model.eval()
+    count, seqlen = windows.shape
 
-    def losses_of(rows: slice) -> list[float]:
+    def window_losses(rows: slice) -> list[float]:
         batch = windows[rows].to(model.device)
-        logits = model(input_ids=batch, use_cache=False).logits
+        logits = model(input_ids=batch, use_cache=False).logits  # [windows, seqlen, vocabulary]
         # One window at a time: a whole batch of logits in float32 would be the largest tensor of the evaluation.
         pairs = zip(logits[:, :-1], batch[:, 1:], strict=True)
         return torch.stack([functional.cross_entropy(row.float(), ids) for row, ids in pairs]).tolist()
 
-    def told(done: int, _: int) -> None:
-        progress(done, done * windows.shape[1])
+    def report_tokens(done: int, _: int) -> None:
+        progress(done, done * seqlen)
 
-    batches = map_slices(losses_of, len(windows), batch_size, "windows", "seqlen", told)
+    batches = map_slices(window_losses, count, batch_size, "windows", "seqlen", report_tokens)
     losses = [loss for batch in batches for loss in batch]
     for index, loss in enumerate(losses):
         if not loss < LARGEST:  # also true of NaN
             raise InputError(
-                f"evaluation window {index} of {len(losses)}: the cross-entropy is {loss} nats; "
+                f"evaluation window {index} of {count}: the cross-entropy is {loss} nats; "
                 "the checkpoint's weights are broken, or its dtype overflows"
             )
-    nll = math.fsum(losses) / len(losses)
-    return Perplexity(math.exp(nll), nll, len(losses), windows.shape[1], windows.numel())
+    nll = math.fsum(losses) / count
+    return Perplexity(math.exp(nll), nll, count, seqlen, windows.numel())

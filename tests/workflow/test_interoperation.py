@@ -13,7 +13,7 @@ import yaml
 from helpers import REPOSITORY, tiny_study
 from transformers import AutoModelForCausalLM
 
-from sparseswaps.evaluation.harness import _metrics
+from sparseswaps.evaluation.harness import plain_metrics
 from sparseswaps.model.masked import apply_masks
 from sparseswaps.workflow import config as study
 
@@ -41,7 +41,7 @@ def test_plain_lm_eval_gives_the_workflows_own_numbers(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     (output,) = (workflow.folder / "elsewhere").rglob("results_*.json")
     expected = json.loads((workflow.folder / CELL / "lm_eval.json").read_text())["results"]
-    found = {task: _metrics(values) for task, values in json.loads(output.read_text())["results"].items()}
+    found = {task: plain_metrics(values) for task, values in json.loads(output.read_text())["results"].items()}
     for results in (expected, found):
         assert results["embedded_cloze"].pop("perplexity_stderr") > 0  # by bootstrap, of more draws there
     assert found == expected

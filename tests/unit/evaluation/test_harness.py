@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sparseswaps.base.errors import InputError
 from sparseswaps.embedded import tasks
 from sparseswaps.embedded.corpus import documents
-from sparseswaps.evaluation.harness import _metrics, evaluate
+from sparseswaps.evaluation.harness import evaluate, plain_metrics
 
 ITEMS = 8
 
@@ -214,7 +214,7 @@ def test_metrics():
         "exact_match,strict-match": 1,
         "exact_match_stderr,strict-match": math.nan,
     }
-    assert _metrics(values) == {
+    assert plain_metrics(values) == {
         "f1": 0.5,
         "f1_stderr": None,
         "exact_match@strict-match": 1.0,
