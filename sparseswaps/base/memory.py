@@ -1,4 +1,4 @@
-"""Running out of GPU memory: a job goes on with smaller batches."""
+"""Smaller batches when a GPU runs out of memory, so that a job continues."""
 
 import gc
 import logging
@@ -14,26 +14,26 @@ T = TypeVar("T")
 
 
 def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: str | None = None) -> tuple[T, int]:
-    """Run `step(size)`; with half the size, and a line in the log, for as long as the GPU has no memory for it.
+    """Call `step(size)`; halve the size, with a line in the log, each time the GPU runs out of memory.
 
     Args:
-        step: what needs memory in proportion to its argument. It may be run again, so that it must leave no trace when
-            it fails.
-        size: at first, at least 1.
-        what: of which it is a number, in the plural.
-        lower: the setting that makes each of them smaller, if there is one.
+        step: a function whose memory grows with its argument. It may be called again, so a failed call must change
+            nothing.
+        size: the first size, at least 1.
+        what: the things that `size` counts, in the plural.
+        lower: the setting that makes each of these things smaller, if there is one.
 
     Returns:
-        What `step` returned, and the size that it could be run with.
+        The result of `step`, and the size that fitted.
 
     Raises:
-        InputError: there is no memory for one either.
+        InputError: size 1 does not fit either.
     """
     while True:
         try:
             return step(size), size
         except torch.OutOfMemoryError:
-            pass  # the error holds the frames that failed and their tensors: out of this block, it is gone
+            pass  # the error holds the failed frames and their tensors until this block ends
         if size == 1:
             instead = f"lower {lower}, or set gpu: false" if lower else "set gpu: false"
             raise InputError(f"out of GPU memory with one of the {what} at a time; {instead}")
@@ -52,18 +52,18 @@ def map_slices(
     lower: str | None = None,
     progress: Report = ignore_progress,
 ) -> list[T]:
-    """What `step` returns for one slice of `range(count)` after the other, each of `size` at first, and of half as many
-    from where the GPU had no memory for them.
+    """Call `step` for consecutive slices of `range(count)`, and return the results.
 
-    Args and errors are those of `halve_until_it_fits`; `progress` is told how many of `count` are done.
+    Slices have `size` items, and half as many from the item on where the GPU ran out of memory. The other arguments and
+    the errors are as for `halve_until_it_fits`; `progress` receives the number of items that are done.
     """
-    found: list[T] = []
+    results: list[T] = []
     start, size = 0, min(size, count)
     while start < count:
         result, size = halve_until_it_fits(
-            lambda most, at=start: step(slice(at, min(at + most, count))), size, what, lower
+            lambda items, first=start: step(slice(first, min(first + items, count))), size, what, lower
         )
-        found.append(result)
+        results.append(result)
         start = min(start + size, count)
         progress(start, 0)
-    return found
+    return results

@@ -1,7 +1,7 @@
-"""How far long work has come: what functions tell of it, and where that is shown.
+"""Progress of long work: functions report it, and jobs show it in their log and on a terminal.
 
-A function that may take minutes takes a `Report`, and tells it from the thread that called it. What it tells counts
-from its own beginning, so that work which is begun again, where memory ran out, is not counted twice.
+A function that may take minutes takes a `Report` and calls it from its own thread. It reports totals since its own
+start, so that work which starts again (after memory ran out) is not counted twice.
 """
 
 import logging
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from math import inf
+from typing import Any
 
-Report = Callable[[int, int], None]  # how much is done so far (rows, windows), how much was made (swaps, tokens)
+Report = Callable[[int, int], None]  # (rows or windows done so far, swaps or tokens made so far)
 
 EVERY = 30.0  # seconds between two lines in the log
 _DRAWN = 0.2  # seconds between two states of a bar
@@ -28,9 +29,9 @@ class Part:
     """A part of long work.
 
     Attributes:
-        count: how much there is to do.
-        cost: the time that one of these takes, compared with those of other parts.
-        likely: how much will be made in all, as far as is known: it tells how far the part is while nothing is done.
+        count: the number of units to do.
+        cost: the time that a unit takes, relative to units of other parts.
+        likely: the expected number of things made in all. It tells the progress before the first unit is done.
     """
 
     count: int
@@ -38,52 +39,60 @@ class Part:
     likely: float = inf
 
     def share(self, done: int, made: int) -> float:
-        """Which share of it is done, from 0 to 1."""
+        """Return the share of the part that is done, from 0 to 1."""
         return max(done / self.count, min(made / self.likely, 1.0))
 
 
 @contextmanager
 def show_progress(name: str, unit: str, makes: str, parts: Sequence[Part]) -> Iterator[list[Report]]:
-    """While work goes on, show how far it is: in the log as a line every `EVERY` seconds, and where standard error is a
-    terminal as a bar as well, which is gone at the end.
+    """Show the progress of the work in the block: a line in the log every `EVERY` seconds, and a bar on a terminal.
+
+    The bar disappears at the end of the block.
 
     Args:
-        name: stands before the bar.
-        unit: what is done, in the plural.
-        makes: what is made, in the plural; empty where nothing is.
-        parts: of the work. The time left is what their costs make of the time spent.
+        name: the bar's label.
+        unit: the units of the work, in the plural.
+        makes: the things that the work makes, in the plural; empty if it makes none.
+        parts: the parts of the work. The time left is estimated from their costs and the time spent.
 
     Yields:
         A `Report` for each part.
     """
-    from tqdm import tqdm  # a tenth of a second that the workflow's start does without
+    from tqdm import tqdm  # imported here, since it takes 0.1 s, which the start of the workflow saves
 
-    total, cost = sum(part.count for part in parts), sum(part.count * part.cost for part in parts)
-    state = [(0, 0)] * len(parts)
-    began = logged = drawn = time.monotonic()
-
-    def told(index: int, done: int, made: int) -> None:
-        nonlocal logged, drawn
-        state[index] = done, made
-        now = time.monotonic()
-        log, draw = now - logged >= EVERY, not bar.disable and now - drawn >= _DRAWN
-        if not log and not draw:
-            return
-        done, made = map(sum, zip(*state, strict=True))
-        share = sum(part.count * part.cost * part.share(*at) for part, at in zip(parts, state, strict=True)) / cost
-        left = timedelta(seconds=round((now - began) * (1 / share - 1))) if share else "unknown time"
-        words = [f"{done:,} of {total:,} {unit}", f"{left} left"]
-        if makes:
-            rate = made / (now - began)
-            words.insert(1, f"{rate:,.{0 if rate >= 10 else 1}f} {makes}/s")
-        if draw:
-            drawn, bar.n = now, share
-            bar.set_description_str(", ".join(words))
-        if log:
-            logged = now
-            logging.info(", ".join(words[:1] + [f"{made:,} {makes}"] * bool(makes) + words[1:]))
-
-    # All bars of a process, one within another too, take turns on one line.
+    # All bars of a process share one line, also a bar within another.
     layout = f"{name} {{percentage:3.0f}}%|{{bar}}| {{desc}}"
     with tqdm(total=1, bar_format=layout, leave=False, position=0, dynamic_ncols=True, disable=None) as bar:
-        yield [partial(told, index) for index in range(len(parts))]
+        display = _Display(unit, makes, parts, bar)
+        yield [partial(display.update, index) for index in range(len(parts))]
+
+
+class _Display:
+    """The progress of all parts of some work, shown in the log and by a bar of tqdm."""
+
+    def __init__(self, unit: str, makes: str, parts: Sequence[Part], bar: Any) -> None:
+        self.unit, self.makes, self.parts, self.bar = unit, makes, parts, bar
+        self.total, self.cost = sum(part.count for part in parts), sum(part.count * part.cost for part in parts)
+        self.reports = [(0, 0)] * len(parts)
+        self.began = self.logged = self.drawn = time.monotonic()
+
+    def update(self, index: int, done: int, made: int) -> None:
+        """Take the report of a part, and show it if the last line or bar is old enough."""
+        self.reports[index] = done, made
+        now = time.monotonic()
+        log, draw = now - self.logged >= EVERY, not self.bar.disable and now - self.drawn >= _DRAWN
+        if not log and not draw:
+            return
+        done, made = map(sum, zip(*self.reports, strict=True))
+        pairs = zip(self.parts, self.reports, strict=True)
+        share = sum(part.count * part.cost * part.share(*report) for part, report in pairs) / self.cost
+        left = timedelta(seconds=round((now - self.began) * (1 / share - 1))) if share else "unknown time"
+        rate = made / (now - self.began)
+        amount = f"{done:,} of {self.total:,} {self.unit}, "
+        speed = f"{rate:,.{0 if rate >= 10 else 1}f} {self.makes}/s, " if self.makes else ""
+        if draw:
+            self.drawn, self.bar.n = now, share
+            self.bar.set_description_str(f"{amount}{speed}{left} left")
+        if log:
+            self.logged = now
+            logging.info("%s%s%s%s left", amount, f"{made:,} {self.makes}, " if self.makes else "", speed, left)

@@ -1,7 +1,8 @@
-"""Warm starts: functions from a layer to its first mask.
+"""Criteria: functions that make a layer's warm start, its first mask.
 
-A new one is a function `(weight, gram, pattern, progress) -> mask` and its line in `WARMSTARTS`; `progress` may be told
-how many rows are done. One that ranks weights by a score is a function `(weight, gram) -> scores` under `@by_score`.
+To add a criterion, write a function `(weight, gram, pattern, progress) -> mask`, enter it in `WARMSTARTS`, and add its
+name to `settings.Criterion`. `progress` receives the number of rows that are done. A criterion that ranks weights by a
+score is a function `(weight, gram) -> scores` with the decorator `@rank_by`.
 """
 
 from collections.abc import Callable
@@ -24,38 +25,37 @@ from sparseswaps.layer.swaps.engine import eliminate
 WarmStart = Callable[[Tensor, Tensor, Pattern, Report], Tensor]
 
 
-def by_score(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
-    """Turn a score per weight into a warm start: the highest scores of each block are kept."""
+def rank_by(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
+    """Turn a score per weight into a warm start that keeps the highest scores of each block."""
 
     @wraps(score)
     def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
-        scores = score(weight.float(), gram.float())  # of all rows: a score may compare them
+        scores = score(weight.float(), gram.float())  # of all rows, since a score may compare rows
         rows = len(scores)
-        kept = map_slices(lambda part: keep_best(scores[part], pattern), rows, rows, "rows", progress=progress)
-        return torch.cat(kept)
+        return torch.cat(map_slices(lambda s: keep_best(scores[s], pattern), rows, rows, "rows", progress=progress))
 
     return warm_start
 
 
-@by_score
+@rank_by
 def magnitude(weight: Tensor, gram: Tensor) -> Tensor:
     """|W_ij|."""
     return weight.abs()
 
 
 def wanda_scores(weight: Tensor, gram: Tensor) -> Tensor:
-    """|W_ij| ||X_j||_2, with ||X_j||_2 = sqrt(G_jj) (Sun et al., arXiv 2306.11695): float32 [d_out, d_in]."""
+    """Return |W_ij| ||X_j||_2, with ||X_j||_2 = sqrt(G_jj) (Sun et al., arXiv 2306.11695): float32 [d_out, d_in]."""
     return weight.float().abs() * gram.diagonal().float().sqrt()
 
 
-wanda = by_score(wanda_scores)
+wanda = rank_by(wanda_scores)
 
 
-@by_score
+@rank_by
 def ria(weight: Tensor, gram: Tensor) -> Tensor:
-    """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) sqrt(||X_j||_2) (Zhang et al., ICLR 2024), row by row.
+    """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) sqrt(||X_j||_2) (Zhang et al., ICLR 2024).
 
-    The norm is over all tokens, not its mean over sequences: a common factor changes no ranking.
+    The norm is over all tokens, not a mean over sequences: a common factor changes no ranking.
     """
     size = weight.abs()
     relative = size / size.sum(0, keepdim=True) + size / size.sum(1, keepdim=True)
@@ -63,13 +63,13 @@ def ria(weight: Tensor, gram: Tensor) -> Tensor:
 
 
 def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
-    """Exact backward elimination on the Gram matrix, with the swap engine's machinery (`refine.engine.eliminate`)."""
+    """Exact backward elimination on the Gram matrix (`engine.eliminate`)."""
     return eliminate(weight, gram, pattern, progress=progress)
 
 
-@by_score
+@rank_by
 def random(weight: Tensor, gram: Tensor) -> Tensor:
-    """Uniformly random, the same for the same weight on every machine and device and in every run."""
+    """Uniformly random scores, which depend on nothing but the weight's values: not on the machine, device or run."""
     digest = sha256(weight.detach().cpu().contiguous().numpy()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
     return torch.rand(weight.shape, generator=generator).to(weight.device)
@@ -88,23 +88,23 @@ WARMSTARTS: dict[str, WarmStart] = {
 
 @torch.no_grad()
 def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "wanda") -> Tensor:
-    """A layer's first mask, by a criterion.
+    """Make a layer's first mask by a criterion.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
         gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
-        pattern: how many weights are kept, and of which (`parse_pattern`).
+        pattern: which weights compete, and how many are kept (`parse_pattern`).
         criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
-            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows differ in
-            sparsity; or `admm` (arXiv 2401.02938).
+            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows keep
+            different numbers of weights; or `admm` (arXiv 2401.02938).
 
     Returns:
         boolean [d_out, d_in], True where kept.
 
     Raises:
-        InputError: there is no such criterion, shapes or devices do not fit, a weight is not finite, the Gram matrix is
+        InputError: the criterion is unknown, shapes or devices do not fit, a weight is not finite, the Gram matrix is
             not symmetric or not positive semidefinite, or the pattern does not divide d_in.
     """
     if criterion not in WARMSTARTS:
-        raise InputError(f"criterion: {criterion!r} is not one of {', '.join(WARMSTARTS)}")
+        raise InputError(f"criterion: {criterion!r} is unknown; use one of {', '.join(WARMSTARTS)}")
     return WARMSTARTS[criterion](*validate_layer(weight, gram), pattern)

@@ -14,14 +14,14 @@ _ROUGHLY = 0.01  # of a matrix's weights
 
 
 def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
-    """The mask that keeps the weights of highest score: exact in count in every block of every row.
+    """Return the mask that keeps the weights of highest score, with the exact count in every block of every row.
 
     Args:
-        scores: [d_out, d_in], any floating dtype; of equal scores the one further left is kept.
+        scores: [d_out, d_in], any floating dtype; of equal scores the leftmost is kept.
         pattern: which scores compete.
 
     Returns:
-        Boolean [d_out, d_in].
+        boolean [d_out, d_in].
     """
     size, kept = pattern.blocks(scores.shape[1])
     grouped = scores.reshape(scores.shape[0], -1, size)
@@ -31,25 +31,26 @@ def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
 
 
 def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> None:
-    """Raise InputError unless a mask, boolean [d_out, d_in], keeps as many weights as `pattern` says.
+    """Raise InputError unless a mask keeps as many weights as its pattern asks for.
 
     Args:
-        counted: where they are counted. "rows": in every block of every row. "matrix": over all rows, where a pattern
-            is one of whole rows. "roughly": over all rows, within a hundredth of all weights or one a row, whichever is
-            more, and no block of N:M keeps more than N. That is for masks made elsewhere: other tools round otherwise,
-            and weights that are zero in the base model look pruned.
+        mask: boolean [d_out, d_in].
+        counted: where the kept weights are counted. "rows": in every block of every row. "matrix": for a sparsity, in
+            the whole matrix; for N:M, in every block. "roughly", for imported masks: in the whole matrix, within 1 % of
+            all weights or one weight a row, and no N:M block keeps more than N; other tools round differently, and zero
+            weights of the base model look pruned.
     """
     size, kept = pattern.blocks(mask.shape[1])
     counts = mask.reshape(mask.shape[0], -1, size).sum(-1)
-    found, asked, every = int(counts.sum()), kept * counts.numel(), mask.numel()
+    total, asked, every = int(counts.sum()), kept * counts.numel(), mask.numel()
     whole_rows = size == mask.shape[1]
     by = f"asked for by pattern {pattern.label}"
     if counted == "roughly":
         by += ": exclude this warm start for it, or give this layer its own by `layers`"
-    if counted == "roughly" and abs(found - asked) > max(_ROUGHLY * every, len(mask)):
-        raise InputError(f"{1 - found / every:.2%} of the weights are pruned, {1 - asked / every:.2%} are {by}")
-    if counted == "matrix" and whole_rows and found != asked:
-        raise InputError(f"{found} weights are kept, {asked} are {by}")
+    if counted == "roughly" and abs(total - asked) > max(_ROUGHLY * every, len(mask)):
+        raise InputError(f"{1 - total / every:.2%} of the weights are pruned, {1 - asked / every:.2%} are {by}")
+    if counted == "matrix" and whole_rows and total != asked:
+        raise InputError(f"{total} weights are kept, {asked} are {by}")
     if counted != "rows" and whole_rows:
         return
     wrong = (counts > kept if counted == "roughly" else counts != kept).nonzero()
@@ -61,10 +62,10 @@ def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> Non
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Boolean [..., d_in] to uint8 [..., ceil(d_in / 8)], first weight in the highest bit."""
+    """Pack boolean [..., d_in] into uint8 [..., ceil(d_in / 8)], the first weight in the highest bit."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=-1))
 
 
 def unpack(packed: Tensor, d_in: int) -> Tensor:
-    """The inverse of `pack`: uint8 [..., ceil(d_in / 8)] to boolean [..., d_in]."""
+    """Unpack uint8 [..., ceil(d_in / 8)], the result of `pack`, into boolean [..., d_in]."""
     return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), axis=-1, count=d_in).astype(bool))

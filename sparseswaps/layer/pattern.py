@@ -1,7 +1,7 @@
-"""Sparsity patterns: which weights of a row compete for being kept, and how many are.
+"""Sparsity patterns: which weights of a row compete, and how many of them are kept.
 
-Both kinds say the same to everything that follows: a row of `d_in` weights falls into blocks of `size`, each of
-which keeps exactly `kept` weights. A per-row pattern is one block that spans the row.
+Every pattern divides a row of `d_in` weights into blocks of `size` weights, each of which keeps exactly `kept` weights.
+A sparsity is one block that spans the row.
 """
 
 import re
@@ -15,7 +15,7 @@ from sparseswaps.base.errors import InputError
 
 
 class Blocks(NamedTuple):
-    """How one row is divided: blocks of `size` weights, `kept` of them kept in each."""
+    """The division of a row: blocks of `size` weights, each of which keeps `kept` weights."""
 
     size: int
     kept: int
@@ -23,19 +23,15 @@ class Blocks(NamedTuple):
 
 @dataclass(frozen=True)
 class PerRow:
-    """Every row prunes floor(d_in * sparsity) weights, wherever they are. `sparsity` is exact, in [0, 1)."""
+    """A sparsity: every row prunes floor(d_in * sparsity) weights. `sparsity` is exact, in [0, 1)."""
 
     sparsity: Fraction
 
     @property
     def label(self) -> str:
-        return f"{self._percent}%"
-
-    @property
-    def _percent(self) -> str:
-        """Exact, since a sparsity is only ever read from a decimal fraction."""
+        # The division is exact, because a sparsity is always read from a decimal fraction.
         percent = Decimal(100 * self.sparsity.numerator) / Decimal(self.sparsity.denominator)
-        return f"{percent.normalize():f}"
+        return f"{percent.normalize():f}%"
 
     def blocks(self, d_in: int) -> Blocks:
         return Blocks(d_in, d_in - floor(d_in * self.sparsity))
@@ -43,7 +39,7 @@ class PerRow:
 
 @dataclass(frozen=True)
 class NM:
-    """N:M sparsity: `n` weights kept in each block of `m` consecutive ones."""
+    """N:M sparsity: each block of `m` consecutive weights keeps `n` weights."""
 
     n: int
     m: int
@@ -53,7 +49,7 @@ class NM:
         return f"{self.n}:{self.m}"
 
     def blocks(self, d_in: int) -> Blocks:
-        """Raises InputError when `m` does not divide `d_in`."""
+        """Return the division of a row. Raises InputError when `m` does not divide `d_in`."""
         if d_in % self.m:
             raise InputError(f"pattern {self.label} does not divide d_in = {d_in}: choose one whose M divides it")
         return Blocks(self.m, self.n)
@@ -63,16 +59,16 @@ Pattern = PerRow | NM
 
 
 def parse_pattern(value: str | float) -> Pattern:
-    """Read a pattern as people write it: "60%", 0.6 or "0.6" for a sparsity per row, "2:4" for N:M (N kept of M).
+    """Parse a pattern: "60%", 0.6 or "0.6" for a sparsity of every row, "2:4" for N:M (N kept of M).
 
-    Decimal fractions are taken at their word: 0.7 is 7/10, so that counts are exact. Of d_in weights a row prunes
-    floor(d_in * sparsity), or each M consecutive ones keep N.
+    Decimal fractions are exact: 0.7 is 7/10. A row of d_in weights prunes floor(d_in * sparsity) of them, or each M
+    consecutive weights keep N.
 
     Returns:
-        `PerRow` or `NM`; either says by `blocks(d_in)` how a row is divided, and how much of it is kept.
+        `PerRow` or `NM`. Their method `blocks(d_in)` returns the division of a row.
 
     Raises:
-        InputError: it is none, the sparsity is outside [0, 1), or not 0 < N < M.
+        InputError: the value is not a pattern, the sparsity is outside [0, 1), or not 0 < N < M.
     """
     text = str(value).strip()
     if match := re.fullmatch(r"(\d+):(\d+)", text):
@@ -89,10 +85,10 @@ def parse_pattern(value: str | float) -> Pattern:
 
 
 def counting_rule(warmstart: str, between_rows: bool) -> str:
-    """Where the weights are counted that masks of a criterion keep, after its refinement: see `masks.check_mask`."""
+    """Return how `masks.check_mask` counts the kept weights of a criterion's masks after a refinement."""
     return "matrix" if warmstart == "sparsegpt" or between_rows else "rows"
 
 
 def slug_of(label: str) -> str:
-    """A pattern's label as folders have it: "60%" is 60pct, "2:4" is 2of4."""
+    """Return a pattern's label in the form of folder names: "60%" becomes 60pct, "2:4" becomes 2of4."""
     return label.replace("%", "pct").replace(":", "of")

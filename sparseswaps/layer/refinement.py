@@ -1,9 +1,8 @@
-"""What refinement does to one layer: its mask, and the figures that say what came of it."""
+"""The refinement of one layer's mask, with the figures that describe its result."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count, takewhile
 from typing import Any
 
@@ -17,17 +16,17 @@ from sparseswaps.layer.gram import Inputs, row_loss
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.layer.swaps.cost import norms
-from sparseswaps.layer.swaps.engine import Refinement, walk
+from sparseswaps.layer.swaps.engine import walk
 
 
 @dataclass(frozen=True)
-class Refined:
-    """A layer's refinement.
+class RefinedLayer:
+    """The refined mask of a layer.
 
     Attributes:
         mask: boolean [d_out, d_in].
-        figures: of the layer, by the names of their columns; None where there is no held-out text.
-        curve: error by the number of swaps that a row could make so far, as rows of columns `budget`, `loss`,
+        figures: the layer's figures by the names of their columns; None for held-out figures without held-out text.
+        curve: the losses by the number of swaps that a row could make so far, as rows of columns `budget`, `loss`,
             `held_out`.
     """
 
@@ -41,26 +40,29 @@ def refine_layer(
     inputs: Inputs,
     start: Tensor,
     pattern: Pattern,
-    how: RefinementSettings,
+    settings: RefinementSettings,
     progress: Report = ignore_progress,
-) -> Refined:
-    """Refine a layer's mask, and measure its error on the way.
+) -> RefinedLayer:
+    """Refine a layer's mask, and measure its losses on the way.
 
     Args:
-        weight: [d_out, d_in], floating; `inputs` and `start`, the mask to begin with, are on its device.
-        how: with `stop="held_out"` the mask is that of the last step before the held-out error rose, where there is
-            held-out text.
-        progress: is told how many rows have come to their end, and how many swaps were made.
+        weight: [d_out, d_in], floating; `inputs` and the warm start `start` are on the same device.
+        settings: with `stop="held_out"` the result is the mask of the last step before the held-out loss rose, if
+            there is held-out text.
+        progress: receives the number of rows that are done and the number of swaps made.
 
     Raises:
-        InputError, CertificateError: as `refine` does.
+        InputError, CertificateError: as `refine`.
     """
     began = time.monotonic()
-    steps = {"swaps": partial(_swaps, progress=progress), "dsnot": _dsnot}[how.method]
+    if settings.method == "dsnot":
+        steps = _dsnot_steps(weight, inputs, start, pattern, settings.max_swaps)
+    else:
+        steps = _swap_steps(weight, inputs, start, pattern, settings, progress)
     best, curve = None, []
-    for step in steps(weight, inputs, start, pattern, how):
-        worse = best is not None and step.held_out is not None and step.held_out >= best.held_out
-        if how.stop == "held_out" and worse:
+    for step in steps:
+        rises = best is not None and step.held_out is not None and step.held_out >= best.held_out
+        if settings.stop == "held_out" and rises:
             break
         best = step
         curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
@@ -80,12 +82,12 @@ def refine_layer(
         "drift": best.drift,
         "seconds": round(time.monotonic() - began, 3),
     }
-    return Refined(best.mask, figures, curve)
+    return RefinedLayer(best.mask, figures, curve)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A layer on its way: masks and counts as in `Refinement`, error over all rows."""
+    """A layer at one step of its refinement: mask, swaps and certificates as in `Refinement`, losses of all rows."""
 
     mask: Tensor
     swaps: Tensor
@@ -95,67 +97,79 @@ class _Step:
     held_out: float | None
 
 
-def ladder(most: int | None) -> Iterator[int]:
-    """The numbers of swaps at which a refinement is looked at: 0, 1, 2, 5, 10, 25, 50, 100, ... and `most` at last."""
+def ladder(most: int | None) -> Iterator[int | None]:
+    """Yield the budgets at which a refinement is measured: 0, 1, 2, 5, 10, 25, 50, 100, ... and finally `most`."""
     rungs = chain([0, 1, 2, 5], (rung * 10**power for power in count() for rung in (10, 25, 50)))
     yield from takewhile(lambda rung: most is None or rung < most, rungs)
     yield most
 
 
-def _swaps(
-    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: RefinementSettings, progress: Report
+def _swap_steps(
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, settings: RefinementSettings, progress: Report
 ) -> Iterator[_Step]:
-    """Exact 1-swaps (`refine.walk`), step by step of the ladder."""
-    gram = shrunk(inputs.gram, how.shrinkage)
-    frozen = frozen_weights(weight, inputs.gram, how.freeze) if how.freeze else None
-    grams = {"loss": inputs.gram} if how.shrinkage else {}
-    if inputs.held_out is not None:
-        grams["held_out"] = inputs.held_out
-    of_rows = {name: torch.zeros(len(weight), dtype=torch.float64, device=weight.device) for name in grams}
-    last: Refinement | None = None
-    options = {"frozen": frozen, "between_rows": how.between_rows, "progress": progress}
-    for result in walk(weight, gram, start, pattern, ladder(how.max_swaps), **options):
-        changed = slice(None) if last is None else (result.mask != last.mask).any(1)
-        for name, of in grams.items():
-            part, mask = weight[changed], result.mask[changed]
-            rows = len(part)
-            found = map_slices(lambda i, w=part, g=of, m=mask: row_loss(w[i], g, m[i]), rows, rows, "rows")
-            if found:
-                of_rows[name][changed] = torch.cat(found)
-        losses = {"loss": float(result.loss_after.sum()), "held_out": None}
-        losses |= {name: float(values.sum()) for name, values in of_rows.items()}
-        yield _Step(result.mask, result.swaps, result.certified, float(result.drift.max()), **losses)
-        last = result
+    """Refine by exact 1-swaps (`engine.walk`), one step for each budget of the ladder."""
+    gram = shrink_correlations(inputs.gram, settings.shrinkage)
+    frozen = highest_scores(weight, inputs.gram, settings.freeze) if settings.freeze else None
+    loss = _MaskLoss(weight, inputs.gram) if settings.shrinkage else None  # else the search has measured it
+    held_out = None if inputs.held_out is None else _MaskLoss(weight, inputs.held_out)
+    budgets = ladder(settings.max_swaps)
+    for result in walk(
+        weight, gram, start, pattern, budgets, frozen=frozen, between_rows=settings.between_rows, progress=progress
+    ):
+        yield _Step(
+            result.mask,
+            result.swaps,
+            result.certified,
+            drift=float(result.drift.max()),
+            loss=loss.measure(result.mask) if loss else float(result.loss_after.sum()),
+            held_out=held_out and held_out.measure(result.mask),
+        )
 
 
-def _dsnot(weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, how: RefinementSettings) -> Iterator[_Step]:
-    """DSnoT: the mask as it is, and what it is made to."""
-    limit = {} if how.max_swaps is None else {"cycles": how.max_swaps}
-    mask = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, **limit)
-    for found in (start, mask):
-        swaps = (start & ~found).sum(1)
-        loss = total_error(row_loss, weight, inputs.gram, found)
-        unseen = None if inputs.held_out is None else total_error(row_loss, weight, inputs.held_out, found)
-        yield _Step(found, swaps, torch.zeros_like(swaps, dtype=torch.bool), 0.0, loss, unseen)
+def _dsnot_steps(
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, max_swaps: int | None
+) -> Iterator[_Step]:
+    """Refine by DSnoT in two steps: the warm start, and the final mask."""
+    limit = {} if max_swaps is None else {"cycles": max_swaps}
+    final = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, **limit)
+    for mask in (start, final):
+        swaps = (start & ~mask).sum(1)
+        certified = torch.zeros_like(swaps, dtype=torch.bool)
+        loss = _MaskLoss(weight, inputs.gram).measure(mask)
+        held_out = None if inputs.held_out is None else _MaskLoss(weight, inputs.held_out).measure(mask)
+        yield _Step(mask, swaps, certified, 0.0, loss, held_out)
 
 
-def shrunk(gram: Tensor, shrinkage: float) -> Tensor:
-    """(1 - s) G + s diag(G): correlations are trusted less; at s = 1 the best mask is Wanda's."""
+class _MaskLoss:
+    """The loss of a changing mask by one Gram matrix. Only rows whose mask changed are computed again."""
+
+    def __init__(self, weight: Tensor, gram: Tensor) -> None:
+        self.weight, self.gram = weight, gram
+        self.mask: Tensor | None = None
+        self.of_rows = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+
+    def measure(self, mask: Tensor) -> float:
+        """Return the loss of a mask, summed over all rows."""
+        changed = slice(None) if self.mask is None else (mask != self.mask).any(1)
+        weight, new = self.weight[changed], mask[changed]
+        if rows := len(weight):
+            parts = map_slices(lambda part: row_loss(weight[part], self.gram, new[part]), rows, rows, "rows")
+            self.of_rows[changed] = torch.cat(parts)
+        self.mask = mask
+        return float(self.of_rows.sum())
+
+
+def shrink_correlations(gram: Tensor, shrinkage: float) -> Tensor:
+    """Return (1 - s) G + s diag(G), which trusts correlations less; the best mask at s = 1 is Wanda's."""
     if not shrinkage:
         return gram
-    found = gram * (1 - shrinkage)
-    found.diagonal().copy_(gram.diagonal())
-    return found
+    shrunk = gram * (1 - shrinkage)
+    shrunk.diagonal().copy_(gram.diagonal())
+    return shrunk
 
 
-def frozen_weights(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
-    """The weights of highest Wanda score |W_ij| ||X_j||, `fraction` of each row: boolean [d_out, d_in]."""
+def highest_scores(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
+    """Return the `fraction` of each row's weights with the highest Wanda scores |W_ij| ||X_j||, as a boolean mask."""
     count = round(fraction * weight.shape[1])
     highest = norms(weight, gram).argsort(descending=True, stable=True)[:, :count]
     return torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, highest, True)
-
-
-def total_error(error: Any, weight: Tensor, gram: Tensor, of: Tensor) -> float:
-    """An error of all rows, of so many at a time as the GPU has memory for."""
-    rows = len(weight)
-    return sum(map_slices(lambda part: float(error(weight[part], gram, of[part]).sum()), rows, rows, "rows"))

@@ -54,8 +54,8 @@ def test_my_own_model(tmp_path):
 
 
 def test_a_criterion():
-    code = next(block for block in blocks("python") if "@by_score" in block)
-    names = {"by_score": criteria.by_score}
+    code = next(block for block in blocks("python") if "@rank_by" in block)
+    names = {"rank_by": criteria.rank_by}
     exec(code, names)
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(8, 16, generator=generator), torch.randn(16, 40, generator=generator)

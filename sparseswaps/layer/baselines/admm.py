@@ -1,11 +1,11 @@
-"""ADMM pruning (Boza, arXiv 2401.02938): the best weights on a mask, and a mask found on the way to such weights.
+"""ADMM pruning (Boza, arXiv 2401.02938), split into a warm start (the mask) and a reconstruction (the weight update).
 
 Features are scaled to a norm of one, d_j = sqrt(G_jj) + 1e-8, and A = G / (d d^T) + damping mean(diag) I. The paper's
 round for a mask M, with rho = 1, is
 
     Z = (W + U) * M,    U <- U + W - Z,    W <- (A + I)^-1 (A W0 + Z - U)
 
-of which V = W + U is the whole state: Z is V inside of the mask, and the new U is V outside of it.
+The whole state of a round is V = W + U: Z is V inside the mask, and the new U is V outside the mask.
 """
 
 from collections.abc import Callable
@@ -29,33 +29,33 @@ def admm_mask(
     picks: int = 15,
     progress: Report = ignore_progress,
 ) -> Tensor:
-    """The last mask of the rounds that pick one each: the weights of largest |W + U|, at first Wanda's mask.
+    """Return the mask of the last round that picks one. A round keeps the weights of largest |W + U|; the first round
+    picks Wanda's mask.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
         gram: [d_in, d_in] on the same device, float32 or float64.
         pattern: how many weights every round keeps.
-        damping: what is added to the diagonal of the scaled Gram matrix, relative to that diagonal's mean.
-        picks: rounds that pick a mask, at least one. Those after them change weights only.
-        progress: is told how many rows are done.
+        damping: added to the diagonal of the scaled Gram matrix, as a share of the diagonal's mean.
+        picks: rounds that pick a mask, at least one.
+        progress: receives the number of rows that are done.
 
     Returns:
         boolean [d_out, d_in], True where kept.
 
     Raises:
-        InputError: weight and Gram matrix are not what `refine.engine.checked` takes, or the pattern does not divide
-            d_in.
+        InputError: as `gram.validate_layer`, or the pattern does not divide d_in.
     """
     weight, gram = validate_layer(weight, gram)
-    scale, matrix, inverse = _scaled(gram, damping, weight.dtype)
+    scale, matrix, inverse = _scale_problem(gram, damping, weight.dtype)
 
-    def best(state: Tensor) -> Tensor:
+    def keep_largest(state: Tensor) -> Tensor:
         return keep_best(state.abs(), pattern)
 
-    def picked(part: slice) -> Tensor:
-        return best(_rounds(weight[part] * scale, matrix, inverse, best, picks - 1))
+    def pick_masks(rows: slice) -> Tensor:
+        return keep_largest(_run_rounds(weight[rows] * scale, matrix, inverse, keep_largest, picks - 1))
 
-    return torch.cat(map_slices(picked, len(weight), len(weight), "rows", progress=progress))
+    return torch.cat(map_slices(pick_masks, len(weight), len(weight), "rows", progress=progress))
 
 
 @torch.no_grad()
@@ -67,26 +67,26 @@ def admm_update(
     iterations: int = 20,
     progress: Report = ignore_progress,
 ) -> Tensor:
-    """The weights on a mask that come near the least error of the output, the damping taken as part of it.
+    """Return weights on a mask that approach the least damped error of the layer's output.
 
-    Args and errors are those of `admm_mask`; `mask` is boolean [d_out, d_in] and may keep any number of weights
-    anywhere.
+    The arguments and errors are as for `admm_mask`. `mask` is boolean [d_out, d_in] and may keep any weights;
+    `iterations` is the number of rounds.
 
     Returns:
-        float32 [d_out, d_in], exactly zero outside of the mask.
+        float32 [d_out, d_in], exactly zero outside the mask.
     """
     weight, gram = validate_layer(weight, gram)
-    scale, matrix, inverse = _scaled(gram, damping, weight.dtype)
+    scale, matrix, inverse = _scale_problem(gram, damping, weight.dtype)
 
-    def updated(part: slice) -> Tensor:
-        state = _rounds(weight[part] * scale, matrix, inverse, lambda _: mask[part], iterations)
-        return (state / scale).masked_fill_(~mask[part], 0).float()
+    def update_weights(rows: slice) -> Tensor:
+        state = _run_rounds(weight[rows] * scale, matrix, inverse, lambda _: mask[rows], iterations)
+        return (state / scale).masked_fill_(~mask[rows], 0).float()
 
-    return torch.cat(map_slices(updated, len(weight), len(weight), "rows", progress=progress))
+    return torch.cat(map_slices(update_weights, len(weight), len(weight), "rows", progress=progress))
 
 
-def _scaled(gram: Tensor, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """d, A and (A + I)^-1, each in `dtype`: eigenvalues of A + I are from 1 to d_in + 2, so float32 is enough."""
+def _scale_problem(gram: Tensor, damping: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d, A and (A + I)^-1 in `dtype`. The eigenvalues of A + I are from 1 to d_in + 2, so float32 is enough."""
     scale = gram.diagonal().double().sqrt() + 1e-8
     matrix = (gram / scale / scale[:, None]).to(dtype)
     matrix.diagonal().add_(damping * matrix.diagonal().mean())
@@ -94,8 +94,8 @@ def _scaled(gram: Tensor, damping: float, dtype: torch.dtype) -> tuple[Tensor, T
     return scale.to(dtype), matrix, torch.cholesky_inverse(torch.linalg.cholesky(matrix + identity))
 
 
-def _rounds(start: Tensor, matrix: Tensor, inverse: Tensor, pick: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """V after `count` rounds on the masks that `pick` makes of it, from W0 = `start` [rows, d_in] and U = 0."""
+def _run_rounds(start: Tensor, matrix: Tensor, inverse: Tensor, pick: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """Return V after `count` rounds from W0 = `start` [rows, d_in] and U = 0; `pick` returns the mask for a V."""
     pull, state = start @ matrix, start
     for _ in range(count):
         outside = state.masked_fill(pick(state), 0)

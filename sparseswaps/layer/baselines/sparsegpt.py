@@ -1,7 +1,8 @@
-"""SparseGPT (Frantar & Alistarh, arXiv 2301.00774): one sweep over the columns that prunes and makes up for it.
+"""SparseGPT (Frantar & Alistarh, arXiv 2301.00774), split into a warm start (the mask) and a reconstruction (the
+weight update).
 
-What the sweep does to a column depends on the masks of the columns up to it alone. So its mask is all that need be
-kept: `sparsegpt_update` on the mask that `sparsegpt_mask` has found makes the very weights of SparseGPT.
+The sweep's update of a column depends only on the masks of the columns up to it. `sparsegpt_update` on the mask of
+`sparsegpt_mask` therefore returns exactly SparseGPT's weights.
 """
 
 import logging
@@ -16,7 +17,7 @@ from sparseswaps.layer.gram import validate_layer
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import NM, Pattern
 
-_ATTEMPTS = 4  # to factor a Gram matrix, each with ten times the damping
+_ATTEMPTS = 4  # to factor a Gram matrix, each with ten times the damping of the attempt before
 
 
 @torch.no_grad()
@@ -28,27 +29,27 @@ def sparsegpt_mask(
     block: int = 128,
     progress: Report = ignore_progress,
 ) -> Tensor:
-    """The mask that SparseGPT finds while it changes the weights.
+    """Return the mask that SparseGPT picks during its sweep.
 
-    Pruned are the weights of least w_j^2 / [(H_F)^-1]_jj with F the columns from j on: what pruning w_j adds to the
-    error once those right of it have made up for it. A sparsity is the whole matrix's: in each `block` of columns the
-    weights of all rows compete, so rows are not equally sparse; the matrix keeps d_out times what the pattern says of a
-    row. N:M holds in every M columns of every row, chosen when the sweep reaches them.
+    The sweep prunes the weights of least w_j^2 / [(H_F)^-1]_jj, where F is the columns from j on. This score is the
+    error that pruning w_j adds after the columns to its right have compensated. For a sparsity, the weights of all rows
+    compete in each `block` of columns: rows may keep different numbers of weights, and the matrix keeps d_out times the
+    pattern's number for a row. N:M holds in every M columns of every row, which are chosen when the sweep reaches them.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
         gram: [d_in, d_in] on the same device, float32 or float64.
         pattern: how many weights are kept.
-        damping: what is added to the diagonal of the Gram matrix, relative to the diagonal's mean.
-        block: columns whose weights compete; for N:M, how many are swept at a time.
-        progress: is told how many rows are done: as all are swept together, the same share of them as of the columns.
+        damping: added to the diagonal of the Gram matrix, as a share of the diagonal's mean.
+        block: the number of columns whose weights compete; for N:M, the number of columns swept at a time.
+        progress: receives the number of rows times the share of columns that are done.
 
     Returns:
-        boolean [d_out, d_in], True where kept. Of equal scores that of the upper row is kept, then that further left.
+        boolean [d_out, d_in], True where kept. Of equal scores the upper row's is kept, then the leftmost.
 
     Raises:
-        InputError: weight and Gram matrix are not what `refine.engine.checked` takes, the pattern does not divide d_in,
-            or there is no Cholesky factor with much more damping either.
+        InputError: as `gram.validate_layer`, the pattern does not divide d_in, or the Gram matrix has no Cholesky
+            factor even with 1000 times the damping.
     """
     weight, gram = validate_layer(weight, gram)
     d_out, d_in = weight.shape
@@ -57,7 +58,7 @@ def sparsegpt_mask(
     def choose(scores: Tensor, first: int) -> Tensor:
         if isinstance(pattern, NM):
             return keep_best(scores, pattern)
-        # As many up to a block's last column as is their share, so that the rounding of blocks does not add up.
+        # A share of `kept` for all columns so far, so that the rounding of blocks does not add up.
         count = kept * (first + scores.shape[1]) // d_in - kept * first // d_in
         mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         mask[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
@@ -80,13 +81,13 @@ def sparsegpt_update(
     block: int = 128,
     progress: Report = ignore_progress,
 ) -> Tensor:
-    """The weights that SparseGPT's sweep makes for a mask, whoever has found it.
+    """Return the weights that SparseGPT's sweep makes for any mask.
 
-    Args and errors are those of `sparsegpt_mask`. `mask` is boolean [d_out, d_in] and may keep any number of weights
-    anywhere; `block` is how many columns are swept at a time, and changes the rounding only.
+    The arguments and errors are as for `sparsegpt_mask`. `mask` is boolean [d_out, d_in] and may keep any weights;
+    `block` is the number of columns swept at a time, which changes only the rounding.
 
     Returns:
-        float32 [d_out, d_in], exactly zero outside of the mask and where a feature is dead.
+        float32 [d_out, d_in], exactly zero outside the mask and for dead features.
     """
     weight, gram = validate_layer(weight, gram)
     return _sweep(weight, gram, mask, damping, block, progress).float()
@@ -102,16 +103,19 @@ def _sweep(
     choose: Callable[[Tensor, int], Tensor] | None = None,
     together: int = 1,
 ) -> Tensor:
-    """Prune column after column, and have those right of it make up for the error.
+    """Prune column by column, and compensate each column's error in the columns to its right.
 
-    With `choose`, the mask of every `together` columns is what that says of their scores [d_out, <= together] and the
-    first one's index once the sweep has reached them, and is written into `mask`; without, `mask` is taken as it is.
+    Args:
+        mask: boolean [d_out, d_in]; written by `choose`, if there is one.
+        choose: a function of the scores [d_out, <= together] of some columns and of the first column's index; returns
+            the columns' mask. The sweep calls it when it reaches the columns.
+        together: the number of columns that `choose` gets at a time.
 
     Returns:
         The new weights, [d_out, d_in] in the dtype of `weight`.
     """
     factor = _factor(gram, damping).to(weight.dtype)
-    # Transposed, so that the columns that the sweep works on are contiguous.
+    # Transposed, so that the sweep reads contiguous columns.
     new = weight.masked_fill(gram.diagonal() == 0, 0).T.contiguous()
     for start in range(0, len(new), block):
         columns, later = slice(start, start + block), slice(start + block, None)
@@ -129,14 +133,13 @@ def _sweep(
 
 
 def _factor(gram: Tensor, damping: float) -> Tensor:
-    """The upper triangular U with U^T U = H^-1, so that [(H_F)^-1]_jj = U_jj^2 for the columns F from j on.
+    """Return the upper triangular U with U^T U = H^-1, so that [(H_F)^-1]_jj = U_jj^2 for the columns F from j on.
 
-    H is the Gram matrix in the unit of its mean diagonal, which changes no result, plus the damping; a dead feature has
-    nothing else on its diagonal, and anything would do. In float64 at once, not only where float32 fails: masks never
-    depend on which of them it was, and at d_in 4096 it takes one CPU core a few seconds.
+    H is the Gram matrix divided by its mean diagonal, which changes no result, plus the damping. The factor is always
+    float64, so that masks do not depend on whether float32 fails; at d_in 4096 it takes one CPU core a few seconds.
     """
-    # With rows and columns in reverse, H = L L^T is an upper factor times its transpose: U is the inverse of the upper
-    # factor, and H need not be inverted itself.
+    # With rows and columns reversed, H = L L^T is an upper factor times its transpose. U is the inverse of the upper
+    # factor, so that H itself is never inverted.
     damped = gram.double().flip(0, 1)
     damped /= damped.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     diagonal = damped.diagonal().clone()

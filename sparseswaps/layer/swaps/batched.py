@@ -1,7 +1,7 @@
-"""The search in batched torch operations, in float64, for any device that has float64: all rows step together.
+"""The search in batched torch operations in float64, for any device with float64. All rows step together.
 
-Within N:M blocks every pair is formed. Across a whole row that would be up to d_in^2 / 4 pairs; there the bound of
-`bounds` shows of nearly all of them that they cannot win.
+Within N:M blocks the search forms every pair. A whole row has up to d_in^2 / 4 pairs; there the bounds of `bounds`
+exclude nearly all of them.
 """
 
 from math import inf
@@ -15,7 +15,7 @@ from sparseswaps.layer.swaps.cost import norms, rounding
 
 _PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
 
-Best = tuple[Tensor, Tensor, Tensor]  # cost, u, p: each [rows]; where the cost is not below 0, there is no swap
+Best = tuple[Tensor, Tensor, Tensor]  # cost, u, p: each [rows]; there is no swap unless the cost is below 0
 
 
 def swap_rows(
@@ -28,7 +28,7 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """As `backends.Backend` says."""
+    """Refine all rows, as `backends.Backend` says."""
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -39,8 +39,8 @@ def swap_rows(
     active = torch.arange(len(weight), device=weight.device)
     while len(active):
         w, c, kept = weight[active], correlation[active], mask[active]
-        pruning = (alone[active] + 2 * w * c).masked_fill(~kept | frozen[active], inf)  # what pruning u costs alone
-        keeping = (alone[active] - 2 * w * c).masked_fill(kept, inf)  # what keeping p costs alone
+        pruning = (alone[active] + 2 * w * c).masked_fill(~kept | frozen[active], inf)  # cost of pruning u alone
+        keeping = (alone[active] - 2 * w * c).masked_fill(kept, inf)  # cost of keeping p alone
         if whole_rows:
             cost, u, p = best_in_row(w, gram, pruning, keeping, bound[active])
         else:
@@ -57,49 +57,49 @@ def swap_rows(
 
 
 def best_in_block(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, size: int) -> Best:
-    """The cheapest swap of each row with u and p in the same block of `size`, by forming every such pair."""
+    """Return the cheapest swap of each row with u and p in the same block of `size` columns, by forming every pair."""
     rows, d_in = w.shape
     blocks = gram.view(d_in // size, size, d_in // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    found = []
+    parts = []
     for part in torch.arange(rows, device=w.device).split(max(1, _PAIRS // (d_in * size))):
         x, a, b = (t[part].view(len(part), -1, size) for t in (w, pruning, keeping))
         pairs = a[..., :, None] + b[..., None, :] - 2 * x[..., :, None] * x[..., None, :] * blocks
         cost, flat = pairs.flatten(1).min(1)  # of equal costs the first: lowest u, then lowest p
         u = flat // size
-        found.append((cost, u, u // size * size + flat % size))
-    return tuple(torch.cat(column) for column in zip(*found, strict=True))
+        parts.append((cost, u, u // size * size + flat % size))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound: Tensor) -> Best:
-    """The cheapest improving swap of each row among all pairs (cost 0 where there is none), by peeling.
+    """Return the cheapest improving swap of each row among all pairs (cost 0 if there is none), by peeling.
 
-    `bound` [rows, d_in] is rho_i s_i^2. The kept weight with the lowest bound is tried against all pruned ones and
-    closed, then the pruned weight with the lowest bound likewise, until no open pair can beat the best found.
+    `bound` [rows, d_in] is rho_i s_i^2. The search tries the kept weight of lowest bound with all pruned weights and
+    closes it, then the pruned weight of lowest bound with all kept weights, until no open pair can beat the best pair.
     """
     row = torch.arange(len(w), device=w.device)
     best = torch.zeros(len(w), dtype=torch.float64, device=w.device)
-    found = torch.full((2, len(w)), -1, device=w.device)  # u, p
+    pair = torch.full((2, len(w)), -1, device=w.device)  # u, p
     sides = [(pruning, pruning - LAMBDA * bound), (keeping, keeping - bound / LAMBDA)]
     turn = 0
     while True:
         floor = sides[0][1].amin(1) + sides[1][1].amin(1)
-        searching = (floor < best) | ((floor == best) & (found[0] >= 0))  # an equal pair may come first in order
+        searching = (floor < best) | ((floor == best) & (pair[0] >= 0))  # an equal pair may come first in order
         if not searching.any():
-            return best, found[0], found[1]
+            return best, pair[0], pair[1]
         (mine, least), (other, _) = sides[turn], sides[1 - turn]
         i = least.argmin(1)
         cost, j = (mine[row, i, None] + other - 2 * w[row, i, None] * w * gram[i]).min(1)
         u, p = (i, j) if turn == 0 else (j, i)
-        earlier = (u < found[0]) | ((u == found[0]) & (p < found[1]))
-        better = searching & ((cost < best) | ((cost == best) & (found[0] >= 0) & earlier))
+        earlier = (u < pair[0]) | ((u == pair[0]) & (p < pair[1]))
+        better = searching & ((cost < best) | ((cost == best) & (pair[0] >= 0) & earlier))
         best = torch.where(better, cost, best)
-        found = torch.where(better, torch.stack([u, p]), found)
+        pair = torch.where(better, torch.stack([u, p]), pair)
         mine[row, i], least[row, i] = inf, inf
         turn = 1 - turn
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """As `backends.Backend` says."""
+    """Make a mask by backward elimination, as `backends.Backend` says."""
     w, gram = weight.double(), gram.double()
     mask = torch.ones_like(w, dtype=torch.bool)
     spare = torch.full((len(w), w.shape[1] // size), size - kept, device=w.device)
@@ -111,5 +111,5 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress:
         mask[rows, u] = False
         spare[rows, u // size] -= 1
         correlation += w[rows, u, None] * gram[u]
-    progress(len(w), 0)  # all rows come to their end together
+    progress(len(w), 0)  # all rows end together
     return mask

@@ -1,12 +1,12 @@
-"""Swaps between the rows of a matrix that keeps a number of weights as a whole, however many each row keeps of them.
+"""Swaps between two rows of a matrix, which keep the number of kept weights of the matrix but not of its rows.
 
 When row r prunes its kept weight u and another row r' keeps its pruned weight p, the matrix's error changes by
 
     (2 w_u c_u + w_u^2 G_uu)  +  (-2 w_p c_p + w_p^2 G_pp),
 
-each part with the weights of its own row and its correlation vector c = G ((1 - m) * w). There is no interaction, as
-between u and p of one row (`reference.swap_cost`): the cheapest u and the cheapest p are the best pair of all, if they
-are of different rows.
+where each part has the weights and the correlation vector c = G ((1 - m) * w) of its own row. Weights of two rows do
+not interact (unlike in `cost.swap_cost`). So the cheapest u and the cheapest p of all rows are the best pair, if they
+are in different rows.
 """
 
 from itertools import islice
@@ -18,102 +18,120 @@ from sparseswaps.layer.gram import correlation
 from sparseswaps.layer.swaps.certificate import CertificateError
 from sparseswaps.layer.swaps.cost import norms, rounding
 
-_CACHED, _MOST = 1 << 17, 1 << 22  # costs formed at a time: what a core has cache for, what keeps a GPU busy
-_NEVER = torch.finfo(torch.float64).max  # what a swap costs that may not be: no gain makes up for it
-_PASSES = 16  # searches from freshly computed correlations; a second that finds nothing is the rule
+_CACHED, _MOST = 1 << 17, 1 << 22  # costs formed at a time: as many as a core's cache holds, or as keep a GPU busy
+_NEVER = torch.finfo(torch.float64).max  # the cost of a forbidden change: no gain makes up for it
+_PASSES = 16  # searches from freshly computed correlations; usually the second one makes no swap
 
 
 @torch.no_grad()
 def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
     """Swap weights between rows, in place, until no such swap lowers the matrix's error beyond rounding.
 
-    It goes in rounds: the best pair of all is swapped, then the best of the rows that are left, while they improve (of
-    equal pairs the one of the lowest rows, of equal weights of a row the one further left). Rows that took part are
-    then looked at again. A row may lose all of its weights, or be given all.
+    A round makes the best swap of all, then the best swap of the rows that are left, while swaps improve (of equal
+    pairs the pair of the lowest rows, of equal weights of a row the leftmost). The next round compares the rows that
+    took part again. A row may lose all of its weights, or keep all of them.
 
     Args:
         weight: [d_out, d_in], float32 or float64.
         gram: [d_in, d_in] on the same device, float32 or float64.
         mask: boolean [d_out, d_in], True where kept; modified.
-        frozen: boolean [d_out, d_in], weights that may not be pruned; None where all may.
-        budget: int64 [d_out], how many swaps each row may take part in.
+        frozen: boolean [d_out, d_in], the weights that no swap may prune; None if all may be pruned.
+        budget: int64 [d_out], the most swaps of each row.
 
     Returns:
-        int64 [d_out], in how many swaps each row took part.
+        int64 [d_out], the number of swaps that each row took part in.
 
     Raises:
         CertificateError: the number of kept weights changed, or the search does not end: a defect.
     """
     swaps, kept = torch.zeros_like(budget), mask.sum()
     for _ in range(_PASSES):
-        made = _pass(weight, gram, mask, frozen, budget - swaps)
+        made = _ExchangePass(weight, gram, mask, frozen, budget - swaps).run()
         if not made.any():
             break
         swaps += made
     else:
-        raise CertificateError("the search between rows does not come to its end: a defect, report it")
+        raise CertificateError("the search between rows does not end: a defect, report it")
     if mask.sum() != kept:
         raise CertificateError("the search between rows changed how many weights are kept: a defect, report it")
     return swaps
 
 
-def _pass(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
-    """`exchange` as far as it comes with correlations that are kept up with the mask, and drift."""
-    (d_out, d_in), device = weight.shape, weight.device
-    size = max(1, (_CACHED if device.type == "cpu" else _MOST) // d_in)
-    current = correlation(weight, gram, mask)
-    swaps = torch.zeros_like(budget)
-    # Of each row the cheapest weight to prune and the cheapest to keep: what they cost, and their columns.
-    cost = torch.empty(2, d_out, dtype=torch.float64, device=device)
-    column = torch.empty(2, d_out, dtype=torch.int64, device=device)
+class _ExchangePass:
+    """One search between rows, with correlations that are updated swap by swap and so gather rounding errors.
 
-    def look(rows: Tensor) -> None:
-        for at in rows.split(size):
-            kept, s = mask[at], norms(weight[at], gram)
+    Attributes:
+        correlation: float64 [d_out, d_in] of the current mask.
+        swaps: int64 [d_out], the swaps that each row took part in.
+        cost: float64 [2, d_out], the cost of each row's cheapest weight to prune, and of its cheapest weight to keep.
+        column: int64 [2, d_out], the columns of these weights.
+    """
+
+    def __init__(self, weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> None:
+        (d_out, d_in), device = weight.shape, weight.device
+        self.weight, self.gram, self.mask, self.frozen, self.budget = weight, gram, mask, frozen, budget
+        self.correlation = correlation(weight, gram, mask)
+        self.swaps = torch.zeros_like(budget)
+        self.cost = torch.empty(2, d_out, dtype=torch.float64, device=device)
+        self.column = torch.empty(2, d_out, dtype=torch.int64, device=device)
+        self.chunk = max(1, (_CACHED if device.type == "cpu" else _MOST) // d_in)  # rows handled at a time
+
+    def run(self) -> Tensor:
+        """Swap until no pair improves; return the swaps of each row."""
+        self._find_cheapest(torch.arange(len(self.weight), device=self.weight.device))
+        while pairs := best_pairs(*self.cost.tolist()):
+            pruning, keeping = torch.tensor(pairs, device=self.weight.device).T
+            rows = torch.cat([pruning, keeping])
+            self._flip(rows, torch.cat([self.column[0, pruning], self.column[1, keeping]]))
+            self._find_cheapest(rows)
+        return self.swaps
+
+    def _find_cheapest(self, rows: Tensor) -> None:
+        """Update `cost` and `column` of some rows."""
+        for part in rows.split(self.chunk):
+            kept, s = self.mask[part], norms(self.weight[part], self.gram)
             alone = s * s + rounding(s)[:, None] * s  # rounding is part of a cost, as within rows
-            slope = 2 * weight[at] * current[at]
-            closed = ~kept if frozen is None else ~kept | frozen[at]
-            spent = (swaps[at] >= budget[at]).double()
-            for side, (costs, shut) in enumerate([(alone + slope, closed), (alone - slope, kept)]):
-                # To fill by a mask would take half of all the time.
-                least, where = costs.add_(shut.double(), alpha=_NEVER).min(1)
-                cost[side, at], column[side, at] = least.add_(spent, alpha=_NEVER), where
+            slope = 2 * self.weight[part] * self.correlation[part]
+            closed = ~kept if self.frozen is None else ~kept | self.frozen[part]
+            spent = (self.swaps[part] >= self.budget[part]).double()
+            for side, (costs, forbidden) in enumerate([(alone + slope, closed), (alone - slope, kept)]):
+                # Filling by a mask would take half of the search's time.
+                least, column = costs.add_(forbidden.double(), alpha=_NEVER).min(1)
+                self.cost[side, part], self.column[side, part] = least.add_(spent, alpha=_NEVER), column
 
-    look(torch.arange(d_out, device=device))
-    while pairs := best_pairs(*cost.tolist()):
-        pruning, keeping = torch.tensor(pairs, device=device).T
-        rows = torch.cat([pruning, keeping])
-        columns = torch.cat([column[0, pruning], column[1, keeping]])
-        for at, of in zip(rows.split(size), columns.split(size), strict=True):
-            kept, w = mask[at, of], weight[at, of].double()
-            current[at] += torch.where(kept, w, -w)[:, None] * gram[of]
-            mask[at, of] = ~kept
-        swaps[rows] += 1
-        look(rows)
-    return swaps
+    def _flip(self, rows: Tensor, columns: Tensor) -> None:
+        """Prune or keep one weight of each row, and update the row's correlation."""
+        for part, column in zip(rows.split(self.chunk), columns.split(self.chunk), strict=True):
+            kept, w = self.mask[part, column], self.weight[part, column].double()
+            self.correlation[part] += torch.where(kept, w, -w)[:, None] * self.gram[column]
+            self.mask[part, column] = ~kept
+        self.swaps[rows] += 1
 
 
 def best_pairs(pruning: list[float], keeping: list[float]) -> list[tuple[int, int]]:
-    """Pairs of a row that prunes and one that keeps: the best, then the best of the other rows, while they improve.
+    """Pair rows that prune with rows that keep: the best pair, then the best pair of the other rows, and so on.
 
     Args:
-        pruning, keeping: what pruning and keeping a weight costs each row at least.
+        pruning, keeping: the least cost of pruning and of keeping a weight, of each row.
+
+    Returns:
+        Pairs (row that prunes, row that keeps); no row is in two pairs.
     """
-    sides = []  # the rows that have a chance, the cheapest last
+    sides = []  # the rows that may be in an improving pair, the cheapest last
     for mine, other in ((pruning, keeping), (keeping, pruning)):
         least = min(other)
-        chances = (row for row, cost in enumerate(mine) if cost + least < 0)
-        sides.append(sorted(chances, key=lambda row, of=mine: (of[row], row), reverse=True))
-    found, taken = [], set()
+        candidates = (row for row, cost in enumerate(mine) if cost + least < 0)
+        sides.append(sorted(candidates, key=lambda row, costs=mine: (costs[row], row), reverse=True))
+    pairs, taken = [], set()
     while True:
-        fronts = []  # the two cheapest of each side, since the very cheapest may be the same row
+        fronts = []  # the two cheapest rows of each side, since the cheapest of both sides may be the same row
         for side in sides:
             while side and side[-1] in taken:
                 side.pop()
             fronts.append(list(islice((row for row in reversed(side) if row not in taken), 2)))
-        pairs = ((pruning[u] + keeping[p], u, p) for u in fronts[0] for p in fronts[1] if u != p)
-        cost, *pair = min(pairs, default=(0, -1, -1))
+        options = ((pruning[u] + keeping[p], u, p) for u in fronts[0] for p in fronts[1] if u != p)
+        cost, *pair = min(options, default=(0, -1, -1))
         if cost >= 0:
-            return found
-        found.append(tuple(pair))
+            return pairs
+        pairs.append(tuple(pair))
         taken.update(pair)

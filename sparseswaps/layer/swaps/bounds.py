@@ -1,11 +1,12 @@
-"""What makes the search cheap and still exact: how much the interaction of a pair can lower its cost.
+"""Bounds on the interaction of a swap, which make the search cheap and keep it exact.
 
-With s_i = |w_i| sqrt(G_ii) and rho_i the strongest correlation of feature i with another, the interaction of a swap is
+With s_i = |w_i| sqrt(G_ii) and rho_i the strongest correlation of feature i with another feature, the interaction of a
+swap is bounded for any lambda > 0:
 
     |2 w_u w_p G_up|  <=  2 s_u s_p min(rho_u, rho_p)  <=  lambda rho_u s_u^2 + rho_p s_p^2 / lambda
 
-for any lambda > 0, so that a pair costs at least the sum of a number that belongs to u and one that belongs to p. Where
-the two lowest such numbers add up to more than a pair at hand costs, no better pair exists.
+So a pair costs at least the sum of one number for u and one number for p. If the lowest of these sums is above the cost
+of a known pair, no better pair exists.
 """
 
 from collections.abc import Iterator
@@ -17,35 +18,35 @@ LAMBDA = 0.7  # any positive value is exact
 
 
 def strongest_correlation(gram: Tensor, size: int) -> Tensor:
-    """rho_i = max over j != i in i's block of `size` columns of |G_ij| / sqrt(G_ii G_jj); 0 for dead features.
+    """Return rho_i = max |G_ij| / sqrt(G_ii G_jj) over j != i in i's block of `size` columns; 0 for dead features.
 
     Args:
         gram: [d_in, d_in], floating.
-        size: columns per block; d_in where all pairs are feasible.
+        size: columns per block; d_in if all pairs are feasible.
 
     Returns:
         float64 [d_in].
     """
     block = torch.arange(len(gram), device=gram.device) // size
-    found = [shared.masked_fill(block[rows, None] != block, 0).amax(1) for rows, shared in _correlations(gram)]
-    return torch.cat(found)
+    parts = [shared.masked_fill(block[rows, None] != block, 0).amax(1) for rows, shared in _correlations(gram)]
+    return torch.cat(parts)
 
 
 def strongest_by_tile(gram: Tensor, tile: int) -> Tensor:
-    """The same within each tile of `tile` columns: the strongest correlation of i with another feature j of tile t.
+    """Return the strongest correlation of feature i with another feature of each tile of `tile` columns.
 
     Returns:
-        float32 [d_in, ceil(d_in / tile)], rounded up, so that bounds remain bounds.
+        float32 [d_in, ceil(d_in / tile)], rounded up, so that the values stay bounds.
     """
-    found = []
+    parts = []
     for _, shared in _correlations(gram):
         padded = torch.nn.functional.pad(shared, (0, -len(gram) % tile))
-        found.append((padded.view(len(shared), -1, tile).amax(2) * (1 + 2**-22)).float())
-    return torch.cat(found)
+        parts.append((padded.view(len(shared), -1, tile).amax(2) * (1 + 2**-22)).float())
+    return torch.cat(parts)
 
 
 def _correlations(gram: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """|G_ij| / sqrt(G_ii G_jj) with zeros for i = j, some rows at a time: the whole in float64 is too much memory."""
+    """Yield some rows i at a time (to save memory) with their |G_ij| / sqrt(G_ii G_jj), zero for i = j."""
     scale = gram.diagonal().double().clamp_min(0).rsqrt().nan_to_num(posinf=0)
     for start in range(0, len(gram), 256):
         rows = slice(start, start + 256)

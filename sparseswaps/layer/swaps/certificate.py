@@ -1,4 +1,4 @@
-"""The certificate, checked without any of the search's code or bounds: every pair of a few rows, in float64."""
+"""An independent check of certificates: every pair of a few rows, in float64, without the search's code or bounds."""
 
 import torch
 from torch import Tensor
@@ -10,25 +10,25 @@ _PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
 
 
 class CertificateError(RuntimeError):
-    """What a search said of its result is not so: a defect of the engine or of the machine."""
+    """A search's result contradicts an independent check: a defect of the engine or of the machine."""
 
 
 def improvable_rows(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
-    """Which rows have a swap that lowers their loss by more than twice what rounding can make of it.
+    """Return which rows have a swap that lowers their loss by more than twice the rounding error.
 
     Args:
         weight: [rows, d_in], floating.
         gram: [d_in, d_in], floating.
         mask: boolean [rows, d_in].
         frozen: boolean [rows, d_in], the weights that no swap may prune.
-        size: columns per block; u and p of a swap lie in the same one.
+        size: columns per block; both weights of a swap are in the same block.
 
     Returns:
         boolean [rows].
     """
     s = norms(weight, gram)
     uncertain = 2 * rounding(s)[:, None] * s
-    found = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    improvable = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     for row, (w, c) in enumerate(zip(weight.double(), correlation(weight, gram, mask), strict=True)):
         alone = s[row] ** 2 + uncertain[row]
         kept, pruned = (mask[row] & ~frozen[row]).nonzero().flatten(), (~mask[row]).nonzero().flatten()
@@ -37,5 +37,5 @@ def improvable_rows(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, 
         for u in kept.split(max(1, _PAIRS // len(pruned))):
             p = pruned[(pruned // size >= u[0] // size) & (pruned // size <= u[-1] // size)]
             costs = (alone + 2 * w * c)[u, None] + (alone - 2 * w * c)[p] - 2 * w[u, None] * w[p] * gram[u][:, p]
-            found[row] |= ((costs < 0) & (u[:, None] // size == p // size)).any()
-    return found
+            improvable[row] |= ((costs < 0) & (u[:, None] // size == p // size)).any()
+    return improvable

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[float]], u: int, p: int) -> float:
-    """The exact change of a row's loss when kept weight `u` is pruned and pruned weight `p` kept, a 1-swap.
+    """Return the exact change of a row's loss for a 1-swap, which prunes kept weight `u` and keeps pruned weight `p`.
 
-    `c` is the correlation vector G ((1 - m) * w), [d_in].
+    `w` is the row [d_in], `c` its correlation vector G ((1 - m) * w) [d_in], `gram` is G [d_in, d_in].
     """
     pruning_u = 2 * w[u] * c[u] + w[u] ** 2 * gram[u][u]
     keeping_p = -2 * w[p] * c[p] + w[p] ** 2 * gram[p][p]
@@ -17,19 +17,19 @@ def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[fl
 
 
 def feature_norms(gram: Tensor) -> Tensor:
-    """||X_j|| = sqrt(G_jj), float64 [d_in]."""
+    """Return ||X_j|| = sqrt(G_jj), float64 [d_in]."""
     return gram.diagonal().double().clamp_min(0).sqrt()
 
 
 def norms(weight: Tensor, gram: Tensor) -> Tensor:
-    """s_ij = |w_ij| ||X_j||, float64 [rows, d_in]: what a weight contributes to the output, in norm."""
+    """Return s_ij = |w_ij| ||X_j||, float64 [rows, d_in], the norm of a weight's contribution to the output."""
     return weight.double().abs() * feature_norms(gram)
 
 
-def rounding(norms: Tensor) -> Tensor:
-    """What float64 rounding can make of a swap's cost, for each unit of s_u + s_p; float64 [rows].
+def rounding(s: Tensor) -> Tensor:
+    """Return a bound on the rounding error of a swap's cost, per unit of s_u + s_p: float64 [rows].
 
-    The correlation c_u sums products of s_u with every other norm of its row. Every search adds this to the cost of a
-    swap, so that a swap counts as an improvement only when it is more than rounding, and every search ends.
+    The correlation c_u sums products of s_u with every norm s [rows, d_in] of its row. Every search adds the bound to
+    the cost of a swap. A swap therefore counts as an improvement only beyond rounding, and every search ends.
     """
-    return 16 * torch.finfo(torch.float64).eps * norms.sum(-1)
+    return 16 * torch.finfo(torch.float64).eps * s.sum(-1)

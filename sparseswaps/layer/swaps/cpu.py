@@ -1,10 +1,10 @@
-"""The search on CPU cores: compiled, in float64, each row carried to its optimum with its state in a core's cache.
+"""The search on CPU cores: compiled, in float64, one row at a time, so that a row's state stays in a core's cache.
 
-Threads take rows as they become free; a row's result depends on nothing but the row.
+Threads take rows as they become free. The result of a row depends on that row alone.
 
-The best swap of a whole row is found by *peeling* (`_best_in_row`): the kept weight with the lowest bound is tried
-against all pruned ones, which is one pass over its row of the Gram matrix, and closed; then the pruned weight with the
-lowest bound likewise; until no open pair can beat the best that was found.
+`_best_in_row` finds the best swap of a whole row by *peeling*. It tries the kept weight of lowest bound with all pruned
+weights, which takes one pass over a row of the Gram matrix, and closes this weight. It does the same with the pruned
+weight of lowest bound, and so on in turn, until no open pair can beat the best pair.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,16 +22,16 @@ from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_by_tile, strongest_correlation
 from sparseswaps.layer.swaps.cost import feature_norms, rounding
 
-_TILE = 64  # columns whose lowest bound is remembered together
+_TILE = 64  # columns that share one stored lowest bound
 _ROWS = 8  # rows that a thread takes at a time
 
-# No NaN comes in (`refine` checks), infinities do: they mark what is closed.
+# The inputs hold no NaN (`refine` checks this), but infinities, which mark closed weights.
 _compiled = njit(cache=True, nogil=True, fastmath={"contract", "nsz", "nnan"})
 
 
 @intrinsic
-def _lower(context, a, b):
-    """min(a, b) in a form that LLVM vectorises in a reduction; Python's min is not."""
+def _minimum(context, a, b):
+    """Return min(a, b) in a form that LLVM vectorises in a reduction, unlike Python's min."""
 
     def code(context, builder, signature, arguments):
         kind = arguments[0].type
@@ -42,103 +42,103 @@ def _lower(context, a, b):
 
 
 @_compiled
-def _lowest_of(values):
-    found = inf
+def _lowest_value(values):
+    lowest = inf
     for i in range(len(values)):
-        found = _lower(found, values[i])
-    return found
+        lowest = _minimum(lowest, values[i])
+    return lowest
 
 
 @_compiled
 def _lowest_difference(cost, bound):
-    found = inf
+    lowest = inf
     for i in range(len(cost)):
-        found = _lower(found, cost[i] - bound[i])
-    return found
+        lowest = _minimum(lowest, cost[i] - bound[i])
+    return lowest
 
 
 @_compiled
 def _lowest_pair(cost, w, row, twice):
-    """The lowest of cost_j - twice w_j row_j."""
-    found = inf
+    """Return the lowest of cost_j - twice w_j row_j."""
+    lowest = inf
     for j in range(len(cost)):
-        found = _lower(found, cost[j] - twice * w[j] * row[j])
-    return found
+        lowest = _minimum(lowest, cost[j] - twice * w[j] * row[j])
+    return lowest
 
 
 @_compiled
-def _floors(cost, bound, floors):
-    """The lowest cost - bound of each tile."""
+def _fill_floors(cost, bound, floors):
+    """Store the lowest cost - bound of each tile in `floors`."""
     for tile in range(len(floors)):
         columns = slice(tile * _TILE, (tile + 1) * _TILE)
         floors[tile] = _lowest_difference(cost[columns], bound[columns])
 
 
 @_compiled
-def _lowest(cost, bound, floors):
-    """The first index of the lowest cost - bound."""
+def _lowest_index(cost, bound, floors):
+    """Return the first index of the lowest cost - bound."""
     tile = 0
     for t in range(len(floors)):
         if floors[t] < floors[tile]:
             tile = t
-    found = tile * _TILE
-    for i in range(found, min(len(cost), found + _TILE)):
-        if cost[i] - bound[i] < cost[found] - bound[found]:
-            found = i
-    return found
+    index = tile * _TILE
+    for i in range(index, min(len(cost), index + _TILE)):
+        if cost[i] - bound[i] < cost[index] - bound[index]:
+            index = i
+    return index
 
 
 @_compiled
 def _cheapest_partner(cost, w, row, twice, floors, share, rho, limit):
-    """The lowest of cost_j - twice w_j row_j, and where its tile begins; infinite where none is below `limit`.
+    """Return the lowest of cost_j - twice w_j row_j and the first column of its tile; inf if none is below `limit`.
 
-    In tile t the interaction is bounded by share rho[t], besides what `floors` holds of it, and most are out of reach.
+    In tile t the interaction is at most share rho[t] beyond the part in `floors`, so most tiles are skipped.
     """
-    found, where = inf, 0
+    lowest, start = inf, 0
     for tile in range(len(floors)):
         if floors[tile] - share * rho[tile] <= limit:
             columns = slice(tile * _TILE, (tile + 1) * _TILE)
-            lowest = _lowest_pair(cost[columns], w[columns], row[columns], twice)
-            if lowest < found:
-                found, where = lowest, tile * _TILE
-    return found, where
+            lowest_of_tile = _lowest_pair(cost[columns], w[columns], row[columns], twice)
+            if lowest_of_tile < lowest:
+                lowest, start = lowest_of_tile, tile * _TILE
+    return lowest, start
 
 
 @_compiled
-def _partner_in(cost, w, row, twice, start):
-    """The first index of the lowest of cost_j - twice w_j row_j in the tile that begins at `start`."""
-    found, partner = inf, start
+def _partner_index(cost, w, row, twice, start):
+    """Return the first index of the lowest of cost_j - twice w_j row_j in the tile from column `start` on."""
+    lowest, partner = inf, start
     for j in range(start, min(len(cost), start + _TILE)):
         value = cost[j] - twice * w[j] * row[j]
-        if value < found:
-            found, partner = value, j
+        if value < lowest:
+            lowest, partner = value, j
     return partner
 
 
 @_compiled
 def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, floors_p):
-    """The cheapest swap over all pairs: its cost and the pair, or (0, -1, -1) where none improves.
+    """Return the cost and the pair of the cheapest swap of a row, or (0, -1, -1) if none improves.
 
-    `pruning` [d_in] is what each kept weight costs to prune by itself, `keeping` what each pruned one costs to keep;
-    infinite for the others, and used up by the search. `rho` [d_in, tiles] is the strongest correlation of a feature
-    within each tile of columns.
+    `pruning` [d_in] is the cost of pruning each kept weight alone, `keeping` [d_in] the cost of keeping each pruned
+    weight alone. Both are infinite for the other weights, and the search overwrites both. `rho` [d_in, tiles] is the
+    strongest correlation of a feature with each tile of columns.
     """
     best, u, p = 0.0, -1, -1
-    _floors(pruning, bound_u, floors_u)
-    _floors(keeping, bound_p, floors_p)
-    lowest_u, lowest_p = _lowest_of(floors_u), _lowest_of(floors_p)
+    _fill_floors(pruning, bound_u, floors_u)
+    _fill_floors(keeping, bound_p, floors_p)
+    lowest_u, lowest_p = _lowest_value(floors_u), _lowest_value(floors_p)
     kept_side = True
     while lowest_u + lowest_p < best or (u >= 0 and lowest_u + lowest_p == best):
         if kept_side:
             mine, other, bound, floors, floors_other, share = pruning, keeping, bound_u, floors_u, floors_p, LAMBDA
         else:
             mine, other, bound, floors, floors_other, share = keeping, pruning, bound_p, floors_p, floors_u, 1 / LAMBDA
-        i = _lowest(mine, bound, floors)
+        i = _lowest_index(mine, bound, floors)
         share *= s[i] * s[i]
-        cost, where = _cheapest_partner(other, w, gram[i], 2 * w[i], floors_other, share, rho[i], best - mine[i])
+        cost, start = _cheapest_partner(other, w, gram[i], 2 * w[i], floors_other, share, rho[i], best - mine[i])
         cost += mine[i]
         if cost < best or (u >= 0 and cost == best):
-            j = _partner_in(other, w, gram[i], 2 * w[i], where)
+            j = _partner_index(other, w, gram[i], 2 * w[i], start)
             first, second = (i, j) if kept_side else (j, i)
             if cost < best or first < u or (first == u and second < p):
                 best, u, p = cost, first, second
@@ -147,28 +147,31 @@ def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, 
         columns = slice(tile * _TILE, (tile + 1) * _TILE)
         floors[tile] = _lowest_difference(mine[columns], bound[columns])
         if kept_side:
-            lowest_u = _lowest_of(floors)
+            lowest_u = _lowest_value(floors)
         else:
-            lowest_p = _lowest_of(floors)
+            lowest_p = _lowest_value(floors)
         kept_side = not kept_side
     return best, u, p
 
 
 @_compiled
 def _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
-    """The cheapest swap within any block of `size` columns; blocks whose bound is too high are passed over."""
+    """Return the cost and the pair of the cheapest swap within a block of `size` columns, or (0, -1, -1).
+
+    Blocks whose bound is too high are skipped.
+    """
     for block in range(len(floors)):
         lowest_u, lowest_p = inf, inf
         for i in range(block * size, (block + 1) * size):
-            lowest_u = _lower(lowest_u, pruning[i] - bound_u[i])
-            lowest_p = _lower(lowest_p, keeping[i] - bound_p[i])
+            lowest_u = _minimum(lowest_u, pruning[i] - bound_u[i])
+            lowest_p = _minimum(lowest_p, keeping[i] - bound_p[i])
         floors[block] = lowest_u + lowest_p
     best, u, p = 0.0, -1, -1
     likely = 0
     for block in range(len(floors)):
         if floors[block] < floors[likely]:
             likely = block
-    for turn in range(-1, len(floors)):  # the most likely block first, for a low cost that discards the others
+    for turn in range(-1, len(floors)):  # the likeliest block first, since a low cost skips other blocks
         block = likely if turn < 0 else turn
         if floors[block] > best:
             continue
@@ -184,7 +187,7 @@ def _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
 
 @_compiled
 def _move(c, slope, prune, keep, pruning, keeping, row_u, row_p, w_u, w_p):
-    """Update the correlation vector for a swap, and what every weight costs by itself."""
+    """Update the correlation vector for a swap, and the cost of every weight alone."""
     for i in range(len(c)):
         moved = c[i] + (w_u * row_u[i] - w_p * row_p[i])
         c[i] = moved
@@ -256,8 +259,8 @@ def _eliminate_chunk(weight, s, gram, size, kept, mask):
             alone[i] = pruning[i] = s[row, i] * s[row, i] if kept < size else inf
         spare[:] = size - kept
         for _ in range(len(spare) * (size - kept)):
-            _floors(pruning, nothing, floors)
-            u = _lowest(pruning, nothing, floors)
+            _fill_floors(pruning, nothing, floors)
+            u = _lowest_index(pruning, nothing, floors)
             mask[row, u] = False
             alone[u] = inf
             spare[u // size] -= 1
@@ -269,11 +272,10 @@ def _eliminate_chunk(weight, s, gram, size, kept, mask):
                 pruning[i] = alone[i] + w[i] * c[i]
 
 
-def _on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[slice]:
-    """Do `work` for slices that make up all rows, on as many threads as torch uses. It must not call torch, which would
-    start threads of its own in each of these.
+def _run_on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[slice]:
+    """Call `work` for slices that cover all rows, on as many threads as torch uses; yield the finished slices in order.
 
-    Yields each slice once it is done, in order.
+    `work` must not call torch, which would start more threads in each of these threads.
     """
     slices = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -291,7 +293,7 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """As `backends.Backend` says."""
+    """Refine all rows, as `backends.Backend` says."""
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
     if size == weight.shape[1]:
         tiles = strongest_by_tile(gram, _TILE)
@@ -299,30 +301,30 @@ def swap_rows(
     else:
         tiles, rho = torch.empty(0, 0), strongest_correlation(gram, size)
     layer = [t.numpy() for t in (gram, rho, tiles)]
-    of_rows = [t.numpy() for t in (mask, frozen, correlation, budget, swaps, certified)]
+    rowwise = [t.numpy() for t in (mask, frozen, correlation, budget, swaps, certified)]
     weights, scale = weight.numpy(), feature_norms(gram).numpy()
 
-    def work(rows: slice) -> None:
+    def swap_part(rows: slice) -> None:
         w = weights[rows].astype(np.float64)
         s = np.abs(w) * scale
-        _swap_chunk(w, s, rounding(s), *layer, size, *(array[rows] for array in of_rows))
+        _swap_chunk(w, s, rounding(s), *layer, size, *(array[rows] for array in rowwise))
 
     ended = made = 0
-    for rows in _on_all_threads(len(weight), work):
+    for rows in _run_on_all_threads(len(weight), swap_part):
         ended, made = ended + int(certified[rows].sum()), made + int(swaps[rows].sum())
         progress(ended, made)
     return swaps, certified
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """As `backends.Backend` says."""
+    """Make a mask by backward elimination, as `backends.Backend` says."""
     mask = torch.ones(weight.shape, dtype=torch.bool)
     weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()
 
-    def work(rows: slice) -> None:
+    def eliminate_part(rows: slice) -> None:
         w = weights[rows].astype(np.float64)
         _eliminate_chunk(w, np.abs(w) * scale, entries, size, kept, result[rows])
 
-    for rows in _on_all_threads(len(weight), work):
+    for rows in _run_on_all_threads(len(weight), eliminate_part):
         progress(rows.stop, 0)
     return mask

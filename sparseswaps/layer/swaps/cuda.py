@@ -1,8 +1,8 @@
-"""The search on a GPU, in Triton: one program owns a row and carries it until no swap improves it.
+"""The search on a GPU, in Triton: one program refines one row until no swap improves it. All decisions are in float64.
 
-Rows never wait for each other: a multiprocessor that has finished a row is handed the next. The state of a row lies in
-memory, so that registers limit neither d_in nor the number of rows on a multiprocessor, and each sweep over the row
-goes through it in chunks. All decisions are in float64.
+Rows never wait for each other: a multiprocessor that has finished a row gets the next one. The state of a row is in
+memory, and each sweep over the row reads it in chunks. So registers limit neither d_in nor the number of rows on a
+multiprocessor.
 """
 
 from math import inf
@@ -17,9 +17,9 @@ from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_correlation
 from sparseswaps.layer.swaps.cost import feature_norms, norms, rounding
 
 _CHUNK = 512  # features in a step of a sweep: 4 a thread, 16 bytes of float32
-_FEW = 1024  # features that a search goes on with in registers once no other can be in the best pair
-_WARPS, _REGISTERS = 4, 128  # so that four rows share a multiprocessor and hide each other's waits
-_FUSED = False  # multiplications and additions are rounded as on the CPU, whatever the version of Triton
+_FEW = 1024  # features that a search continues with in registers, once no other feature can be in the best pair
+_WARPS, _REGISTERS = 4, 128  # then four rows share a multiprocessor and hide each other's waits
+_FUSED = False  # so that products and sums are rounded as on the CPU with every version of Triton
 
 
 def swap_rows(
@@ -32,13 +32,13 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """As `backends.Backend` says."""
+    """Refine all rows, as `backends.Backend` says."""
     rows, d_in = weight.shape
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(rows, dtype=torch.bool, device=weight.device)
     if not rows:
         return swaps, certified
-    unit = torch.cat([rounding(norms(part, gram)) for part in weight.split(256)])  # no float64 copy of the whole
+    unit = torch.cat([rounding(norms(part, gram)) for part in weight.split(256)])  # float64 for some rows at a time
     state = mask.to(torch.int8) + (mask & frozen)  # 0: pruned, 1: kept, 2: kept and never to be pruned
     row = (weight, gram, state, correlation, feature_norms(gram), unit)
     result = (budget, swaps, certified.view(torch.int8))
@@ -62,7 +62,7 @@ def swap_rows(
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """As `backends.Backend` says."""
+    """Make a mask by backward elimination, as `backends.Backend` says."""
     rows, d_in = weight.shape
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)
     if rows:
@@ -77,14 +77,14 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress:
 
 @triton.jit
 def _lower(value, index, value2, index2):
-    """The lower value with its index; of equal values the one of lower index."""
+    """Return the lower value with its index; of equal values the lower index."""
     first = (value < value2) | ((value == value2) & (index < index2))
     return tl.where(first, value, value2), tl.where(first, index, index2)
 
 
 @triton.jit
 def _lower2(a, u, b, p, a2, u2, b2, p2):
-    """Two `_lower`: the lowest bound of either side, each with its feature."""
+    """Return the lowest bound of either side with its feature: two `_lower` in one reduction."""
     a, u = _lower(a, u, a2, u2)
     b, p = _lower(b, p, b2, p2)
     return a, u, b, p
@@ -92,14 +92,14 @@ def _lower2(a, u, b, p, a2, u2, b2, p2):
 
 @triton.jit
 def _lower3(a, u, b, p, cost, a2, u2, b2, p2, cost2):
-    """Two `_lower` and the lower cost, in one reduction."""
+    """Return the lowest bound of either side with its feature, and the lower cost, in one reduction."""
     a, u, b, p = _lower2(a, u, b, p, a2, u2, b2, p2)
     return a, u, b, p, tl.where(cost < cost2, cost, cost2)
 
 
 @triton.jit
 def _move(index, valid, u, p, w_u, w_p, correlation, gram, d_in):
-    """The correlations once kept u and pruned p have changed places, stored and returned."""
+    """Update the correlations for the swap of kept u and pruned p; store and return them."""
     c = tl.load(correlation + index, valid, 0.0)
     g_u = tl.load(gram + u * d_in + index, valid, 0.0).to(tl.float64)
     g_p = tl.load(gram + p * d_in + index, valid, 0.0).to(tl.float64)
@@ -110,7 +110,7 @@ def _move(index, valid, u, p, w_u, w_p, correlation, gram, d_in):
 
 @triton.jit
 def _alone(index, valid, kept, c, weight, norm, unit):
-    """Of each feature: its weight, s^2, and what pruning it (keeping it, if it is pruned) costs by itself."""
+    """Return each feature's weight, its s^2, and the cost of pruning it alone (of keeping it, if it is pruned)."""
     w = tl.load(weight + index, valid, 0.0).to(tl.float64)
     s = tl.abs(w) * tl.load(norm + index, valid, 0.0)
     shared = 2 * w * c
@@ -118,16 +118,16 @@ def _alone(index, valid, kept, c, weight, norm, unit):
 
 
 @triton.jit
-def _ends(u, p, correlation, weight, norm, unit):
-    """Both ends of the pairs that are tried: (feature, weight, cost alone) of each."""
+def _load_ends(u, p, correlation, weight, norm, unit):
+    """Return both ends of the pairs to try: (feature, weight, cost alone) of each."""
     w_u, _, alone_u = _alone(u, True, True, tl.load(correlation + u), weight, norm, unit)
     w_p, _, alone_p = _alone(p, True, False, tl.load(correlation + p), weight, norm, unit)
     return u, w_u, alone_u, p, w_p, alone_p
 
 
 @triton.jit
-def _tried(index, near, kept, w, alone, ends, gram, d_in):
-    """The cost of each kept feature with p and of each pruned one with u, infinite for those that are not near."""
+def _pair_costs(index, near, kept, w, alone, ends, gram, d_in):
+    """Return the cost of each kept feature with p and of each pruned feature with u; infinite for features not near."""
     u, w_u, alone_u, p, w_p, alone_p = ends
     g = tl.load(gram + tl.where(kept, p, u).to(tl.int64) * d_in + index, near, 0.0).to(tl.float64)
     cost = alone + tl.where(kept, alone_p, alone_u) - 2 * w * tl.where(kept, w_p, w_u) * g
@@ -135,28 +135,28 @@ def _tried(index, near, kept, w, alone, ends, gram, d_in):
 
 
 @triton.jit
-def _pair(index, kept, ends, d_in):
-    """The number of each such pair: the lowest has the lowest u and, of that, the lowest p."""
+def _pair_numbers(index, kept, ends, d_in):
+    """Return the number u d_in + p of each such pair: the lowest number has the lowest u, then the lowest p."""
     u, _, _, p, _, _ = ends
     return tl.where(kept, index, u).to(tl.int64) * d_in + tl.where(kept, p, index)
 
 
 @triton.jit
-def _closed(index, bound, ends):
-    """The bounds without those of both ends."""
+def _close_ends(index, bound, ends):
+    """Return the bounds, infinite for both ends."""
     u, _, _, p, _, _ = ends
     return tl.where((index == u) | (index == p), float("inf"), bound)
 
 
 @triton.jit
-def _sides(index, kept, bound):
-    """The bounds of kept features and those of pruned ones, each with its feature."""
+def _split_sides(index, kept, bound):
+    """Return the bounds of kept features and the bounds of pruned features, each with its feature."""
     return tl.where(kept, bound, float("inf")), index, tl.where(kept, float("inf"), bound), index
 
 
 @triton.jit
-def _settled(a, u, b, p, cost, pairs, best, pair):
-    """The lowest bound of either side with its feature, and the best pair after these have been tried."""
+def _reduce_sides(a, u, b, p, cost, pairs, best, pair):
+    """Return the lowest bound of either side with its feature, and the best pair after trying `pairs`."""
     a, u, b, p, lowest = tl.reduce((a, u, b, p, cost), 0, _lower3)
     if lowest <= best:
         best, pair = _lower(best, pair, lowest, tl.min(tl.where(cost == lowest, pairs, 1 << 62), 0))
@@ -164,8 +164,8 @@ def _settled(a, u, b, p, cost, pairs, best, pair):
 
 
 @triton.jit
-def _swapped(pair, mask, weight, d_in):
-    """Puts a swap into the mask, for all threads to see; u, p and their weights, for `_move`."""
+def _swap(pair, mask, weight, d_in):
+    """Make a swap in the mask, visible to all threads; return u, p and their weights, for `_move`."""
     u, p = pair // d_in, pair % d_in
     tl.store(mask + u, 0)
     tl.store(mask + p, 1)
@@ -178,11 +178,12 @@ def _swap_row(
     weight, gram, mask, correlation, norm, unit, budget, swaps, certified, strongest, low, listed,
     d_in, lam: tl.constexpr, chunk: tl.constexpr, few: tl.constexpr,
 ):  # fmt: skip
-    """Any two features of a row may change places.
+    """Refine a row in which any two features may change places.
 
-    The best pair is found by peeling (see `bounds`): the open kept feature u of lowest bound a is tried with the pruned
-    ones, the open pruned p of lowest bound b with the kept ones, and both are closed. Only features near enough to be
-    in a better pair are tried. They are listed, and once the list holds them all, the search goes on in registers.
+    Peeling finds the best pair (see `bounds`): it tries the open kept feature u of lowest bound a with the pruned
+    features, and the open pruned feature p of lowest bound b with the kept features, and closes both. It tries only
+    features near enough to be in a better pair, and lists them. Once the list holds all of them, the search continues
+    in registers.
     """
     i = tl.program_id(0).to(tl.int64)
     weight, mask, correlation, low = weight + i * d_in, mask + i * d_in, correlation + i * d_in, low + i * d_in
@@ -206,53 +207,53 @@ def _swap_row(
             bound = alone - tl.where(kept, share * lam, share * (1 / lam))
             bound = tl.where(valid & (state != 2), bound, float("inf"))
             tl.store(low + index, bound, valid)
-            least = _lower2(*least, *_sides(index, kept, bound))
+            least = _lower2(*least, *_split_sides(index, kept, bound))
         a, u, b, p = tl.reduce(least, 0, _lower2)
-        best, pair = unit * 0, made * 0 - 1  # no pair; it wins ties, for a swap of cost 0 is none
-        tl.debug_barrier()  # correlations and bounds are in memory, for all threads
+        best, pair = unit * 0, made * 0 - 1  # no pair; it wins ties, since a swap of cost 0 is no improvement
+        tl.debug_barrier()  # correlations and bounds are in memory, visible to all threads
 
-        found = u * 0 + few + 1  # not listed yet
-        while (found > few) & (a + b <= best):
-            ends = _ends(u, p, correlation, weight, norm, unit)
-            least, tried, pairs = (none, lane, none, lane), none, lane.to(tl.int64)
-            found = u * 0
+        near_count = u * 0 + few + 1  # not listed yet
+        while (near_count > few) & (a + b <= best):
+            ends = _load_ends(u, p, correlation, weight, norm, unit)
+            least, costs, pairs = (none, lane, none, lane), none, lane.to(tl.int64)
+            near_count = u * 0
             for start in range(0, d_in, chunk):
                 index = start + lane
                 bound = tl.load(low + index, index < d_in, float("inf"))
                 kept = tl.load(mask + index, index < d_in, 0) != 0
                 near = bound + tl.where(kept, b, a) <= best
-                place = found + tl.cumsum(near.to(tl.int32)) - 1
-                tl.store(listed + place, index, near & (place < few))
-                found += tl.sum(near.to(tl.int32))
+                position = near_count + tl.cumsum(near.to(tl.int32)) - 1
+                tl.store(listed + position, index, near & (position < few))
+                near_count += tl.sum(near.to(tl.int32))
                 c = tl.load(correlation + index, near, 0.0)
                 w, _, alone = _alone(index, near, kept, c, weight, norm, unit)
-                cost = _tried(index, near, kept, w, alone, ends, gram, d_in)
-                tried, pairs = _lower(tried, pairs, cost, _pair(index, kept, ends, d_in))
-                least = _lower2(*least, *_sides(index, kept, _closed(index, bound, ends)))
+                cost = _pair_costs(index, near, kept, w, alone, ends, gram, d_in)
+                costs, pairs = _lower(costs, pairs, cost, _pair_numbers(index, kept, ends, d_in))
+                least = _lower2(*least, *_split_sides(index, kept, _close_ends(index, bound, ends)))
             tl.debug_barrier()  # the list is in memory, all threads have read the bounds
             tl.store(low + u, float("inf"))
             tl.store(low + p, float("inf"))
-            a, u, b, p, best, pair = _settled(*least, tried, pairs, best, pair)
+            a, u, b, p, best, pair = _reduce_sides(*least, costs, pairs, best, pair)
             tl.debug_barrier()  # the ends are closed
 
-        filled = slot < tl.where(a + b <= best, found, 0)
+        filled = slot < tl.where(a + b <= best, near_count, 0)
         index = tl.load(listed + slot, filled, 0)
         bound = tl.load(low + index, filled, float("inf"))
         kept = tl.load(mask + index, filled, 0) != 0
         c = tl.load(correlation + index, filled, 0.0)
         w, _, alone = _alone(index, filled, kept, c, weight, norm, unit)
         while a + b <= best:
-            ends = _ends(u, p, correlation, weight, norm, unit)
+            ends = _load_ends(u, p, correlation, weight, norm, unit)
             near = bound + tl.where(kept, b, a) <= best
-            cost = _tried(index, near, kept, w, alone, ends, gram, d_in)
-            bound = _closed(index, bound, ends)
-            sides = _sides(index, kept, bound)
-            a, u, b, p, best, pair = _settled(*sides, cost, _pair(index, kept, ends, d_in), best, pair)
+            cost = _pair_costs(index, near, kept, w, alone, ends, gram, d_in)
+            bound = _close_ends(index, bound, ends)
+            sides = _split_sides(index, kept, bound)
+            a, u, b, p, best, pair = _reduce_sides(*sides, cost, _pair_numbers(index, kept, ends, d_in), best, pair)
 
         improving = (pair >= 0) & (made < allowed)
         tl.debug_barrier()  # all threads are done with the row's state
         if improving:
-            u_swap, p_swap, w_u, w_p = _swapped(pair, mask, weight, d_in)
+            u_swap, p_swap, w_u, w_p = _swap(pair, mask, weight, d_in)
             made += 1
     tl.store(swaps + i, made)
     tl.store(certified + i, (pair < 0).to(tl.int8))
@@ -263,8 +264,10 @@ def _swap_blocks(
     weight, gram, mask, correlation, norm, unit, budget, swaps, certified, inside,
     d_in, size: tl.constexpr, blocks: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """Two features of the same block of `size` may change places. Every pair is tried; `inside` [d_in, size] holds the
-    Gram entries of each feature with those of its block."""
+    """Refine a row in which two features of the same block of `size` may change places, by trying every pair.
+
+    `inside` [d_in, size] holds the Gram entries of each feature with the features of its block.
+    """
     i = tl.program_id(0).to(tl.int64)
     weight, mask, correlation = weight + i * d_in, mask + i * d_in, correlation + i * d_in
     unit, allowed = tl.load(unit + i), tl.load(budget + i)
@@ -274,7 +277,7 @@ def _swap_blocks(
     u_swap, p_swap, w_u, w_p = made, made, unit * 0, unit * 0  # no swap at first
     improving = True
     while improving:
-        best, pair = none, none.to(tl.int64) - 1  # no pair; it wins ties, for a swap of cost 0 is none
+        best, pair = none, none.to(tl.int64) - 1  # no pair; it wins ties, since a swap of cost 0 is no improvement
         for start in range(0, d_in, blocks * size):
             first = start + block * size
             index = first + column
@@ -295,7 +298,7 @@ def _swap_blocks(
         improving = (pair >= 0) & (made < allowed)
         tl.debug_barrier()  # all threads are done with the mask
         if improving:
-            u_swap, p_swap, w_u, w_p = _swapped(pair, mask, weight, d_in)
+            u_swap, p_swap, w_u, w_p = _swap(pair, mask, weight, d_in)
             made += 1
     tl.store(swaps + i, made)
     tl.store(certified + i, (pair < 0).to(tl.int8))
@@ -303,7 +306,7 @@ def _swap_blocks(
 
 @triton.jit
 def _eliminate(weight, gram, mask, norm, d_in, size: tl.constexpr, kept: tl.constexpr, width: tl.constexpr):
-    """Prunes the feature of least cost, again and again, while its block has weights to spare."""
+    """Prune the feature of least cost repeatedly, among the features whose block has weights to spare."""
     i = tl.program_id(0).to(tl.int64)
     weight, mask = weight + i * d_in, mask + i * d_in
     index = tl.arange(0, width)

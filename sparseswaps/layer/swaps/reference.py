@@ -1,4 +1,16 @@
-"""Algorithm 1 of the paper as it is printed: float64, one row at a time, every pair tried. The oracle for tests."""
+"""Algorithm 1 of the paper (arXiv 2512.10922) as printed: float64, one row at a time, every pair tried.
+
+A row has weights w, a mask m (1: kept) and the Gram matrix G = X X^T of its inputs. In the paper's terms
+
+    loss          L(m) = ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w)
+    correlation   c = G ((1 - m) * w)
+    swap cost     L(m with u pruned and p kept) - L(m)
+                  = 2 w_u c_u + w_u^2 G_uu - 2 w_p c_p + w_p^2 G_pp - 2 w_u w_p G_up
+
+and Algorithm 1 makes the swap (u, p) of least cost until no swap has a negative cost or the budget is spent.
+
+This module is the oracle of the tests. Nothing else imports it, except for `backend="reference"`.
+"""
 
 import torch
 from torch import Tensor
@@ -17,52 +29,65 @@ def swap_rows(
     budget: Tensor,
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, Tensor]:
-    """As `backends.Backend` says."""
+    """Run Algorithm 1 on every row, as `backends.Backend` says."""
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     s = norms(weight, gram)
-    uncertain = (rounding(s)[:, None] * s).tolist()
-    entries = gram.tolist()
-    for row, (mask_row, frozen_row, c) in enumerate(zip(mask, frozen, correlation, strict=True)):
-        w = weight[row].tolist()
+    uncertain = rounding(s)[:, None] * s  # [rows, d_in]
+    for row, (w, m, c) in enumerate(zip(weight, mask, correlation, strict=True)):
         while True:
-            c.copy_(gram @ weight[row].masked_fill(mask_row, 0))
-            kept = (mask_row & ~frozen_row).nonzero().flatten().tolist()
-            pruned = (~mask_row).nonzero().flatten().tolist()
-            best, pair = 0.0, None
-            at = c.tolist()
-            for u in kept:
-                for p in pruned:
-                    if u // size == p // size:
-                        cost = swap_cost(w, at, entries, u, p) + uncertain[row][u] + uncertain[row][p]
-                        if cost < best:
-                            best, pair = cost, (u, p)
+            c.copy_(gram @ w.masked_fill(m, 0))  # c = G ((1 - m) * w), computed again for every swap
+            pair = best_swap(w, gram, m, frozen[row], c, uncertain[row], size)
             if pair is None:
-                certified[row] = True
+                certified[row] = True  # the local optimum
                 break
             if swaps[row] == budget[row]:
                 break
-            mask_row[pair[0]], mask_row[pair[1]] = False, True
+            u, p = pair
+            m[u], m[p] = False, True
             swaps[row] += 1
         progress(int(certified.sum()), int(swaps.sum()))
     return swaps, certified
 
 
+def best_swap(
+    w: Tensor, gram: Tensor, m: Tensor, frozen: Tensor, c: Tensor, uncertain: Tensor, size: int
+) -> tuple[int, int] | None:
+    """Return the feasible pair (u, p) of least cost; None if no swap improves the row beyond rounding.
+
+    All vectors are [d_in]. Feasible are a kept u that is not frozen and a pruned p in the same block of `size` columns.
+    Of equal costs the first pair wins: the lowest u, then the lowest p.
+    """
+    kept, pruned = (m & ~frozen).nonzero().flatten().tolist(), (~m).nonzero().flatten().tolist()
+    w, c, gram, uncertain = w.tolist(), c.tolist(), gram.tolist(), uncertain.tolist()
+    least, best = 0.0, None
+    for u in kept:
+        for p in pruned:
+            if u // size == p // size:
+                cost = swap_cost(w, c, gram, u, p) + uncertain[u] + uncertain[p]
+                if cost < least:
+                    least, best = cost, (u, p)
+    return best
+
+
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
-    """As `backends.Backend` says."""
+    """Prune the cheapest weight of every row repeatedly, as `backends.Backend` says.
+
+    Pruning u costs 2 w_u c_u + w_u^2 G_uu, the part of a swap's cost that belongs to u.
+    """
     weight, gram = weight.double(), gram.double()
     mask = torch.ones_like(weight, dtype=torch.bool)
-    for row, (w, mask_row) in enumerate(zip(weight, mask, strict=True)):
+    for row, (w, m) in enumerate(zip(weight, mask, strict=True)):
         while True:
-            c = gram @ w.masked_fill(mask_row, 0)
+            c = gram @ w.masked_fill(m, 0)
             costs = {
                 u: float(2 * w[u] * c[u] + w[u] ** 2 * gram[u, u])
-                for u in mask_row.nonzero().flatten().tolist()
-                if mask_row[u // size * size : (u // size + 1) * size].sum() > kept
+                for u in m.nonzero().flatten().tolist()
+                if m[u // size * size : (u // size + 1) * size].sum() > kept
             }
             if not costs:
                 break
-            mask_row[min(costs, key=costs.get)] = False
+            m[min(costs, key=costs.get)] = False
         progress(row + 1, 0)
     return mask

@@ -13,10 +13,10 @@ from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
 from sparseswaps.layer.refinement import (
     RefinementSettings,
-    frozen_weights,
+    highest_scores,
     ladder,
     refine_layer,
-    shrunk,
+    shrink_correlations,
 )
 
 PATTERN = parse_pattern("60%")
@@ -89,8 +89,8 @@ def test_shrinkage_goes_from_the_method_to_wanda():
     assert torch.equal(shrunk_to[1.0].mask, wanda(weight, inputs.gram, PATTERN))
     losses = [refined.figures["loss_after"] for refined in shrunk_to.values()]  # of the Gram matrix as it is
     assert losses[0] < losses[1] < losses[2]
-    torch.testing.assert_close(shrunk(inputs.gram, 0.25).diagonal(), inputs.gram.diagonal())
-    assert shrunk(inputs.gram, 0.25)[0, 1] == 0.75 * inputs.gram[0, 1]
+    torch.testing.assert_close(shrink_correlations(inputs.gram, 0.25).diagonal(), inputs.gram.diagonal())
+    assert shrink_correlations(inputs.gram, 0.25)[0, 1] == 0.75 * inputs.gram[0, 1]
 
 
 def test_frozen_are_the_highest_wanda_scores_of_each_row():
@@ -98,10 +98,10 @@ def test_frozen_are_the_highest_wanda_scores_of_each_row():
         torch.tensor([[4.0, -3.0, 2.0, 1.0], [1.0, 1.0, -1.0, 9.0]]),
         torch.diag(torch.tensor([1.0, 4, 1, 0])),
     )
-    assert frozen_weights(weight, gram, 0.5).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
-    assert not frozen_weights(weight, gram, 0).any()
+    assert highest_scores(weight, gram, 0.5).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert not highest_scores(weight, gram, 0).any()
     refined = refine_layer(*inputs_of(), wanda(*_weight_and_gram(), PATTERN), PATTERN, RefinementSettings(freeze=0.3))
-    frozen = frozen_weights(*_weight_and_gram(), 0.3)
+    frozen = highest_scores(*_weight_and_gram(), 0.3)
     assert refined.mask[frozen].all()  # the warm start keeps them all
 
 

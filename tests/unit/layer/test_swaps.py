@@ -47,30 +47,33 @@ def examples(draw):
     return weight, inputs.double() @ inputs.double().T, pattern, mask
 
 
+def device_of(backend):
+    """Return the device for a backend in this test run."""
+    return "cuda" if backend == "cuda" and ON_CUDA else "cpu"
+
+
 def run(backend, weight, gram, mask, pattern, max_swaps=None, frozen=None):
-    """`refine` by a backend, on the GPU where there is one for it; everything comes back to the CPU."""
-    place = "cuda" if backend == "cuda" and ON_CUDA else "cpu"
-    frozen = None if frozen is None else frozen.to(place)
-    result = refine(weight.to(place), gram.to(place), mask.to(place), pattern, max_swaps, backend, frozen)
+    """Run `refine` with a backend on its device, and return the result on the CPU."""
+    device = device_of(backend)
+    frozen = None if frozen is None else frozen.to(device)
+    result = refine(weight.to(device), gram.to(device), mask.to(device), pattern, max_swaps, backend, frozen)
     return type(result)(**{name: value.cpu() for name, value in vars(result).items()})
 
 
 def losses_of_all_swaps(weight, gram, mask, size):
-    """The loss of one row [d_in] after each feasible swap, by evaluating the definition."""
-    found = {}
-    for u in mask.nonzero().flatten().tolist():
-        for p in (~mask).nonzero().flatten().tolist():
-            if u // size == p // size:
-                found[u, p] = mask.clone()
-                found[u, p][u], found[u, p][p] = False, True
-    if not found:
+    """Return the loss of one row [d_in] after each feasible swap, by the definition: {(u, p): loss}."""
+    kept, pruned = mask.nonzero().flatten().tolist(), (~mask).nonzero().flatten().tolist()
+    pairs = [(u, p) for u in kept for p in pruned if u // size == p // size]
+    if not pairs:
         return {}
-    losses = row_loss(weight.expand(len(found), -1), gram, torch.stack(list(found.values())))
-    return dict(zip(found, losses.tolist(), strict=True))
+    masks = mask.repeat(len(pairs), 1)
+    masks[torch.arange(len(pairs))[:, None], torch.tensor(pairs)] ^= True
+    losses = row_loss(weight.expand(len(pairs), -1), gram, masks)
+    return dict(zip(pairs, losses.tolist(), strict=True))
 
 
 def uncertainty(weight, gram):
-    """What rounding can make of a row's loss, generously: float64 [rows]."""
+    """Return a generous bound on the rounding error of a row's loss: float64 [rows]."""
     s = norms(weight, gram)
     return 100 * rounding(s) * s.sum(1)
 
@@ -106,7 +109,6 @@ def test_of_equal_swaps_the_lowest_pair_is_made(backend, pattern):
     # Whole numbers, no interaction: u = 2 and u = 5 are equally good to prune, p = 1, 3 and 6 to keep. Exact in floats.
     weight = torch.tensor([[4.0, 3.0, 1.0, 3.0, 4.0, 1.0, 3.0, 4.0]])
     mask = torch.tensor([[True, False, True, False, True, True, False, False]])
-    mask[0, 7] = False
     gram = torch.eye(8)
     gram[7, 7] = 0  # nothing is gained by keeping a dead feature
     result = run(backend, weight, gram, mask, parse_pattern(pattern), max_swaps=1)
@@ -153,17 +155,17 @@ def test_masks_equal_the_oracles_where_nothing_ties(backend, pattern, dtype, kin
     assert ours.certified.all()
 
 
-def test_the_compiled_search_agrees_with_the_batched_one_on_a_larger_layer():
+@pytest.mark.parametrize("pattern", ["30%", "60%", "4:8", "10:20"])
+def test_the_compiled_search_agrees_with_the_batched_one_on_a_larger_layer(pattern):
     weight, inputs = layer(3, 24, 400, "correlated")  # more than one tile of columns, and no multiple of it
     inputs *= torch.logspace(-1, 1, 400)[:, None]
-    gram = inputs @ inputs.T
-    for pattern in map(parse_pattern, ("30%", "60%", "4:8", "10:20")):
-        start = wanda(weight, gram, pattern)
-        one, other = (run(backend, weight, gram, start, pattern) for backend in ("cpu", "batched"))
-        assert torch.equal(one.mask, other.mask)
-        assert torch.equal(one.swaps, other.swaps)
-        assert one.swaps.sum() > 100
-        assert torch.equal(eliminate(weight, gram, pattern), eliminate(weight, gram, pattern, "batched"))
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    start = wanda(weight, gram, pattern)
+    one, other = (run(backend, weight, gram, start, pattern) for backend in ("cpu", "batched"))
+    assert torch.equal(one.mask, other.mask)
+    assert torch.equal(one.swaps, other.swaps)
+    assert one.swaps.sum() > 100
+    assert torch.equal(eliminate(weight, gram, pattern), eliminate(weight, gram, pattern, "batched"))
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -201,7 +203,7 @@ def test_frozen_weights_stay_and_the_rest_is_as_good_as_the_oracle_makes_it(back
     start = wanda(weight, gram, pattern)
     free = run(backend, weight, gram, start, pattern)
     frozen = torch.rand(start.shape, generator=torch.Generator().manual_seed(0)) < 0.4
-    frozen |= ~free.mask & (torch.arange(len(weight)) > 0)[:, None]  # of all rows but the first, what was pruned
+    frozen |= ~free.mask & (torch.arange(len(weight)) > 0)[:, None]  # what was pruned, in all rows except the first
     ours, oracle = (run(name, weight, gram, start, pattern, frozen=frozen) for name in (backend, "reference"))
     assert torch.equal(ours.mask, oracle.mask)
     assert ours.certified.all()
@@ -239,8 +241,6 @@ def test_rows_that_exchange_weights_end_lower_and_keep_as_many_in_all():
     torch.testing.assert_close(together.loss_after, row_loss(weight, gram, together.mask), rtol=1e-12, atol=0)
     # neither a row's own swaps nor those between rows improve it any more
     assert torch.equal(refine(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
-    with pytest.raises(InputError, match="2:4"):
-        refine(weight, gram, wanda(weight, gram, parse_pattern("2:4")), parse_pattern("2:4"), between_rows=True)
 
 
 def test_losses_are_those_of_the_masks_and_the_drift_is_rounding():
@@ -283,8 +283,8 @@ def test_no_interaction_exceeds_its_bound(example):
 @settings(max_examples=30, deadline=None)
 def test_elimination_prunes_what_costs_least(backend, example):
     weight, gram, pattern, _ = example
-    place = "cuda" if backend == "cuda" and ON_CUDA else "cpu"
-    ours = eliminate(weight.to(place), gram.to(place), pattern, backend).cpu()
+    device = device_of(backend)
+    ours = eliminate(weight.to(device), gram.to(device), pattern, backend).cpu()
     oracle = eliminate(weight, gram, pattern, "reference")
     size, kept = pattern.blocks(weight.shape[1])
     assert (ours.view(len(weight), -1, size).sum(-1) == kept).all()
@@ -295,43 +295,54 @@ def test_elimination_prunes_what_costs_least(backend, example):
 
 
 def has_ties(weight, gram):
-    """Whether prunings may cost the same by construction: duplicated or dead features, zero weights, low rank."""
+    """Return whether prunings may cost the same: duplicated or dead features, zero weights, low rank."""
     s = norms(weight, gram)
     rank = torch.linalg.matrix_rank(gram)
     return bool((s == 0).any()) or bool((strongest_correlation(gram, len(gram)) > 1 - 1e-9).any()) or rank < len(gram)
 
 
-def test_what_does_not_fit_is_refused():
-    weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
-    half = parse_pattern("50%")
-    indefinite = torch.eye(4)
-    indefinite[0, 1] = indefinite[1, 0] = 2
-    outlier = indefinite.clone()
-    outlier[3, 3] = 1e12  # a large feature must not hide what is wrong between the others
-    for arguments, message in [
-        ((weight, torch.eye(3), mask, half), r"needs a \[4, 4\] Gram"),
-        ((weight, torch.ones(4, 3), mask, half), r"needs a \[4, 4\] Gram"),
-        ((weight, gram, mask.int(), half), "boolean mask"),
-        ((weight * float("inf"), gram, mask, half), "weight holds NaN or Inf"),
-        ((weight, gram * float("nan"), mask, half), "Gram matrix holds NaN or Inf"),
-        ((weight, gram + torch.ones(4, 4).triu(1), mask, half), "not symmetric"),
-        ((weight, indefinite, mask, half), "not positive semidefinite"),
-        ((weight, outlier, mask, half), "not positive semidefinite"),
-        ((weight, -gram, mask, half), "not positive semidefinite"),
-        ((weight, gram, mask[:, :3], half), "boolean mask"),
-        ((weight[0], gram, mask, half), "floating-point matrix"),
-        ((weight.int(), gram, mask, half), "floating-point matrix"),
-        ((weight[:, :0], gram, mask, half), "floating-point matrix"),
-        ((weight.double() * 1e160, gram, mask, half), "a loss overflows"),
-        ((weight, gram, mask, half, -1), "max_swaps"),
-        ((weight, gram, mask, half, 1.5), "max_swaps"),
-        ((weight, gram, mask, parse_pattern("2:3")), "2:3 does not divide"),
-        ((weight, gram, mask, half, None, "warp"), "backend 'warp'"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            refine(*arguments)
-    with pytest.raises(InputError, match=r"needs a \[4, 4\] Gram"):
-        eliminate(weight, torch.eye(3), half)
+WEIGHT, IDENTITY, KEPT, HALF = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool), parse_pattern("50%")
+INDEFINITE = IDENTITY.index_put((torch.tensor([0, 1]), torch.tensor([1, 0])), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"gram": torch.eye(3)}, r"\[3, 3\]"),
+        ({"gram": IDENTITY.to("meta")}, "meta"),
+        ({"gram": IDENTITY * float("nan")}, "Gram matrix"),
+        ({"gram": IDENTITY + torch.ones(4, 4).triu(1)}, "Gram matrix"),
+        ({"gram": INDEFINITE}, "Gram matrix"),
+        # A large feature must not hide an error between other features.
+        ({"gram": INDEFINITE + torch.diag(torch.tensor([0, 0, 0, 1e12]))}, "Gram matrix"),
+        ({"gram": -IDENTITY}, "Gram matrix"),
+        ({"weight": torch.ones(4, 3)}, r"\[4, 3\]"),
+        ({"weight": WEIGHT * float("inf")}, "weight"),
+        ({"weight": WEIGHT.double() * 1e160}, "weight"),
+        ({"weight": WEIGHT[0]}, "weight"),
+        ({"weight": WEIGHT.int()}, "weight"),
+        ({"weight": WEIGHT[:, :0]}, "weight"),
+        ({"mask": KEPT.int()}, "mask"),
+        ({"mask": KEPT[:, :3]}, "mask"),
+        ({"mask": KEPT.to("meta")}, "mask"),
+        ({"frozen": KEPT[:1]}, "frozen"),
+        ({"max_swaps": -1}, "max_swaps"),
+        ({"max_swaps": 1.5}, "max_swaps"),
+        ({"pattern": parse_pattern("2:3")}, "2:3"),
+        ({"pattern": parse_pattern("1:2"), "between_rows": True}, "1:2"),
+        ({"backend": "warp"}, "'warp'"),
+        ({"backend": "cuda"}, "'cuda'"),
+    ],
+)
+def test_wrong_input_is_refused(monkeypatch, change, name):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(InputError, match=name):
+        refine(**{"weight": WEIGHT, "gram": IDENTITY, "mask": KEPT, "pattern": HALF} | change)
+
+
+def test_elimination_refuses_wrong_input():
+    with pytest.raises(InputError, match="Gram matrix"):
+        eliminate(WEIGHT, torch.eye(3), HALF)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -358,45 +369,52 @@ def test_a_feature_whose_squares_vanish_is_a_dead_one():
     assert result.swaps.sum() > 3
 
 
-def test_a_backend_for_another_device_is_refused(monkeypatch):
-    weight, gram, mask = torch.ones(2, 4), torch.eye(4), torch.ones(2, 4, dtype=torch.bool)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(InputError, match="'cuda'"):
-        refine(weight, gram, mask, parse_pattern("50%"), backend="cuda")
-    with pytest.raises(InputError, match=r"needs a .* Gram matrix there, not one of .* on meta"):
-        refine(weight, gram.to("meta"), mask, parse_pattern("50%"))
-    with pytest.raises(InputError, match="the mask is on meta"):
-        refine(weight, gram, mask.to("meta"), parse_pattern("50%"))
+def keep_all(mask, frozen):
+    mask.fill_(True)
 
 
-def test_a_search_that_changes_the_sparsity_is_an_error(monkeypatch):
-    class Greedy:
+def prune_frozen(mask, frozen):
+    mask[0] = ~mask[0]
+
+
+def change_nothing(mask, frozen):
+    pass
+
+
+@pytest.mark.parametrize("change", [keep_all, prune_frozen, change_nothing])
+def test_a_wrong_result_of_a_search_is_an_error(monkeypatch, change):
+    class WrongBackend:
         @staticmethod
         def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
-            mask.fill_(True)
-            return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
-
-    monkeypatch.setattr(engine, "select_backend", lambda *_: Greedy)
-    weight, gram = torch.ones(2, 4), torch.eye(4)
-    with pytest.raises(CertificateError, match="how many weights a block keeps"):
-        refine(weight, gram, torch.eye(2, 4, dtype=torch.bool), parse_pattern("50%"))
-
-
-def test_a_wrong_certificate_is_an_error(monkeypatch):
-    class Liar:
-        @staticmethod
-        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
+            change(mask, frozen)
             return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
 
     weight, inputs = layer(1, 6, 16, "correlated")
-    gram, pattern = inputs @ inputs.T, parse_pattern("50%")
-    start = keep_best(-weight.abs(), pattern)
-    assert improvable_rows(weight, gram, start, torch.zeros_like(start), 16).all()
-    optimum = refine(weight, gram, start, pattern).mask
-    assert not improvable_rows(weight, gram, optimum, torch.zeros_like(optimum), 16).any()
-    monkeypatch.setattr(engine, "select_backend", lambda *_: Liar)
-    with pytest.raises(CertificateError, match="row 0 is not at the optimum"):
-        refine(weight, gram, start, pattern)
+    gram = inputs @ inputs.T
+    start = keep_best(-weight.abs(), HALF)
+    monkeypatch.setattr(engine, "select_backend", lambda *_: WrongBackend)
+    with pytest.raises(CertificateError):
+        refine(weight, gram, start, HALF, frozen=start if change is prune_frozen else None)
+
+
+def test_rows_that_never_settle_are_an_error(monkeypatch):
+    class Restless:
+        @staticmethod
+        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
+            return torch.ones_like(budget), torch.ones(len(weight), dtype=torch.bool)
+
+    monkeypatch.setattr(engine, "select_backend", lambda *_: Restless)
+    with pytest.raises(CertificateError, match="row 0"):
+        refine(WEIGHT, IDENTITY, KEPT, HALF)
+
+
+def test_the_certificate_check_tells_optima_from_other_masks():
+    weight, inputs = layer(1, 6, 16, "correlated")
+    gram = inputs @ inputs.T
+    start = keep_best(-weight.abs(), HALF)
+    optimum, frozen = refine(weight, gram, start, HALF).mask, torch.zeros_like(start)
+    assert improvable_rows(weight, gram, start, frozen, 16).all()
+    assert not improvable_rows(weight, gram, optimum, frozen, 16).any()
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not there")
@@ -415,15 +433,14 @@ def test_cuda_gives_the_masks_of_the_cpu(pattern, d_in):
     weight, inputs = layer(11, 64, d_in, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
     start = wanda(weight, gram, pattern)
-    here = refine(weight, gram, start, pattern)
-    there = refine(weight.cuda(), gram.cuda(), start.cuda(), pattern)
-    assert there.mask.is_cuda
-    assert torch.equal(there.mask.cpu(), here.mask)
-    assert torch.equal(there.swaps.cpu(), here.swaps)
-    again = refine(weight.cuda(), gram.cuda(), start.cuda(), pattern)
-    assert torch.equal(again.mask, there.mask)
-    assert torch.equal(again.loss_after, there.loss_after)  # from run to run to the bit
-    masks = [eliminate(weight.to(place), gram.to(place), pattern).cpu() for place in ("cuda", "cpu")]
+    on_cpu = refine(weight, gram, start, pattern)
+    on_gpu, again = (refine(weight.cuda(), gram.cuda(), start.cuda(), pattern) for _ in range(2))
+    assert on_gpu.mask.is_cuda
+    assert torch.equal(on_gpu.mask.cpu(), on_cpu.mask)
+    assert torch.equal(on_gpu.swaps.cpu(), on_cpu.swaps)
+    assert torch.equal(again.mask, on_gpu.mask)
+    assert torch.equal(again.loss_after, on_gpu.loss_after)  # every run gives the same bits
+    masks = [eliminate(weight.to(device), gram.to(device), pattern).cpu() for device in ("cuda", "cpu")]
     torch.testing.assert_close(*(row_loss(weight, gram, mask) for mask in masks))  # near-ties may be rounded apart
     oracle = refine(weight[:1].cuda(), gram.cuda(), start[:1].cuda(), pattern, 1, "reference")
     assert torch.equal(oracle.mask.cpu(), refine(weight[:1], gram, start[:1], pattern, 1).mask)
