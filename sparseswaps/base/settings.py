@@ -10,16 +10,33 @@ from pydantic_core import PydanticCustomError
 
 from sparseswaps.base.errors import InputError, one_line
 
-_TYPES = {  # how pydantic calls a type, and how a reader of YAML or Python does
+_ALLOWED = {  # what each kind of pydantic's errors expects of a value
     "string_type": "a string",
     "int_type": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a table of keys and values",
-    "model_type": "a table of keys and values",
+    "dict_type": "a table of keys",
+    "model_type": "a table of keys",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "a list or table with at least {min_length} entry",
+    "string_too_short": "a string of at least {min_length} character",
+    "string_too_long": "a string of at most {max_length} characters",
+    "string_pattern_mismatch": "a string that matches {pattern}",
 }
+
+
+def _describe_presets(schema: dict[str, Any], settings: type["Settings"]) -> None:
+    """Add the presets of a class to its JSON schema."""
+    field, presets = settings.PRESETS or ("", {})
+    for value, defaults in presets.items():
+        properties = {key: {"default": default} for key, default in defaults.items()}
+        condition = {"required": [field], "properties": {field: {"const": value}}}
+        schema.setdefault("allOf", []).append({"if": condition, "then": {"properties": properties}})
 
 
 class Settings(BaseModel):
@@ -36,7 +53,9 @@ class Settings(BaseModel):
         InputError: an argument is unknown or wrong; one line that names the argument and says what is allowed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, json_schema_extra=_describe_presets
+    )
 
     PRESETS: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]] | None] = None
 
@@ -64,12 +83,8 @@ class Settings(BaseModel):
         for key in values:
             if key not in keys:
                 raise wrong(str(key), unknown(key, sorted(keys)))
-        values = dict(values)
-        if cls.PRESETS:
-            field, presets = cls.PRESETS
-            choice = values.get(field)
-            values = {**(presets.get(choice, {}) if isinstance(choice, str) else {}), **values}
-        return values
+        field, presets = cls.PRESETS or ("", {})
+        return {**presets.get(str(values.get(field)), {}), **values}
 
 
 def wrong(key: str, message: str) -> PydanticCustomError:
@@ -85,23 +100,23 @@ def unknown(value: object, choices: Iterable[object]) -> str:
 
 
 def input_error(error: ValidationError, values: Any, prefix: str = "") -> InputError:
-    """Turn the errors of pydantic into one line for the first of them.
+    """Turn the errors of pydantic into one line about the first of them: the key's path, the value, what is allowed.
 
     Args:
-        error: what pydantic raised.
-        values: the input that it was raised for.
-        prefix: what stands before the path of the key.
+        error: the errors.
+        values: the input of the settings.
+        prefix: text before the path.
     """
     errors = [(_path(details, values), details) for details in error.errors(include_url=False)]
-    # Of a union of types, the type that the value fits most nearly has the longest path.
-    path, first = min(errors, key=lambda pair: (pair[1]["type"] != "wrong_key", -len(pair[0])))
-    same = [details for other, details in errors if other == path]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-    return InputError(f"{prefix}{name}: {_message(first, same)}" if name else f"{prefix}{_message(first, same)}")
+    # Every type of a union has its own errors. The type that fits best has the longest path, or not the wrong type.
+    path, first = min(errors, key=lambda pair: (pair[1]["type"] != "wrong_key", -len(pair[0]), _is_type_error(pair[1])))
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    message = _message(first, [details for other, details in errors if other == path and _is_type_error(details)])
+    return InputError(f"{prefix}{key}: {message}" if key else f"{prefix}{message}")
 
 
 def _path(details: Any, values: Any) -> tuple[str | int, ...]:
-    """Return the keys and indexes that lead to a wrong value; pydantic's own path also names the members of unions."""
+    """Return the keys and indexes that lead to a wrong value. Pydantic's own path also names the types of unions."""
     path = []
     for part in details["loc"]:
         try:
@@ -114,12 +129,16 @@ def _path(details: Any, values: Any) -> tuple[str | int, ...]:
     return (*path, details["ctx"]["key"]) if details["type"] == "wrong_key" else tuple(path)
 
 
-def _message(first: Any, same: list[Any]) -> str:
+def _is_type_error(details: Any) -> bool:
+    return details["type"].endswith("_type")
+
+
+def _message(first: Any, type_errors: list[Any]) -> str:
     """Say what is wrong with a value and what is allowed.
 
     Args:
-        first: an error of the value.
-        same: all errors of the value: one for each type of a union.
+        first: the error to tell.
+        type_errors: the errors of the same value that expect another type.
     """
     kind, context = first["type"], first.get("ctx", {})
     if kind == "wrong_key":
@@ -130,12 +149,9 @@ def _message(first: Any, same: list[Any]) -> str:
         return one_line(context["error"])
     value = one_line(repr(first["input"]))
     value = value if len(value) <= 80 else f"{value[:77]}..."
-    choices = [
-        choice for details in same for choice in re.findall(r"'([^']*)'", details.get("ctx", {}).get("expected", ""))
-    ]
-    if choices:
-        return f"{value} is {unknown(first['input'], choices)}"
-    types = list(dict.fromkeys(_TYPES[details["type"]] for details in same if details["type"] in _TYPES))
-    if types:
-        return f"{value} is not {' or '.join(types)}"
-    return f"{value}: {one_line(re.sub(r'^Input should', 'should', first['msg']))}"
+    types = list(dict.fromkeys(_ALLOWED[details["type"]] for details in type_errors))
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        return f"{value} is {unknown(first['input'], [*choices, *types])}"
+    allowed = " or ".join(types) if _is_type_error(first) else _ALLOWED[kind].format(**context)
+    return f"must be {allowed}, not {value}"

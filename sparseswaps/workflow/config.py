@@ -1,10 +1,12 @@
 """The configuration of a study: every key with its type, bounds, default and description, and what is checked of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
+import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_serializer, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.base.settings import Settings, input_error, unknown, wrong
@@ -20,18 +22,38 @@ from sparseswaps.workflow import grid
 from sparseswaps.workflow.plan.sizes import sizes_of
 
 
-def _check_distinct(values: list[Any]) -> list[Any]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise ValueError(f"{value!r} is there twice")
-    return values
+def _check_pattern(value: str | int | float) -> str | int | float:
+    parse_pattern(value)
+    return value
+
+
+def _check_task(name: str) -> str:
+    if name.startswith("embedded_") and name not in TASKS:
+        raise ValueError(f"{name!r} is {unknown(name, TASKS)}")
+    return name
+
+
+def _distinct(label: Callable[[Any], object] = repr) -> AfterValidator:
+    """Make a validator that refuses a list with two entries of the same label."""
+
+    def check(entries: list[Any]) -> list[Any]:
+        labels = list(map(label, entries))
+        twice = [label for label in labels if labels.count(label) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is there twice; leave one out")
+        return entries
+
+    return AfterValidator(check)
+
+
+def _name_of(warmstart: "str | ImportedMasks") -> str:
+    return warmstart if isinstance(warmstart, str) else warmstart.name
 
 
 Name = Annotated[str, Field(max_length=80, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 PatternName = Annotated[str, Field(max_length=80, pattern="^[A-Za-z0-9][A-Za-z0-9._%-]*$")]
-PatternValue = str | int | float
-Distinct = AfterValidator(_check_distinct)
-Choice = PatternValue | list[PatternValue] | None
+PatternValue = Annotated[str | int | float, AfterValidator(_check_pattern)]
+Names = str | list[str] | None
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -90,15 +112,10 @@ class PatternEntry(_Brief):
 
     @model_validator(mode="after")
     def _check_division(self) -> Self:
-        with prefix_errors(self.name):
-            pattern = grid.budget(self).pattern
-        for layer, value in (self.layers or {}).items():
-            with prefix_errors(f"{self.name}, layers.{layer}"):
-                parse_pattern(value)
         if (self.layers is None) == (self.owl is None):
-            raise wrong("owl", f"{self.name} needs either `layers` or `owl`")
-        if self.owl is not None and not isinstance(pattern, PerRow):
-            raise wrong("owl", f"divides a sparsity per row, which {pattern.label} is not")
+            raise ValueError("needs either `layers` or `owl`")
+        if self.owl is not None and not isinstance(grid.budget(self).pattern, PerRow):
+            raise wrong("owl", f"divides a sparsity per row, which {self.sparsity} is not")
         return self
 
 
@@ -123,18 +140,19 @@ class ImportedMasks(Settings):
 class Exclusion(_Brief):
     """Cells to leave out: the cells that match every key; an entry of configuration key `exclude`."""
 
-    model: Choice = Field(None, description="A model by name, or several.")
-    calibration: Choice = Field(None, description="A calibration by name, or several.")
-    seed: Choice = Field(None, description="A seed, or several.")
-    pattern: Choice = Field(None, description="A pattern, or several.")
-    warmstart: Choice = Field(None, description="A warm start by name, or several.")
-    refinement: Choice = Field(None, description="A refinement by name, or several.")
-    reconstruction: Choice = Field(None, description="A reconstruction by name or `none`, or several.")
+    model: Names = Field(None, description="A model by name, or several.")
+    calibration: Names = Field(None, description="A calibration by name, or several.")
+    seed: int | list[int] | None = Field(None, description="A seed, or several.")
+    pattern: str | int | float | list[str | int | float] | None = Field(
+        None, description="A pattern as an entry of `patterns` writes it or names it, or several."
+    )
+    warmstart: Names = Field(None, description="A warm start by name, or several.")
+    refinement: Names = Field(None, description="A refinement by name, or several.")
+    reconstruction: Names = Field(None, description="A reconstruction by name or `none`, or several.")
 
-    def choices(self) -> dict[str, list[PatternValue]]:
+    def choices(self) -> dict[str, list[Any]]:
         """Return the values of each coordinate that is named."""
-        named = {key: value for key, value in self if value is not None}
-        return {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+        return {key: value if isinstance(value, list) else [value] for key, value in self if value is not None}
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
@@ -146,19 +164,12 @@ class Exclusion(_Brief):
 class LmEval(Settings):
     """Tasks of lm-eval; configuration key `evaluation.lm_eval`."""
 
-    tasks: Annotated[list[str], Distinct] = Field(
+    tasks: Annotated[list[Annotated[str, AfterValidator(_check_task)]], _distinct()] = Field(
         [], description="`embedded_cloze`, `embedded_choice`, or any task that lm-eval knows or finds in `include`."
     )
     include: str | None = Field(None, description="A folder with task definitions of your own.")
     limit: Positive | None = Field(None, description="Most items per task. null: all.")
     batch_size: Positive = Field(16, description="Sequences per forward pass of lm-eval.")
-
-    @model_validator(mode="after")
-    def _check_tasks(self) -> Self:
-        for task in self.tasks:
-            if task.startswith("embedded_") and task not in TASKS:
-                raise wrong("tasks", f"{task!r} is {unknown(task, TASKS)}")
-        return self
 
 
 class Evaluation(Settings):
@@ -191,14 +202,16 @@ class Study(Settings):
         description="The calibration texts by name. Numbers of samples named as `c4-16` and `c4-64` make one family, "
         "with a curve."
     )
-    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**63 - 1)]], Field(min_length=1), Distinct] = Field(
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**63 - 1)]], Field(min_length=1), _distinct()] = Field(
         [0], description="Seeds of the calibration draw. Each seed is a study of its own."
     )
-    patterns: Annotated[list[PatternValue | PatternEntry], Field(min_length=1)] = Field(
+    patterns: Annotated[
+        list[PatternValue | PatternEntry], Field(min_length=1), _distinct(lambda entry: grid.budget(entry).slug)
+    ] = Field(
         description='Sparsity per row ("60%" or 0.6), or N:M ("2:4", in quotes: N kept of every M). An entry with a '
         "name divides a sparsity unequally among the layers, by a table or by the outliers of their inputs."
     )
-    warmstarts: Annotated[list[Criterion | ImportedMasks], Field(min_length=1), Distinct] = Field(
+    warmstarts: Annotated[list[Criterion | ImportedMasks], Field(min_length=1), _distinct(_name_of)] = Field(
         description="The criteria that make the first masks, or masks that another program made, by a name of their "
         "own. Imported masks are taken as they are, but must be about as sparse as the pattern says."
     )
@@ -245,24 +258,12 @@ class Study(Settings):
         return texts | {f"evaluation.perplexity.{name}": text for name, text in self.evaluation.perplexity.items()}
 
     @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        labels = []
-        for index, entry in enumerate(self.patterns):
-            try:
-                labels.append(grid.budget(entry).label)
-            except InputError as error:
-                raise wrong(f"patterns[{index}]", str(error)) from None
-        for index, label in enumerate(labels):
-            if label in labels[:index]:
-                raise wrong(f"patterns[{index}]", f"{label} is there twice")
-        names = [entry if isinstance(entry, str) else entry.name for entry in self.warmstarts]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise wrong(f"warmstarts[{index}].name", f"{name!r} is another warm start's; take another name")
+    def _check_idle(self) -> Self:
+        """`none` is the name of the unrefined warm start in tables, so only one such refinement may have it."""
         idle = [name for name, settings in self.refinements.items() if settings.max_swaps == 0]
         if len(idle) > 1:
             raise wrong("refinements", f"{', '.join(idle)} are all the warm start as it is; keep one")
-        if "none" in self.refinements and idle != ["none"]:  # `none` is the warm start's name in tables
+        if "none" in self.refinements and idle != ["none"]:
             raise wrong("refinements.none", "means the warm start; give it max_swaps: 0 or another name")
         if "none" in self.reconstructions:
             raise wrong("reconstructions.none", "is always there; leave it out")
@@ -274,14 +275,10 @@ class Study(Settings):
         labels = [entry.label for entry in grid.patterns(self).values()]
         for index, entry in enumerate(self.exclude):
             for key, values in entry.choices().items():
-                allowed = labels if key == "pattern" else known[key]
                 for value in values:
-                    try:
-                        fits = (grid.pattern_slug(self, value) if key == "pattern" else value) in known[key]
-                    except InputError:
-                        fits = False
-                    if not fits:
-                        raise wrong(f"exclude[{index}].{key}", f"{value!r} is {unknown(value, allowed)}")
+                    if (grid.pattern_slug(self, value) if key == "pattern" else value) not in known[key]:
+                        message = unknown(value, labels if key == "pattern" else known[key])
+                        raise wrong(f"exclude[{index}].{key}", f"{value!r} is {message}")
         return self
 
     @model_validator(mode="after")
@@ -385,6 +382,20 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
+class _Schema(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False  # it would repeat the key
+
+
+def json_schema() -> str:
+    """Return the JSON schema of a configuration as YAML. Editors check and complete a configuration by the schema."""
+    schema = Study.model_json_schema(schema_generator=_Schema)
+    classes = schema.pop("$defs")
+    return yaml.safe_dump(
+        {"$schema": _Schema.schema_dialect, **schema, "$defs": classes}, sort_keys=False, width=120, allow_unicode=True
+    )
+
+
 # What follows serves callers that still take the configuration as a dict.
 
 Cell, Dense = grid.Cell, grid.Dense
@@ -423,3 +434,7 @@ def cells(config: dict[str, Any]) -> Any:
 
 def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
     return grid.block_names(_study(config))
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

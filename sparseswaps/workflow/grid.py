@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from sparseswaps.base.errors import InputError
 from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern, slug_of
 from sparseswaps.model.directory import depth, read_config
 from sparseswaps.workflow.plan.sizes import Sizes, sizes_of
@@ -130,9 +131,12 @@ def coordinates(study: "Study") -> dict[str, list[Any]]:
 
 
 def pattern_slug(study: "Study", value: str | float) -> str:
-    """Return the slug of a pattern by the entry's name, or by the pattern in any notation."""
+    """Return the slug of a pattern by its name or in any notation, or the value itself if it is no pattern."""
     labels = {entry.label: entry.slug for entry in patterns(study).values()}
-    return labels[value] if value in labels else budget(value).slug
+    try:
+        return labels[value] if value in labels else budget(value).slug
+    except InputError:
+        return str(value)
 
 
 def cells(study: "Study") -> Iterator[Cell]:
