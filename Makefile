@@ -29,9 +29,10 @@ format: .venv/installed-test
 readme: run
 	$(BIN)/python .ci/readme.py
 
-# The page of the public names, docs/api/sparseswaps.html, from their docstrings; a test says when it is stale.
+# The page of the public names, from their docstrings, and the schema of a configuration; tests say when one is stale.
 docs: .venv/installed-test
 	$(BIN)/python .ci/api.py
+	$(BIN)/python -m sparseswaps.workflow.config > schemas/config.schema.yaml
 
 clean:
 	rm -rf results logs .snakemake

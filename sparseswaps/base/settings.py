@@ -110,7 +110,7 @@ def input_error(error: ValidationError, values: Any, prefix: str = "") -> InputE
     errors = [(_path(details, values), details) for details in error.errors(include_url=False)]
     # Every type of a union has its own errors. The type that fits best has the longest path, or not the wrong type.
     path, first = min(errors, key=lambda pair: (pair[1]["type"] != "wrong_key", -len(pair[0]), _is_type_error(pair[1])))
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    key = "".join(map(_path_part, path)).removeprefix(".")
     message = _message(first, [details for other, details in errors if other == path and _is_type_error(details)])
     return InputError(f"{prefix}{key}: {message}" if key else f"{prefix}{message}")
 
@@ -127,6 +127,12 @@ def _path(details: Any, values: Any) -> tuple[str | int, ...]:
         else:
             path.append(part)
     return (*path, details["ctx"]["key"]) if details["type"] == "wrong_key" else tuple(path)
+
+
+def _path_part(part: str | int) -> str:
+    if isinstance(part, int):
+        return f"[{part}]"
+    return f".{part}" if part.isprintable() and part else f".{part!r}"
 
 
 def _is_type_error(details: Any) -> bool:

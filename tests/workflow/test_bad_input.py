@@ -17,8 +17,8 @@ from sparseswaps.base.errors import InputError
 from sparseswaps.model.description import describe
 from sparseswaps.model.directory import check_files
 from sparseswaps.model.loading import load_model, load_tokenizer
-from sparseswaps.workflow import config as study
 from sparseswaps.workflow.artifacts import read_model, write_model
+from sparseswaps.workflow.config import load_study
 
 OWN_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,12 +39,14 @@ def model(tiny_model, tmp_path):
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def refused(model):
-    """What the workflow's start says of a model."""
+def refusal(model):
+    """The line with which the start of the workflow refuses a model."""
     with pytest.raises(InputError) as error:
-        study.check(tiny_study(model))
-    assert "\n" not in str(error.value)
-    return str(error.value)
+        load_study(tiny_study(model))
+    line = str(error.value)
+    assert line.startswith("config key models.tiny.source: ")
+    assert "\n" not in line
+    return line
 
 
 def set_config(model, **changes):
@@ -56,18 +58,15 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(model, 
     tensors = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     torch.save(tensors, model / "pytorch_model.bin")
-    message = refused(model)
-    assert message.startswith(
-        f"config key models.tiny.source: '{model}' holds no model.safetensors or model.safetensors."
-    )
-    assert "only pickled weights" in message
-    command = re.search("`(.*)`", message)[1]
+    line = refusal(model)
+    assert str(model) in line
+    command = re.search("`(.*)`", line)[1]
     python, *arguments = shlex.split(command)
     assert python == "python"  # of the environment that snakemake runs in, which need not be activated here
     subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True)
-    assert message.endswith("and take 'model-safetensors' as source")
     converted = tmp_path / "model-safetensors"
-    study.check(tiny_study(converted))
+    assert converted.name in line
+    load_study(tiny_study(converted))
     again = load_model(str(converted), "cpu").state_dict()
     assert all(torch.equal(again[name], tensor.float()) for name, tensor in tensors.items())
     assert load_file(converted / "model.safetensors").popitem()[1].dtype == torch.bfloat16
@@ -77,7 +76,7 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(model, 
 @pytest.mark.parametrize("place", [{}, {"text_config": {"num_hidden_layers": 2}}])
 def test_quantised_weights_are_refused_at_the_start(model, place):
     set_config(model, quantization_config={"quant_method": "bitsandbytes"}, **place)
-    assert "has a quantization_config, and quantised weights cannot be pruned here; take" in refused(model)
+    assert "quantization_config" in refusal(model)
 
 
 @pytest.mark.parametrize("size", [4, 100, -1])
@@ -85,9 +84,8 @@ def test_a_truncated_file_is_named_at_the_start_and_by_the_model_stage(model, si
     check_files(model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
-    message = r"model\.safetensors: not a readable safetensors file \(.*\); copy, download or make it again"
-    assert re.search(message, refused(model))
-    with pytest.raises(InputError, match=message):
+    assert str(weights) in refusal(model)
+    with pytest.raises(InputError, match=re.escape(str(weights))):
         describe(model)
 
 
@@ -95,17 +93,19 @@ def test_an_index_that_names_a_missing_shard_is_named_at_the_start(model):
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert "index.json: names 'model-00002-of-00002.safetensors'" in refused(model)
+    line = refusal(model)
+    assert "model.safetensors.index.json" in line
+    assert "model-00002-of-00002.safetensors" in line
 
 
 def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path):
     write_model(tmp_path / "model.json", describe(model))
     assert read_model(tmp_path / "model.json") == describe(model)
     (model / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"model\.json: the weights of .* are gone from .*; delete the file and run"):
+    with pytest.raises(InputError, match=re.escape(str(model))):
         read_model(tmp_path / "model.json")
     shutil.rmtree(model)
-    with pytest.raises(InputError, match="are gone from"):
+    with pytest.raises(InputError, match=re.escape(str(model))):
         read_model(tmp_path / "model.json")
 
 
@@ -121,17 +121,14 @@ def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # for the processes of the workflow
     own_code(model)
     for load in (describe, lambda folder: load_model(str(folder), "cpu")):
-        with pytest.raises(InputError, match=r"if you trust that, set models\.<name>\.trust_remote_code: true"):
+        with pytest.raises(InputError, match="trust_remote_code: true"):
             load(model)
     text = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32, "propagate": "pruned"}
     config = tiny_study(model, calibrations={"stdlib": text})
     workflow = Workflow(tmp_path)
     target = "results/tiny/stdlib/seed0/2of4/wanda/none/perplexity/held_out.json"
     done = workflow.run(config, "--cores", "1", "--", target, check=False)
-    assert (
-        "it needs the code in its own files; if you trust that, set models.<name>.trust_remote_code: true"
-        in done.stdout
-    )
+    assert "trust_remote_code: true" in done.stdout
     assert "Traceback" not in done.stdout
     config["models"]["tiny"]["trust_remote_code"] = True
     workflow.run(config, "--cores", "2", "--", target)
@@ -155,14 +152,12 @@ def test_a_tokenizer_of_another_model_is_named_by_the_stages_that_use_it(finishe
     config = finished[1] | {"models": {"tiny": {"source": str(model)}}}
     targets = ["results/tiny/stdlib/seed0/samples.safetensors", "results/tiny/dense/perplexity/held_out.json"]
     done = workflow.run(config, "--cores", "1", "--", *targets, check=False)
-    found = re.findall(
-        r"(\w+): error: config key (\S+), .*gives token id (\d+), .*embeddings for 1000 ids", done.stdout
-    )
-    assert {(rule, key) for rule, key, _ in found} == {
+    errors = re.findall(r"(\w+): error: config key (\S+), .* (\d+), .* 1000 ", done.stdout)
+    assert {(rule, key) for rule, key, _ in errors} == {
         ("samples", "calibrations.stdlib.text"),
         ("perplexity", "evaluation.perplexity.held_out.text"),
     }
-    assert all(1000 <= int(token) < 2048 for *_, token in found)
+    assert all(1000 <= int(token) < 2048 for *_, token in errors)
     assert "Traceback" not in done.stdout
     assert {path: path.read_bytes() for path in before} == before
 
@@ -176,8 +171,7 @@ def test_samples_can_be_pinned(finished, tmp_path):
     calibration = finished[1]["calibrations"]["stdlib"]
     pinned = finished[1] | {"calibrations": {"stdlib": calibration | {"sha256": "0" * 64}}}
     done = workflow.run(pinned, "--cores", "1", "--", target, check=False)
-    message = f"config key calibrations.stdlib.sha256: the token ids that were drawn have another, {drawn}"
-    assert message in done.stdout
+    assert re.search(f"config key calibrations.stdlib.sha256: .*{drawn}", done.stdout)
     assert {path: path.read_bytes() for path in before} == before
     pinned["calibrations"]["stdlib"]["sha256"] = ["0" * 64, drawn]
     workflow.run(pinned, "--cores", "1", "--", target)

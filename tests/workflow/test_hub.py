@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sparseswaps.calibration.documents import SETTINGS
-from sparseswaps.workflow import config as study
+from sparseswaps.workflow.config import load_study
 
 
 @pytest.fixture
@@ -192,9 +192,9 @@ def preset(text, use):
     config = tiny_study("embedded")
     place = config["calibrations"] if use == "calibration" else config["evaluation"]["perplexity"]
     place["preset"] = {"text": text, "seqlen": 256}
-    checked = study.check(config)
-    place = checked["calibrations"] if use == "calibration" else checked["evaluation"]["perplexity"]
-    return {name: place["preset"][name] for name in SETTINGS} | {"use": use}
+    study = load_study(config)
+    texts = study.calibrations if use == "calibration" else study.evaluation.perplexity
+    return {name: getattr(texts["preset"], name) for name in SETTINGS} | {"use": use}
 
 
 def test_data_sets_of_the_literature_with_a_connection_and_from_the_cache(hub, tmp_path, monkeypatch):

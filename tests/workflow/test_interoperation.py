@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from sparseswaps.evaluation.harness import plain_metrics
 from sparseswaps.model.masked import apply_masks
-from sparseswaps.workflow import config as study
+from sparseswaps.workflow import grid
+from sparseswaps.workflow.config import load_study
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPOSITORY / "docs" / "interoperation.md").read_text(), re.DOTALL)
 CELL = "results/tiny/stdlib/seed0/60pct/wanda/swaps"
@@ -90,5 +91,5 @@ def test_zeros_of_a_checkpoint_survive_without_its_mask_file(finished, tune):
 def test_the_example_of_a_warm_start_is_valid(finished, tiny_model):
     example = yaml.safe_load(block("yaml"))
     example["warmstarts"][1]["from"] = str(finished[0].folder / CELL / "checkpoint")
-    checked = study.check(tiny_study(tiny_model, **example))
-    assert {cell.pattern for cell in study.cells(checked) if cell.warmstart == "theirs"} == {"60pct"}
+    study = load_study(tiny_study(tiny_model, **example))
+    assert {cell.pattern for cell in grid.cells(study) if cell.warmstart == "theirs"} == {"60pct"}

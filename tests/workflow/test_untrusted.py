@@ -25,7 +25,6 @@ from sparseswaps.model.description import Model
 from sparseswaps.model.directory import check_files, read_config
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.mask_file import read_mask_file
-from sparseswaps.workflow import config as study
 from sparseswaps.workflow.artifacts import (
     new_weights,
     read_grams,
@@ -38,6 +37,7 @@ from sparseswaps.workflow.artifacts import (
     write_samples,
     write_weights,
 )
+from sparseswaps.workflow.config import load_study
 
 LAYER = Layer(name="proj", tensor="0.proj.weight", parameter="proj.weight", d_out=3, d_in=16)
 MODEL = Model("folder", [[LAYER]], [], {LAYER.tensor: "0" * 64}, {}, source="org/name")
@@ -358,10 +358,10 @@ def test_names_that_become_folders_stay_in_theirs(tiny_model, place, name):
     else:
         config[place] = {name: next(iter(config.get(place, {"": {}}).values()))}
     with pytest.raises(InputError) as error:
-        study.check(config)
-    assert re.match(rf"config key {place}(\.0\.name)?: ", str(error.value))
+        load_study(config)
+    assert str(error.value).startswith(f"config key {place}")
     assert "\n" not in str(error.value)
-    assert "does not match" in str(error.value) or "is too long" in str(error.value)
+    assert repr(name)[:70] in str(error.value)
 
 
 # --- What else a model's folder may hold --------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Whole(Settings):
     parts: dict[str, Part] = Field({})
     mixed: list[Literal["none"] | Part] = Field([])
     texts: str | list[str] = "a"
-    needed: Annotated[list[int], Field(min_length=1)] = [1]
+    needed: Annotated[list[int], Field(min_length=1)] = Field([1])
     source: str = Field("x", alias="from")
 
 
