@@ -396,45 +396,5 @@ def json_schema() -> str:
     )
 
 
-# What follows serves callers that still take the configuration as a dict.
-
-Cell, Dense = grid.Cell, grid.Dense
-
-
-class _Checked(dict):
-    study: Study
-
-
-def check(config: Mapping[str, Any]) -> dict[str, Any]:
-    study = load_study(config)
-    checked = _Checked(study.dump())
-    checked.study = study
-    return checked
-
-
-def _study(config: dict[str, Any]) -> Study:
-    return config.study if isinstance(config, _Checked) else Study(**config)
-
-
-def patterns(config: dict[str, Any]) -> dict[str, grid.Budget]:
-    return grid.patterns(_study(config))
-
-
-def warmstarts(config: dict[str, Any]) -> dict[str, str | None]:
-    return grid.warmstarts(_study(config))
-
-
-def counted(config: dict[str, Any], warmstart: str, refinement: str | None = None) -> str:
-    return grid.counted(_study(config), warmstart, refinement)
-
-
-def cells(config: dict[str, Any]) -> Any:
-    return grid.cells(_study(config))
-
-
-def blocks(config: dict[str, Any]) -> dict[str, list[str]]:
-    return grid.block_names(_study(config))
-
-
 if __name__ == "__main__":
     print(json_schema(), end="")
