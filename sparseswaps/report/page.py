@@ -21,6 +21,7 @@ EXAMPLES = 4  # in the opening paragraph; the summary table has all cases
 SIZES = {"dense": "dense weights (MB)", "checkpoint": "pruned checkpoint (MB)", "masks": "mask file (MB)"}
 NOUNS = {name: name for name in COORDINATES} | {"warmstart": "warm start"}
 CASE = ["model", "calibration", "pattern", "warmstart"]
+MEASURES = ["error_reduction", "held_out_error_reduction", "perplexity", "seqlen"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,15 @@ def overview(cells: pd.DataFrame) -> str:
     principal = principal_refinement(cells)
     if principal is None:
         return sentences[0]
-    cases = _cases(cells, principal)
+
+    text = next(iter(perplexity_texts(cells)), None)
+    values = cells.rename(columns={f"perplexity/{text}": "perplexity", f"seqlen/{text}": "seqlen"})
+    values = values.reindex(columns=[*CASE, "refinement", *MEASURES])
+    means = values.groupby([*CASE, "refinement"], sort=False).mean()  # over seeds
+    perplexities = means["perplexity"].unstack("refinement")
+    cases = means.xs(principal, level="refinement").rename(columns={"perplexity": "after"})
+    cases = cases.assign(before=perplexities.get("none", float("nan")))
+
     held_out = cases["held_out_error_reduction"].mean()
     on_held_out = f" ({held_out:.1f}% on held-out text)" if pd.notna(held_out) else ""
     error = f"{cases['error_reduction'].mean():.1f}%"
@@ -142,58 +151,27 @@ def overview(cells: pd.DataFrame) -> str:
     if compared.empty:
         return " ".join(sentences)
     lower = (compared["after"] < compared["before"]).sum()
-    text = perplexity_texts(cells)[0]
     sentences.append(f"It lowers perplexity on {text} in {lower} of {_count(len(compared), 'case')}.")
+
     best = compared.loc[compared.groupby(CASE[:3], sort=False)["after"].idxmin()]
     several = best.index.droplevel(["pattern", "warmstart"]).nunique() > 1
-    rivals = _rivals(cells, principal)
+    dense = values[values["pattern"] == "dense"].set_index("model")["perplexity"].dropna()
+    rivals = perplexities.drop(columns=["none", principal], errors="ignore")
     for (model, calibration, pattern, start), case in best.head(EXAMPLES).iterrows():
         subject = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
-        dense = f" (dense {case['dense']:.2f})" if pd.notna(case["dense"]) else ""
+        of_dense = f" (dense {dense[model]:.2f})" if model in dense else ""
         verb = "and perplexity" if case["after"] < case["before"] else "but raises perplexity"
         sentences.append(
             f"{subject} from {start}, refinement lowers the error by {case['error_reduction']:.1f}% {verb} "
-            f"(seqlen {case['seqlen']:.0f}) from {case['before']:.2f} to {case['after']:.2f}{dense}."
+            f"(seqlen {case['seqlen']:.0f}) from {case['before']:.2f} to {case['after']:.2f}{of_dense}."
         )
-        rival, perplexity = rivals.get((model, calibration, pattern), ("", float("inf")))
-        if perplexity < case["after"]:
-            sentences.append(f"The lowest perplexity there is {perplexity:.2f}, of {rival}.")
+        others = rivals.loc[(model, calibration, pattern)].stack()
+        if others.min() < case["after"]:
+            other_start, method = others.idxmin()
+            sentences.append(f"The lowest perplexity there is {others.min():.2f}, of {method} from {other_start}.")
     if len(best) > EXAMPLES:
         sentences.append("The summary table has the other patterns and models.")
     return " ".join(sentences)
-
-
-def _cases(cells: pd.DataFrame, principal: str) -> pd.DataFrame:
-    """Return the principal refinement's error reductions and perplexities by CASE, means over seeds.
-
-    The perplexities are `before` and `after` refinement, and that of the `dense` model.
-    """
-    values = _first_perplexity(cells)
-    before, cases = (
-        values[values["refinement"] == name].drop(columns="refinement").groupby(CASE, sort=False).mean()
-        for name in ("none", principal)
-    )
-    dense = values[values["pattern"] == "dense"].groupby("model")["perplexity"].first()
-    models = cases.index.get_level_values("model")
-    cases = cases.rename(columns={"perplexity": "after"})
-    return cases.assign(before=before["perplexity"], dense=dense.reindex(models).to_numpy())
-
-
-def _rivals(cells: pd.DataFrame, principal: str) -> dict[tuple[str, str, str], tuple[str, float]]:
-    """Return the other refinement of lowest perplexity, and this perplexity, by (model, calibration, pattern)."""
-    values = _first_perplexity(cells)
-    others = values[~values["refinement"].isin(["none", principal])].groupby([*CASE, "refinement"])["perplexity"]
-    means = others.mean().dropna().sort_values(ascending=False)  # the lowest one is the last to be put in
-    return {key[:3]: (f"{key[4]} from {key[3]}", value) for key, value in means.items()}
-
-
-def _first_perplexity(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return CASE, the refinement and the error reductions of `cells`, and the perplexity on the first text, if any."""
-    columns = cells[[*CASE, "refinement", "error_reduction", "held_out_error_reduction"]]
-    for text in perplexity_texts(cells)[:1]:
-        seqlens = cells[f"seqlen/{text}"].astype("float64")
-        return columns.assign(perplexity=cells[f"perplexity/{text}"].astype("float64"), seqlen=seqlens)
-    return columns.assign(perplexity=float("nan"), seqlen=float("nan"))
 
 
 def _count(number: int, noun: str) -> str:

@@ -29,7 +29,6 @@ SETTINGS = ["samples", "propagate", "method", "stop", "freeze", "shrinkage", "be
 LOSSES = ["block", "layer", "d_out", "d_in", "tokens", "unrouted", "kept"]
 LOSSES += ["loss_before", "loss_after", "held_out_before", "held_out_after"]
 LOSSES += ["swaps", "max_row_swaps", "rows", "rows_certified", "seconds"]
-CURVES = ["block", "layer", "budget", "loss", "held_out"]
 PUBLISHED = ["model", "pattern", "warmstart", "refinement", "measure", "value", "source"]
 NAMES = [name for name in COORDINATES if name != "seed"]  # and other columns of text, whatever a name looks like
 NAMES += ["propagate", "method", "stop", "reconstruction", "layer", "measure", "source"]
@@ -45,20 +44,12 @@ class Measured:
     losses: pd.DataFrame | None = None
     """The columns LOSSES, a row per pruned matrix. None for a dense model."""
     curves: pd.DataFrame | None = None
-    """The columns CURVES, a row per matrix and swap budget; budgets rise. None where no swaps were made."""
+    """The columns block, layer, budget, loss and held_out, a row per matrix and swap budget; budgets rise. None where
+    no swaps were made."""
     perplexities: dict[str, dict[str, Any]] = field(default_factory=dict)
     """For each text its "perplexity" and "seqlen"."""
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """For each lm-eval task its metrics."""
-
-    def columns(self, kind: str, names: list[str]) -> pd.DataFrame:
-        """Return the columns `names` of `losses` or `curves`. Raises InputError when one is missing."""
-        table = getattr(self, kind)
-        missing = [name for name in names if name not in table]
-        if missing:
-            cell = "/".join(str(self.facts[name]) for name in COORDINATES)
-            raise InputError(f"{cell}: {kind} without the column {missing[0]!r}; delete them and run snakemake again")
-        return table[names]
 
 
 def error_reduction(before: pd.Series, after: pd.Series, if_zero: float = 0.0) -> pd.Series:
@@ -72,10 +63,7 @@ def held_out_error_reduction(layers: pd.DataFrame) -> pd.Series:
 
 
 def cells_table(measured: list[Measured]) -> pd.DataFrame:
-    """Return one row per evaluated model, in the order given.
-
-    Raises InputError when a table of losses lacks a column.
-    """
+    """Return one row per evaluated model, in the order given."""
     rows = []
     for model in measured:
         row = {name: model.facts.get(name) for name in COORDINATES + SETTINGS} | _refinement_columns(model)
@@ -95,7 +83,7 @@ def _refinement_columns(model: Measured) -> dict[str, Any]:
     if model.losses is None:
         measures = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
         return row | {"sparsity": 0.0} | dict.fromkeys(measures, float("nan"))
-    losses = model.columns("losses", LOSSES)
+    losses = model.losses
     return row | {
         "sparsity": 1 - losses["kept"].sum() / (losses["d_out"] * losses["d_in"]).sum(),
         "error_reduction": error_reduction(losses["loss_before"], losses["loss_after"]).mean(),
@@ -112,7 +100,7 @@ def layers_table(measured: list[Measured]) -> pd.DataFrame:
     Dense models and the refinement "none" have no rows.
     """
     refined = [model for model in measured if model.losses is not None and model.facts["refinement"] != "none"]
-    return _join(refined, [model.columns("losses", LOSSES) for model in refined], COORDINATES, LOSSES)
+    return _join(refined, [model.losses for model in refined], COORDINATES, LOSSES)
 
 
 def curves_table(measured: list[Measured]) -> pd.DataFrame:
@@ -122,10 +110,10 @@ def curves_table(measured: list[Measured]) -> pd.DataFrame:
     error, held_out_error: percent of the warm start's on the calibration text and on held-out text, means over layers.
 
     A layer whose refinement ended sooner counts with its last error. A budget is left out where some layer has no
-    value at it and has not ended. Raises InputError when a column is missing.
+    value at it and has not ended.
     """
     swapped = [model for model in measured if model.curves is not None]
-    means = [_mean_curve(model.columns("curves", CURVES)) for model in swapped]
+    means = [_mean_curve(model.curves) for model in swapped]
     return _set_types(_join(swapped, means, [*COORDINATES, "max_swaps"], ["budget", "error", "held_out_error"]))
 
 

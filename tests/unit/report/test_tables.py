@@ -108,14 +108,6 @@ def test_curves_are_means_over_the_layers_with_a_value(study):
     assert list(tables.curves_table(study[:1])) == list(table)
 
 
-@pytest.mark.parametrize(("kind", "column"), [("losses", "held_out_after"), ("curves", "budget")])
-def test_a_missing_column_is_named_with_its_cell(study, kind, column):
-    broken = replace(study[-1], **{kind: study[-1].losses.drop(columns=column, errors="ignore")})
-    table = {"losses": tables.layers_table, "curves": tables.curves_table}[kind]
-    with pytest.raises(InputError, match=rf"wanda.*{kind}.*'{column}'"):
-        table([broken])
-
-
 # --- Published values -------------------------------------------------------------------------------------------------
 
 
