@@ -11,8 +11,8 @@ import sparseswaps
 PAGE = Path(__file__).parent.parent / "docs" / "api" / "sparseswaps.html"
 
 
-def page() -> str:
-    # pdoc does not ask a module for names that it has not yet, and these come when they are used.
+def render_page() -> str:
+    # pdoc sees only names that a module already has, and the public names are imported when they are used.
     public = ModuleType(sparseswaps.__name__, sparseswaps.__doc__)
     vars(public).update({name: getattr(sparseswaps, name) for name in sparseswaps.__all__}, __all__=sparseswaps.__all__)
     pdoc.render.configure(docformat="google", include_undocumented=False, search=False, show_source=False)
@@ -22,4 +22,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")
