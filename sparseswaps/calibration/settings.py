@@ -9,6 +9,8 @@ from sparseswaps.calibration.documents import HUB_KEYS, is_file
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+BatchSize = Annotated[int, Field(8, ge=1, description="Sequences per forward pass.")]
 
 
 class TextSource(Settings):

@@ -52,10 +52,7 @@ class RefinementSettings(Settings):
 class Reconstruction(Settings):
     """How the kept weights are fitted to a mask; configuration key `reconstructions`."""
 
-    PRESETS = (
-        "method",
-        {"admm": {"damping": 0.1, "iterations": 20}, "sparsegpt": {"iterations": 1}},
-    )
+    PRESETS = ("method", {"admm": {"damping": 0.1, "iterations": 20}, "sparsegpt": {"iterations": 1}})
 
     method: Literal["least_squares", "sparsegpt", "admm"] = Field(
         "least_squares",
@@ -66,12 +63,13 @@ class Reconstruction(Settings):
         0.01,
         ge=0,
         description="What is added to the diagonal of the Gram matrix, as a share of the diagonal's mean. `admm` "
-        "scales the diagonal to one first.",
+        "scales the diagonal to one first, and its default is 0.1.",
     )
     iterations: int = Field(
         50,
         ge=1,
-        description="Iterations of conjugate gradients or of ADMM. `sparsegpt` is one sweep, so only 1 is allowed.",
+        description="Iterations of conjugate gradients, or of ADMM, whose default is 20. `sparsegpt` is one sweep: only "
+        "1 is allowed.",
     )
 
     @model_validator(mode="after")

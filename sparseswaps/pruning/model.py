@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.calibration.sampling import check_vocabulary, draw
-from sparseswaps.layer.criteria import WARMSTARTS
+from sparseswaps.calibration.settings import BatchSize, Calibration, Seed
 from sparseswaps.layer.pattern import counting_rule, parse_pattern
-from sparseswaps.layer.reconstruction import Reconstruction
-from sparseswaps.layer.refinement import RefinementSettings
+from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.directory import context, vocabulary
 from sparseswaps.model.layers import Layer
@@ -26,6 +25,19 @@ from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
+
+
+class PruneSettings(Calibration, RefinementSettings):
+    """The arguments of `prune` that a configuration of the workflow has as well."""
+
+    text: str = "embedded"
+    warmstart: Criterion = "wanda"
+    seed: Seed = 0
+    reconstruction: Reconstruction | None = None
+    batch_size: BatchSize
+
+
+DEFAULTS = PruneSettings()
 
 
 @dataclass(frozen=True)
@@ -52,21 +64,21 @@ def prune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     pattern: str | float,
-    warmstart: str = "wanda",
-    calibration: str | Sequence[str] | Tensor = "embedded",
+    warmstart: str = DEFAULTS.warmstart,
+    calibration: str | Sequence[str] | Tensor = DEFAULTS.text,
     *,
-    samples: int = 128,
-    held_out: int = 16,
-    seqlen: int = 2048,
-    seed: int = 0,
-    propagate: str = "dense",
-    max_swaps: int | None = None,
-    stop: str = "optimum",
-    freeze: float = 0,
-    shrinkage: float = 0,
-    between_rows: bool = False,
-    reconstruction: Reconstruction | None = None,
-    batch_size: int = 8,
+    samples: int = DEFAULTS.samples,
+    held_out: int = DEFAULTS.held_out,
+    seqlen: int = DEFAULTS.seqlen,
+    seed: int = DEFAULTS.seed,
+    propagate: str = DEFAULTS.propagate,
+    max_swaps: int | None = DEFAULTS.max_swaps,
+    stop: str = DEFAULTS.stop,
+    freeze: float = DEFAULTS.freeze,
+    shrinkage: float = DEFAULTS.shrinkage,
+    between_rows: bool = DEFAULTS.between_rows,
+    reconstruction: Reconstruction | None = DEFAULTS.reconstruction,
+    batch_size: int = DEFAULTS.batch_size,
 ) -> Pruned:
     """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
 
@@ -113,9 +125,7 @@ def prune(
             memory for a single sequence or row.
     """
     arguments = locals()
-    for name, (fits, allowed) in _ALLOWED.items():
-        if not fits(arguments[name]):
-            raise InputError(f"{name}: {arguments[name]!r} is not {allowed}")
+    settings = PruneSettings(**{name: arguments[name] for name in arguments.keys() & PruneSettings.model_fields})
     _check_model(model)
     parsed, weights = parse_pattern(pattern), WeightsInMemory(model)
     if not any(weights.layers):
@@ -125,16 +135,13 @@ def prune(
             with prefix_errors(f"block {index}, {layer.name}"):
                 parsed.blocks(layer.d_in)
     with prefix_errors("calibration"):
-        ids, unseen = _token_ids(calibration, tokenizer, model, samples, held_out, seqlen, seed)
+        ids, unseen = _token_ids(calibration, tokenizer, model, settings)
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
     counted = counting_rule(warmstart, between_rows)
-    refinement = RefinementSettings(
-        max_swaps=max_swaps, stop=stop, freeze=freeze, shrinkage=shrinkage, between_rows=between_rows
-    )
     steps = [
         WarmStart(warmstart, None, counted),
-        Refine(refinement, counted),
+        Refine(settings, counted),
         SetZeros() if reconstruction is None else Reconstruct(reconstruction),
     ]
     prefix, blocks = find_blocks(model)
@@ -185,47 +192,11 @@ def _check_model(model: Any) -> None:
             )
 
 
-_Allowed = tuple[Callable[[Any], bool], str]  # whether a value is, and what it should be
-
-
-def _one_of(*choices: str) -> _Allowed:
-    return choices.__contains__, f"one of {', '.join(choices)}"
-
-
-def _whole(least: int) -> _Allowed:
-    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
-
-
-_ALLOWED = {  # what schemas/config.schema.yaml allows, which is not installed with the package
-    "warmstart": _one_of(*WARMSTARTS),
-    "propagate": _one_of("dense", "pruned"),
-    "stop": _one_of("optimum", "held_out"),
-    "samples": _whole(1),
-    "held_out": _whole(0),
-    "seqlen": _whole(2),
-    "seed": _whole(0),
-    "batch_size": _whole(1),
-    "max_swaps": (lambda value: value is None or (type(value) is int and value >= 0), "a number of swaps, or None"),
-    "freeze": (lambda value: isinstance(value, int | float) and 0 <= value < 1, "in [0, 1)"),
-    "shrinkage": (lambda value: isinstance(value, int | float) and 0 <= value <= 1, "in [0, 1]"),
-    "reconstruction": (
-        lambda value: value is None or isinstance(value, Reconstruction),
-        "a sparseswaps.Reconstruction",
-    ),
-}
-
-
 def _token_ids(
-    calibration: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    model: PreTrainedModel,
-    samples: int,
-    held_out: int,
-    seqlen: int,
-    seed: int,
+    calibration: Any, tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel, settings: PruneSettings
 ) -> tuple[Tensor, Tensor]:
     """Those to calibrate on, int64 [samples, seqlen], and held-out ones, int64 [held_out, seqlen]."""
-    given = isinstance(calibration, Tensor)
+    given, seqlen = isinstance(calibration, Tensor), settings.seqlen
     if given:
         if calibration.dtype != torch.int64 or calibration.ndim != 2 or not calibration.numel():
             raise InputError(f"token ids are int64 [samples, seqlen], not {calibration.dtype} {[*calibration.shape]}")
@@ -244,6 +215,6 @@ def _token_ids(
             raise InputError("expected the name of a text, a list of documents, or a tensor of token ids")
         if tokenizer is None:
             raise InputError("text needs the model's tokenizer")
-        ids, unseen = draw(documents, tokenizer, samples, held_out, seqlen, seed)
+        ids, unseen = draw(documents, tokenizer, settings.samples, settings.held_out, seqlen, settings.seed)
     check_vocabulary(torch.cat([ids, unseen]), vocabulary(config))
     return ids, unseen

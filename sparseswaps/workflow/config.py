@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.base.settings import Settings, input_error, unknown, wrong
 from sparseswaps.calibration import documents
-from sparseswaps.calibration.settings import Calibration, NonEmpty, TextSource
+from sparseswaps.calibration.settings import BatchSize, Calibration, NonEmpty, Seed, TextSource
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.evaluation.settings import EvaluationText
 from sparseswaps.layer.pattern import PerRow, parse_pattern
@@ -202,7 +202,7 @@ class Study(Settings):
         description="The calibration texts by name. Numbers of samples named as `c4-16` and `c4-64` make one family, "
         "with a curve."
     )
-    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**63 - 1)]], Field(min_length=1), _distinct()] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1), _distinct()] = Field(
         [0], description="Seeds of the calibration draw. Each seed is a study of its own."
     )
     patterns: Annotated[
@@ -237,7 +237,7 @@ class Study(Settings):
         description="Whether a checkpoint is written for every cell. Without checkpoints, cells are evaluated as the "
         "base model with their mask file; only reconstructed cells have a checkpoint.",
     )
-    batch_size: Positive = Field(8, description="Sequences per forward pass.")
+    batch_size: BatchSize
     activations: Literal["memory", "disk"] = Field(
         "memory",
         description="Where the hidden states of the calibration text are kept between two blocks: in host memory or "

@@ -112,35 +112,37 @@ def test_a_model_in_training_goes_on_with_its_zeros(loaded):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "name"),
     [
-        ({"pattern": "60"}, "pattern '60': the sparsity 60 is outside"),
-        ({"pattern": "2:3"}, "block 0, self_attn.q_proj: pattern 2:3 does not divide d_in = 32"),
-        ({"warmstart": "wnada"}, "warmstart: 'wnada' is not one of magnitude, wanda"),
-        ({"propagate": "both"}, "propagate: 'both' is not one of dense, pruned"),
-        ({"samples": 0}, "samples: 0 is not a whole number of at least 1"),
-        ({"freeze": 1}, r"freeze: 1 is not in \[0, 1\)"),
-        ({"shrinkage": -0.5}, r"shrinkage: -0.5 is not in \[0, 1\]"),
-        ({"max_swaps": "5"}, "max_swaps: '5' is not a number of swaps, or None"),
-        ({"reconstruction": True}, "reconstruction: True is not a sparseswaps.Reconstruction"),
-        ({"pattern": "2:4", "between_rows": True}, "block 0, self_attn.q_proj: pattern 2:4 says what each block keeps"),
-        ({"seqlen": 65}, r"calibration: samples of 65 tokens \(seqlen\), but the model takes 64"),
-        ({"calibration": ["too short"]}, "calibration: the calibration text is too short"),
-        ({"calibration": "none.txt"}, "calibration: text 'none.txt': cannot be read"),
-        ({"calibration": [1, 2]}, "calibration: expected the name of a text, a list of documents, or a tensor"),
-        ({"calibration": torch.ones(2, 8)}, r"calibration: token ids are int64 \[samples, seqlen\], not torch.float32"),
-        ({"calibration": torch.full((2, 8), -1)}, "calibration: -1 is no token id"),
-        ({"calibration": torch.full((2, 8), 2048)}, "calibration: the tokenizer gives token id 2048"),
-        ({"calibration": torch.ones(2, 8).long(), "stop": "held_out"}, "stop: held_out stops by held-out text"),
-        ({"tokenizer": None}, "calibration: text needs the model's tokenizer"),
-        ({"model": torch.nn.Linear(2, 2)}, "model: expected a causal language model of transformers, not a Linear"),
+        ({"pattern": "60"}, "pattern"),
+        ({"pattern": "2:3"}, r"block 0, self_attn\.q_proj: .*2:3 .*32"),
+        ({"pattern": "2:4", "between_rows": True}, r"block 0, self_attn\.q_proj: .*2:4"),
+        ({"warmstart": "wnada"}, "warmstart: .*did you mean wanda"),
+        ({"propagate": "both"}, "propagate: .*dense, pruned"),
+        ({"samples": 0}, "samples: "),
+        ({"seed": -1}, "seed: "),
+        ({"batch_size": 1.0}, "batch_size: "),
+        ({"freeze": 1}, "freeze: "),
+        ({"shrinkage": -0.5}, "shrinkage: "),
+        ({"max_swaps": "5"}, "max_swaps: "),
+        ({"reconstruction": True}, "reconstruction: "),
+        ({"seqlen": 65}, "calibration: .*65 .*seqlen.* 64"),
+        ({"calibration": ["too short"]}, "calibration: "),
+        ({"calibration": "none.txt"}, r"calibration: .*none\.txt"),
+        ({"calibration": [1, 2]}, "calibration: "),
+        ({"calibration": torch.ones(2, 8)}, r"calibration: .*torch\.float32"),
+        ({"calibration": torch.full((2, 8), -1)}, "calibration: -1"),
+        ({"calibration": torch.full((2, 8), 2048)}, "calibration: .* 2048"),
+        ({"calibration": torch.ones(2, 8).long(), "stop": "held_out"}, "stop: "),
+        ({"tokenizer": None}, "calibration: .*tokenizer"),
+        ({"model": torch.nn.Linear(2, 2)}, "model: .*Linear"),
     ],
 )
-def test_bad_input_is_one_line_and_prunes_nothing(loaded, changes, message):
+def test_bad_input_is_one_line_and_prunes_nothing(loaded, changes, name):
     model, tokenizer = loaded
     arguments = {"model": model, "tokenizer": tokenizer, "pattern": "60%"} | SIZES | changes
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=f"^{name}") as error:
         sparseswaps.prune(**arguments)
     assert "\n" not in str(error.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -175,16 +177,16 @@ def test_one_layer_from_its_activations_to_its_mask(loaded):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    "inputs",
     [
-        ([], "there are none"),
-        (torch.ones(3, 4).long(), "expected floating-point tensors"),
-        ([torch.ones(3, 4), torch.ones(3, 5)], "a batch has 5 features, those before it 4"),
-        (torch.full((3, 4), torch.inf), "NaN or Inf"),
+        [],
+        torch.ones(3, 4).long(),
+        [torch.ones(3, 4), torch.ones(3, 5)],
+        torch.full((3, 4), torch.inf),
     ],
 )
-def test_inputs_that_have_no_gram_matrix(inputs, message):
-    with pytest.raises(InputError, match=f"inputs: .*{message}"):
+def test_inputs_that_have_no_gram_matrix(inputs):
+    with pytest.raises(InputError, match="^inputs: "):
         sparseswaps.gram_matrix(inputs)
 
 
@@ -192,9 +194,9 @@ def test_criteria_and_methods_that_there_are_not():
     with pytest.raises(InputError, match="method: "):
         sparseswaps.Reconstruction(method="ls")
     weight, gram = torch.ones(2, 4), torch.eye(4)
-    with pytest.raises(InputError, match="criterion: 'wnada' is not one of magnitude"):
+    with pytest.raises(InputError, match="^criterion: "):
         sparseswaps.warmstart(weight, gram, sparseswaps.parse_pattern("50%"), "wnada")
-    with pytest.raises(InputError, match=r"needs a \[4, 4\] Gram matrix"):
+    with pytest.raises(InputError, match=r"\[4, 4\]"):
         sparseswaps.warmstart(weight, gram[:3, :3], sparseswaps.parse_pattern("50%"))
 
 
