@@ -68,8 +68,8 @@ class Reconstruction(Settings):
     iterations: int = Field(
         50,
         ge=1,
-        description="Iterations of conjugate gradients, or of ADMM, whose default is 20. `sparsegpt` is one sweep: only "
-        "1 is allowed.",
+        description="Iterations of conjugate gradients, or of ADMM, whose default is 20. `sparsegpt` is one sweep, so "
+        "that only 1 is allowed.",
     )
 
     @model_validator(mode="after")

@@ -186,7 +186,7 @@ def test_one_layer_from_its_activations_to_its_mask(loaded):
     ],
 )
 def test_inputs_that_have_no_gram_matrix(inputs):
-    with pytest.raises(InputError, match="^inputs: "):
+    with pytest.raises(InputError, match="inputs: "):
         sparseswaps.gram_matrix(inputs)
 
 
@@ -194,7 +194,7 @@ def test_criteria_and_methods_that_there_are_not():
     with pytest.raises(InputError, match="method: "):
         sparseswaps.Reconstruction(method="ls")
     weight, gram = torch.ones(2, 4), torch.eye(4)
-    with pytest.raises(InputError, match="^criterion: "):
+    with pytest.raises(InputError, match="criterion: "):
         sparseswaps.warmstart(weight, gram, sparseswaps.parse_pattern("50%"), "wnada")
     with pytest.raises(InputError, match=r"\[4, 4\]"):
         sparseswaps.warmstart(weight, gram[:3, :3], sparseswaps.parse_pattern("50%"))
