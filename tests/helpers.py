@@ -30,7 +30,6 @@ from sparseswaps.report.tables import Measured
 from sparseswaps.workflow.artifacts import write_masks
 
 REPOSITORY = Path(__file__).parent.parent
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 LLAMA = {
     "hidden_size": 4096,
@@ -258,8 +257,13 @@ def mask_file(folder, path):
     return masks
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def read_document(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def code_blocks(document: str, language: str) -> list[str]:
+    """Return the code blocks of a document in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", read_document(document), re.DOTALL)
 
 
 def commands(block: str) -> list[str]:
@@ -291,6 +295,6 @@ def bash(script: str, folder: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def on_a_cluster() -> list[str]:
-    """The commands that tests/test_slurm.py runs, after their installation."""
-    return commands(next(block for block in blocks("sh") if "profiles/slurm" in block))[1:]
+def cluster_commands() -> list[str]:
+    """Return the commands of docs/slurm.md after the installation, which tests/slurm/test_slurm.py runs."""
+    return commands(code_blocks("docs/slurm.md", "sh")[0])[1:]

@@ -15,7 +15,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from helpers import REPOSITORY, Workflow, bash, checkout, on_a_cluster, tiny_study, write_tiny_model
+from helpers import REPOSITORY, Workflow, bash, checkout, cluster_commands, tiny_study, write_tiny_model
 from safetensors.torch import load_file
 from slurm_cluster import cluster, jobs, unavailable
 
@@ -204,7 +204,7 @@ def test_gpus_are_for_the_rules_that_compute(local, unrefined):
     assert done.stdout.count("--qos=normal ") == len(submitted)  # which SLURM without accounting forgets
 
 
-def test_the_commands_of_the_readme(local, tmp_path):
+def test_the_commands_of_the_document(local, tmp_path):
     """In a checkout with a study of its own, whose masks are there already."""
     local[0].copy(tmp_path)
     environment = checkout(tmp_path)
@@ -213,7 +213,7 @@ def test_the_commands_of_the_readme(local, tmp_path):
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(local[1]))
     before = len(jobs())
-    said = bash("\n".join(on_a_cluster()).replace("$EDITOR", "eval $EDITOR"), tmp_path, environment)
+    said = bash("\n".join(cluster_commands()).replace("$EDITOR", "eval $EDITOR"), tmp_path, environment)
     assert {job.partition for job in jobs()[before:]} == {"other"}, said
     assert (tmp_path / "results" / "reports" / "tiny" / "report.html").is_file()
 

@@ -40,7 +40,7 @@ def test_plain_lm_eval_gives_the_workflows_own_numbers(finished, tmp_path):
         ["bash", "-ec", command], cwd=workflow.folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (output,) = (workflow.folder / "elsewhere").rglob("results_*.json")
+    (output,) = (workflow.folder / "scores").rglob("results_*.json")
     expected = json.loads((workflow.folder / CELL / "lm_eval.json").read_text())["results"]
     found = {task: plain_metrics(values) for task, values in json.loads(output.read_text())["results"].items()}
     for results in (expected, found):

@@ -1,19 +1,31 @@
-"""README's commands and code are run as they stand there."""
+"""The commands and code of the documents run as they are."""
 
+import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import README, REPOSITORY, bash, blocks, checkout, commands, on_a_cluster, write_tiny_model
+from helpers import (
+    REPOSITORY,
+    bash,
+    checkout,
+    cluster_commands,
+    code_blocks,
+    commands,
+    read_document,
+    write_tiny_model,
+)
 
 from sparseswaps.layer import criteria
 from sparseswaps.layer.pattern import parse_pattern
 
-# What takes long, by the file that runs it.
-ELSEWHERE = {"make run": ".ci/run", "make test": ".ci/run", 'pip install ".[slurm]"': "Makefile"}
-# What the example names that is not at hand, and what is put in its place.
+DOCUMENTS = ["README.md", "docs/study.md", "docs/slurm.md"]
+PAGES = sorted(path.relative_to(REPOSITORY) for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+INSTALLATION = 'pip install ".[slurm]"'
+# What the example of a study needs, and what replaces it here.
 STAND_INS = {
     "path/to/model": "model",
     "text: c4, samples: 128, held_out: 16, seqlen: 2048": "text: text.txt, samples: 8, held_out: 4, seqlen: 32",
@@ -22,41 +34,54 @@ STAND_INS = {
 }
 
 
-def test_every_command_is_run():
-    """By a test below, by what `ELSEWHERE` says, or on a cluster."""
-    every = [line for block in blocks("sh") for line in commands(block)]
-    own = [line for block in blocks("sh") if "mine.yaml" in block for line in commands(block)]
-    assert set(every) - {*own, *on_a_cluster()} == set(ELSEWHERE)
-    for command, file in ELSEWHERE.items():
-        assert command.partition(" ")[2].split()[-1] in (REPOSITORY / file).read_text(encoding="utf-8"), command
+@pytest.fixture
+def run_by_ci(tmp_path) -> list[str]:
+    """The commands that .ci/run executes: every program that it may find does nothing but note its name and words."""
+    stub = '#!/bin/sh\necho "$(basename "$0") $*" >> "$NOTES"; echo "Nothing to be done"\n'
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "run").write_text(read_document(".ci/run"))
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("make", "dpkg", "apt-get", "snakemake", "python"):
+        (programs / name).write_text(stub)
+        (programs / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(tmp_path / "notes")}
+    bash("bash .ci/run", tmp_path, environment)
+    return (tmp_path / "notes").read_text().splitlines()
 
 
-def test_my_own_model(tmp_path):
+def test_every_command_is_run(run_by_ci):
+    """By .ci/run, by a test below, or by tests/slurm."""
+    every = {line for document in DOCUMENTS for block in code_blocks(document, "sh") for line in commands(block)}
+    own = commands(code_blocks("docs/study.md", "sh")[0])
+    assert every - {*own, *cluster_commands(), INSTALLATION} == {"make run", "make test"}
+    assert {"make run", "make test", "make test-slurm"} <= set(run_by_ci)
+    recipes = [shlex.split(line) for line in read_document("Makefile").splitlines() if line.startswith("\t")]
+    assert any("install" in words and words[-1] == shlex.split(INSTALLATION)[-1] for words in recipes)
+
+
+def test_the_study(tmp_path):
     environment = checkout(tmp_path)
-    study = next(block for block in blocks("yaml") if "mine.yaml" in block)
+    study = code_blocks("docs/study.md", "yaml")[0]
     for named, stand_in in STAND_INS.items():
         assert named in study
         study = study.replace(named, stand_in)
     (tmp_path / "mine.yaml").write_text(study)
     write_tiny_model(tmp_path / "model", num_hidden_layers=1)
     (tmp_path / "text.txt").write_text("\n\n".join(map(str, range(3000))))
-    block = next(block for block in blocks("sh") if "mine.yaml" in block)
-    said = bash("set +u\n" + block, tmp_path, environment)
+    output = bash("set +u\n" + code_blocks("docs/study.md", "sh")[0], tmp_path, environment)
     cells = yaml.safe_load(study)
     folder = tmp_path / "results" / "my-model" / "c4" / "seed0" / "60pct" / cells["warmstarts"][0]
     for method in ("none", "swaps", "none+ls", "swaps+ls"):
-        assert (folder / method / "checkpoint" / "model.safetensors").is_file(), said
+        assert (folder / method / "checkpoint" / "model.safetensors").is_file(), output
     assert (tmp_path / "results" / "reports" / "mine" / "report.html").is_file()
-    assert "in all" in said  # the plan
-    # What stands in the text rather than in a block.
-    for command in re.findall(r"`(snakemake [^`]+)`", README):
+    for command in re.findall(r"`(snakemake --resources [^`]+)`", read_document("docs/slurm.md")):
         bash(f"set +u; source .venv/bin/activate; {command} -n --configfile mine.yaml", tmp_path, environment)
 
 
 def test_a_criterion():
-    code = next(block for block in blocks("python") if "@rank_by" in block)
-    names = {"rank_by": criteria.rank_by}
-    exec(code, names)
+    names = {"by_score": criteria.by_score}
+    exec(code_blocks("CONTRIBUTING.md", "python")[0], names)
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(8, 16, generator=generator), torch.randn(16, 40, generator=generator)
     layer = (weight, inputs @ inputs.T, parse_pattern("60%"))
@@ -64,7 +89,7 @@ def test_a_criterion():
 
 
 def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
-    code = next(block for block in blocks("python") if "sparseswaps.prune" in block)
+    code = code_blocks("README.md", "python")[0]
     code = code.replace("path/to/model", str(tiny_model)).replace("seqlen=512", "seqlen=32, samples=8, held_out=4")
     monkeypatch.chdir(tmp_path)
     Path("text.jsonl").write_text("".join(f'{{"text": "{" ".join(map(str, range(k, k + 90)))}"}}\n' for k in range(40)))
@@ -75,9 +100,11 @@ def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
     assert all((zero.view(len(zero), -1, 4).sum(-1) == 2).all() for zero in zeros)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(REPOSITORY.glob("*.md")) + sorted(REPOSITORY.glob("docs/*.md")), ids=lambda p: p.name
-)
-def test_links_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (path.parent / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_and_named_files_exist(page):
+    text = read_document(page)
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert link.startswith("https://") or (REPOSITORY / page.parent / link).exists(), link
+    if page.name != "CHANGELOG.md":  # names files that are no longer there
+        for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|smk|md|j2))`", text):
+            assert (REPOSITORY / name).exists() or (REPOSITORY / "sparseswaps" / name).exists(), name
