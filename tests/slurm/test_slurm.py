@@ -15,7 +15,7 @@ import pandas
 import pytest
 import torch
 import yaml
-from helpers import REPOSITORY, Workflow, bash, checkout, cluster_commands, tiny_study, write_tiny_model
+from helpers import REPOSITORY, Workflow, bash, checkout, cluster_commands, code_blocks, tiny_study, write_tiny_model
 from safetensors.torch import load_file
 from slurm_cluster import cluster, jobs, unavailable
 
@@ -164,10 +164,9 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
     assert 0 < done < BLOCKS
     kept = {path: path.stat().st_mtime_ns for path in (unrefined.folder / START / "swaps" / "masks").iterdir()}
 
-    cancel = next(
-        line for line in (REPOSITORY / "docs" / "slurm.md").read_text().splitlines() if "scancel --name" in line
-    )
+    cancel, unlock, _ = next(block for block in code_blocks("docs/slurm.md", "") if "scancel" in block).splitlines()
     subprocess.run(cancel, shell=True, cwd=unrefined.folder, check=True)
+    unrefined.run(config, unlock.removeprefix("snakemake "))
     snakemake = start(unrefined, *command)
     assert snakemake.wait(300) == 0, output.read_text()
 

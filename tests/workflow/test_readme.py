@@ -80,7 +80,7 @@ def test_the_study(tmp_path):
 
 
 def test_a_criterion():
-    names = {"by_score": criteria.by_score}
+    names = {"rank_by": criteria.rank_by}
     exec(code_blocks("CONTRIBUTING.md", "python")[0], names)
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(8, 16, generator=generator), torch.randn(16, 40, generator=generator)
