@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -74,6 +74,18 @@ def layer(seed: int, d_out: int, d_in: int, kind: str) -> tuple[torch.Tensor, to
     elif kind == "zero weights":
         weight[:, ::3] = 0
     return weight, inputs
+
+
+def limit_memory(function: Callable, most: int) -> Callable:
+    """Return a function that is out of memory when its first argument has more than `most` rows."""
+
+    @wraps(function)
+    def limited(rows, *arguments):
+        if len(rows) > most:
+            raise torch.OutOfMemoryError
+        return function(rows, *arguments)
+
+    return limited
 
 
 def write_tiny_model(folder: Path, seed: int = 0, **changes) -> Path:

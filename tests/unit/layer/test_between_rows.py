@@ -17,14 +17,14 @@ UNLIMITED = torch.iinfo(torch.int64).max
 
 
 def layer(seed: int, d_out: int, d_in: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight whose rows differ in scale, and inputs [d_in, tokens] that share a factor."""
+    """Return a weight whose rows differ in scale, and inputs [d_in, tokens] that share a factor."""
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn(d_out, d_in, generator=random) * torch.exp(torch.randn(d_out, 1, generator=random))
     return weight, torch.randn(d_in, 2 * d_in, generator=random) + torch.randn(1, 2 * d_in, generator=random)
 
 
 def flips(weight, gram, mask):
-    """What it changes the error to flip each single entry of the mask, by the definition: float64 [d_out, d_in]."""
+    """Return the change of the error when each single entry of the mask is flipped: float64 [d_out, d_in]."""
     before = row_loss(weight, gram, mask)
     changes = torch.empty(weight.shape, dtype=torch.float64)
     for column in range(weight.shape[1]):
@@ -35,16 +35,16 @@ def flips(weight, gram, mask):
 
 
 def pairs(weight, gram, mask, frozen, budget):
-    """What every swap between rows that have a budget changes: {(r, u, r', p): change}."""
+    """Return the change of the error of every swap between rows that have a budget: {(r, u, r', p): change}."""
     change = flips(weight, gram, mask).tolist()
-    some = (budget > 0)[:, None].expand(mask.shape)
-    pruning, keeping = ((mask & ~frozen & some).nonzero().tolist(), (~mask & some).nonzero().tolist())
+    allowed = (budget > 0)[:, None].expand(mask.shape)
+    pruning, keeping = ((mask & ~frozen & allowed).nonzero().tolist(), (~mask & allowed).nonzero().tolist())
     return {(r, u, q, p): change[r][u] + change[q][p] for r, u in pruning for q, p in keeping if r != q}
 
 
 @st.composite
 def examples(draw):
-    """A layer of any difficulty: weight [1 to 5, d_in], Gram matrix, mask of any counts, frozen weights, budget."""
+    """Draw a layer of any difficulty: weight [1 to 5, d_in], Gram matrix, any mask, frozen weights, budget."""
     d_out, d_in = draw(st.integers(1, 5)), draw(st.integers(1, 8))
     seed = draw(st.integers(0, 10**6))
     weight, inputs = layer(seed, d_out, d_in)
@@ -128,8 +128,8 @@ def test_rows_are_paired_best_first(costs):
 
 
 def test_by_hand():
-    # Features without correlation: pruning costs w^2, keeping gains it. Row 0 is rich, and gives to 1 what it lacks;
-    # of its equal weights the first; row 2 has nothing to give that would be worth less.
+    # Features without correlation: pruning costs w^2, keeping gains w^2. Row 0 prunes its small weights for row 1, the
+    # first of two equal weights first; the weights of row 2 are worth more.
     weight = torch.tensor([[1.0, 1.0, 9.0, 9.0], [5.0, 7.0, 8.0, 3.0], [9.0, 6.0, 0.5, 9.0]])
     mask = torch.tensor([[True, True, True, True], [False, False, True, False], [True, True, False, True]])
     frozen, budget = torch.zeros_like(mask), torch.full((3,), UNLIMITED)
@@ -148,7 +148,7 @@ def test_by_hand():
 def test_a_swap_must_gain_more_than_rounding(gain, swaps):
     weight, inputs = layer(6, 1, 30)
     gram = inputs.double() @ inputs.double().T
-    for column in range(30):  # two rows alike, but that one lacks a weight: to give it the other's changes nothing
+    for column in range(30):  # two equal rows, one without a weight: to take the other row's weight gains nothing
         rows = weight.double() * torch.tensor([[1], [1 + gain]], dtype=torch.float64)
         mask, frozen = torch.ones(2, 2, 30, dtype=torch.bool)
         mask[1, column] = frozen[0, column] = False

@@ -1,8 +1,10 @@
+"""Gram matrices, the losses by them, and the checks of their form."""
+
 import pytest
 import torch
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.layer.gram import accumulate, check_gram, row_loss
+from sparseswaps.layer.gram import accumulate, check_gram, gram_matrix, row_loss
 
 
 def test_batches_add_up_to_the_gram_matrix():
@@ -29,25 +31,47 @@ def test_row_loss_is_the_error_of_the_output():
     torch.testing.assert_close(row_loss(weight, inputs @ inputs.T, mask), error, rtol=1e-5, atol=1e-5)
 
 
-def test_gram_matrices_that_are_none():
-    good = torch.eye(3)
-    check_gram(good)
-    check_gram(torch.zeros(3, 3))
-    check_gram(torch.ones(3, 3))  # rank one
-    for scale in (1e-310, 1e-30, 1e30, 1e290):
-        check_gram(torch.ones(3, 3, dtype=torch.float64) * scale)
-        with pytest.raises(InputError):
-            check_gram(torch.tensor([[1.0, 9.0], [3.0, 1.0]], dtype=torch.float64) * scale)
-    for bad, message in [
+@pytest.mark.parametrize("gram", [torch.eye(3), torch.zeros(3, 3), torch.ones(3, 3), torch.empty(0, 0)])
+def test_gram_matrices_of_any_rank_pass(gram):
+    check_gram(gram)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-30, 1e30, 1e290])
+def test_units_do_not_matter(scale):
+    check_gram(torch.ones(3, 3, dtype=torch.float64) * scale)
+    with pytest.raises(InputError, match="not symmetric"):
+        check_gram(torch.tensor([[1.0, 9.0], [3.0, 1.0]], dtype=torch.float64) * scale)
+
+
+@pytest.mark.parametrize(
+    ("gram", "property_"),
+    [
         (torch.ones(2, 3), "square"),
-        (good * float("nan"), "NaN"),
-        (good + torch.triu(torch.ones(3, 3), 1), "symmetric"),
-        (-good, "semidefinite"),
+        (torch.eye(3) * float("nan"), "NaN"),
+        (torch.eye(3) + torch.triu(torch.ones(3, 3), 1), "symmetric"),
+        (-torch.eye(3), "semidefinite"),
         (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "semidefinite"),
         (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "semidefinite"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            check_gram(bad)
+    ],
+)
+def test_other_matrices_are_refused(gram, property_):
+    with pytest.raises(InputError, match=property_):
+        check_gram(gram)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [],
+        torch.ones(2, 3, dtype=torch.int64),
+        torch.tensor(1.0),
+        [torch.ones(2, 3), torch.ones(2, 4)],
+        torch.full((2, 3), float("inf")),
+    ],
+)
+def test_wrong_inputs_are_refused(inputs):
+    with pytest.raises(InputError, match="inputs"):
+        gram_matrix(inputs)
 
 
 @pytest.mark.gpu

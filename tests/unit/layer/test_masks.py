@@ -8,6 +8,7 @@ from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.masks import check_mask, keep_best, pack, unpack
 from sparseswaps.layer.pattern import parse_pattern
 
+HALF = parse_pattern("50%")
 PATTERNS = ["0%", "37%", "50%", "60%", "99%", "2:4", "1:8", "7:8"]
 
 
@@ -36,18 +37,19 @@ def test_ties_keep_the_one_further_left():
     assert mask.tolist() == [[True, True, False, False], [True, True, False, False]]
 
 
-def test_criteria_by_hand():
-    weight = torch.tensor([[1.0, -3.0, 2.0, 0.5]])
-    gram = torch.diag(torch.tensor([16.0, 1.0, 4.0, 1.0]))
-    half = parse_pattern("50%")
-    assert WARMSTARTS["magnitude"](weight, gram, half).tolist() == [[False, True, True, False]]
-    # |w| sqrt(G_jj) = 4, 3, 4, 0.5
-    assert WARMSTARTS["wanda"](weight, gram, half).tolist() == [[True, False, True, False]]
-    # one row: |w| over the column sum is 1 throughout, over the row sum |w| / 6.5; times G_jj^(1/4) = 2, 1, sqrt 2, 1:
-    # 2.31, 1.46, 1.85, 1.08
-    assert WARMSTARTS["ria"](weight, gram, half).tolist() == [[True, False, True, False]]
-    # independent inputs: the error of pruning is w^2 G_jj = 16, 9, 16, 0.25, so 0.5 and then -3 go
-    assert WARMSTARTS["greedy"](weight, gram, half).tolist() == [[True, False, True, False]]
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("magnitude", [1, 2]),
+        ("wanda", [0, 2]),  # |w| sqrt(G_jj) = 4, 3, 4, 0.5
+        # One row: |w| over the column sum is 1, over the row sum |w| / 6.5; times G_jj^(1/4) = 2, 1, sqrt 2, 1:
+        ("ria", [0, 2]),  # 2.31, 1.46, 1.85, 1.08
+        ("greedy", [0, 2]),  # independent inputs: pruning costs w^2 G_jj = 16, 9, 16, 0.25
+    ],
+)
+def test_criteria_by_hand(name, kept):
+    weight, gram = torch.tensor([[1.0, -3.0, 2.0, 0.5]]), torch.diag(torch.tensor([16.0, 1.0, 4.0, 1.0]))
+    assert WARMSTARTS[name](weight, gram, HALF)[0].nonzero().flatten().tolist() == kept
 
 
 def test_greedy_sees_what_pruned_weights_make_up_for():
@@ -58,37 +60,48 @@ def test_greedy_sees_what_pruned_weights_make_up_for():
     assert mask.tolist() == [[False, False, True, True]]
 
 
-def test_a_wrong_count_is_named():
-    mask = torch.tensor([[True, False, True, False], [True, True, True, False]])
-    with pytest.raises(InputError, match=r"row 1, block 0 keeps 3 weights of 4, 2 are asked for by pattern 2:4"):
-        check_mask(mask, parse_pattern("2:4"))
+UPPER_HALF = (torch.arange(10) < 5)[:, None].expand(10, 400)  # no row keeps a half, the matrix does
+TWO_OF_FOUR = torch.tensor([True, True, False, False]).repeat(10, 100)
 
 
-def test_masks_made_elsewhere_are_counted_roughly():
-    half, of_four = parse_pattern("50%"), parse_pattern("2:4")
-    mask = torch.zeros(10, 400, dtype=torch.bool)
-    mask[:5] = True  # no row keeps a half, the matrix does
-    check_mask(mask, half, "matrix")
-    with pytest.raises(InputError, match=r"2000 weights are kept, 1960 are asked for by pattern 51%$"):
-        check_mask(mask, parse_pattern("51%"), "matrix")
-    for pattern in ("49%", "50%", "51%"):
-        check_mask(mask, parse_pattern(pattern), "roughly")
-    for pattern in ("48.5%", "51.5%"):
-        with pytest.raises(
-            InputError, match=rf"50\.00% of the weights are pruned, {pattern[:4]}0% .*: exclude this warm"
-        ):
-            check_mask(mask, parse_pattern(pattern), "roughly")
-    check_mask(torch.tensor([[True, False, False, False]] * 2), half, "roughly")  # of narrow layers, one a row
-    mask = torch.tensor([True, True, False, False]).repeat(10, 100)
-    check_mask(mask, of_four, "roughly")
-    mask[3, 6] = True
-    with pytest.raises(InputError, match=r"row 3, block 1 keeps 3 weights of 4, 2 are .* 2:4: exclude this warm start"):
-        check_mask(mask, of_four, "roughly")
-    mask[3, :8] = False  # zeros of the base model
-    check_mask(mask, of_four, "roughly")
-    mask[3:5] = False
-    with pytest.raises(InputError, match=r"60\.00% of the weights are pruned, 50\.00% are asked for by pattern 2:4"):
-        check_mask(mask, of_four, "roughly")
+def change(mask, rows, columns, value):
+    mask = mask.clone()
+    mask[rows, columns] = value
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "pattern", "counted"),
+    [
+        (TWO_OF_FOUR, "2:4", "rows"),
+        (UPPER_HALF, "50%", "matrix"),
+        (UPPER_HALF, "49%", "roughly"),
+        (UPPER_HALF, "50%", "roughly"),
+        (UPPER_HALF, "51%", "roughly"),
+        (torch.tensor([[True, False, False, False]] * 2), "50%", "roughly"),  # one weight a row of a narrow layer
+        (TWO_OF_FOUR, "2:4", "roughly"),
+        (change(TWO_OF_FOUR, 3, slice(8), False), "2:4", "roughly"),  # zeros of the base model
+    ],
+)
+def test_right_counts_pass(mask, pattern, counted):
+    check_mask(mask, parse_pattern(pattern), counted)
+
+
+@pytest.mark.parametrize(
+    ("mask", "pattern", "counted", "figures"),
+    [
+        (torch.tensor([[1, 0, 1, 0], [1, 1, 1, 0]]).bool(), "2:4", "rows", "row 1, block 0 .*3 .*4.* 2 .*2:4"),
+        (TWO_OF_FOUR, "1:2", "matrix", "row 0, block 0 .*1:2"),
+        (UPPER_HALF, "51%", "matrix", "2000 .*1960 .*51%"),
+        (UPPER_HALF, "48.5%", "roughly", r"50\.00%.*48\.50%"),
+        (UPPER_HALF, "51.5%", "roughly", r"50\.00%.*51\.50%"),
+        (change(TWO_OF_FOUR, 3, 6, True), "2:4", "roughly", "row 3, block 1 .*3 .*4.* 2 .*2:4"),
+        (change(TWO_OF_FOUR, slice(3, 5), slice(None), False), "2:4", "roughly", r"60\.00%.*50\.00%.*2:4"),
+    ],
+)
+def test_wrong_counts_are_refused_with_their_figures(mask, pattern, counted, figures):
+    with pytest.raises(InputError, match=figures):
+        check_mask(mask, parse_pattern(pattern), counted)
 
 
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**32))
