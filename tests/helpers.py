@@ -274,8 +274,9 @@ def read_document(name: str) -> str:
 
 
 def code_blocks(document: str, language: str) -> list[str]:
-    """Return the code blocks of a document in one language."""
-    return re.findall(rf"```{language}\n(.*?)```", read_document(document), re.DOTALL)
+    """Return the code blocks of a document in one language; `""` for blocks that name none."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", read_document(document), re.DOTALL | re.MULTILINE)
+    return [code for name, code in blocks if name == language]
 
 
 def commands(block: str) -> list[str]:
