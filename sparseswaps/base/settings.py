@@ -1,4 +1,4 @@
-"""Settings: typed values with their defaults, bounds and descriptions, and one line for a wrong one."""
+"""Typed settings with their defaults, bounds and descriptions, and errors of one line for wrong values."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from sparseswaps.base.errors import InputError, one_line
 
-_ALLOWED = {  # what each kind of pydantic's errors expects of a value
+_ALLOWED = {  # what a value must be, by the type of pydantic's error
     "string_type": "a string",
     "int_type": "a whole number",
     "float_type": "a number",
@@ -70,7 +70,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Select this class's keys from the settings of a stage."""
+        """Make an instance from a mapping that has other keys as well."""
         return cls(**{name: settings[name] for name in cls.model_fields})
 
     @model_validator(mode="before")
@@ -88,12 +88,12 @@ class Settings(BaseModel):
 
 
 def wrong(key: str, message: str) -> PydanticCustomError:
-    """Return the error that a validator of a whole `Settings` raises for one of its keys."""
+    """Return the error to raise for one key in a validator of all keys."""
     return PydanticCustomError("wrong_key", "{message}", {"key": key, "message": message})
 
 
 def unknown(value: object, choices: Iterable[object]) -> str:
-    """Say what is allowed instead of a key or value, and which of the choices it resembles if it is misspelt."""
+    """Say that a key or value is unknown, which choice it resembles, and what is allowed."""
     names = list(map(str, choices))
     close = get_close_matches(str(value), names, n=1)
     return f"unknown; {f'did you mean {close[0]}? ' if close else ''}allowed: {', '.join(names)}"
@@ -155,9 +155,9 @@ def _message(first: Any, type_errors: list[Any]) -> str:
         return one_line(context["error"])
     value = one_line(repr(first["input"]))
     value = value if len(value) <= 80 else f"{value[:77]}..."
-    types = list(dict.fromkeys(_ALLOWED[details["type"]] for details in type_errors))
+    types = list(dict.fromkeys(_ALLOWED.get(details["type"], details["msg"]) for details in type_errors))
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
         return f"{value} is {unknown(first['input'], [*choices, *types])}"
-    allowed = " or ".join(types) if _is_type_error(first) else _ALLOWED[kind].format(**context)
+    allowed = " or ".join(types) if _is_type_error(first) else _ALLOWED.get(kind, first["msg"]).format(**context)
     return f"must be {allowed}, not {value}"

@@ -1,4 +1,4 @@
-"""The configuration of a study: every key with its type, bounds, default and description, and what is checked of it."""
+"""The configuration of a study: the type, bounds, default and description of each key, and the checks before a run."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,7 +58,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class _Brief(Settings):
-    """Settings that leave out the keys that say nothing when they are written."""
+    """Settings whose dump has no null."""
 
     @model_serializer(mode="wrap")
     def _leave_out_nulls(self, write: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class ModelSource(Settings):
 
     @property
     def folder(self) -> Path:
-        """The model's directory; `revision` must be a commit hash or null. Raises InputError when it is gone."""
+        """Return the model's directory; `revision` must be a commit hash or null. Raises InputError when it is gone."""
         return locate(self.model_dump())
 
 
@@ -112,6 +112,7 @@ class PatternEntry(_Brief):
 
     @model_validator(mode="after")
     def _check_division(self) -> Self:
+        """Check that the entry says in one way how its sparsity is divided."""
         if (self.layers is None) == (self.owl is None):
             raise ValueError("needs either `layers` or `owl`")
         if self.owl is not None and not isinstance(grid.budget(self).pattern, PerRow):
@@ -132,6 +133,7 @@ class ImportedMasks(Settings):
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
+        """Check that no criterion has the name."""
         if self.name in get_args(Criterion):
             raise wrong("name", f"{self.name!r} is a criterion's; take another name")
         return self
@@ -156,6 +158,7 @@ class Exclusion(_Brief):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
+        """Check that the entry does not leave out all cells."""
         if not self.choices():
             raise ValueError("names nothing; say which cells to leave out")
         return self
@@ -259,7 +262,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check_idle(self) -> Self:
-        """`none` is the name of the unrefined warm start in tables, so only one such refinement may have it."""
+        """Check that only the unrefined warm start has the name `none`, which tables give it."""
         idle = [name for name, settings in self.refinements.items() if settings.max_swaps == 0]
         if len(idle) > 1:
             raise wrong("refinements", f"{', '.join(idle)} are all the warm start as it is; keep one")
@@ -271,6 +274,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check_exclusions(self) -> Self:
+        """Check that the study has what `exclude` names."""
         known = grid.coordinates(self)
         labels = [entry.label for entry in grid.patterns(self).values()]
         for index, entry in enumerate(self.exclude):
@@ -283,7 +287,7 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check_cells(self) -> Self:
-        """Refuse cells whose settings do not go together."""
+        """Check that the settings of every cell go together."""
         budgets = grid.patterns(self)
         for cell in grid.cells(self):
             budget, refinement = budgets[cell.pattern], self.refinements[cell.refinement]
@@ -317,7 +321,6 @@ def load_study(config: Mapping[str, Any]) -> Study:
         InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
             model; one line with the key's path and what is allowed.
     """
-    config = _plain(config)
     try:
         study = Study.model_validate(config)
     except ValidationError as error:
@@ -333,27 +336,27 @@ def load_study(config: Mapping[str, Any]) -> Study:
                     )
                 mask_files(entry.path)
     if study.published is not None and not Path(study.published).is_file():
-        raise InputError(f"config key published: {study.published!r} is no file")
+        raise InputError(f"config key published: {study.published!r} is not a file")
     include = study.evaluation.lm_eval.include
     if include is not None and not Path(include).is_dir():
-        raise InputError(f"config key evaluation.lm_eval.include: {include!r} is no directory")
+        raise InputError(f"config key evaluation.lm_eval.include: {include!r} is not a folder")
     return study.model_copy(update={"models": {name: _resolve(study, name) for name in study.models}})
 
 
 def _check_text(key: str, text: str) -> None:
-    """Raise InputError when a text is none of those that there are."""
+    """Raise InputError when a text is neither known by its name nor a file that exists nor may be on the hub."""
     if text in ("embedded", *documents.PRESETS) or (documents.is_file(text) and Path(text).is_file()):
         return
     if documents.is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
         presets = ", ".join(documents.PRESETS)
         raise InputError(
             f"{key}: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
-            f"{' or '.join(documents.FILES)} file that is there"
+            f"{', '.join(documents.FILES)} file that exists"
         )
 
 
 def _resolve(study: Study, name: str) -> ModelSource:
-    """Find a model and check it against the study; return it with the commit hash of its revision."""
+    """Check that a model exists and suits the study, and return its entry with the commit hash of its revision."""
     model = study.models[name]
     with prefix_errors(f"config key models.{name}.source"):
         if is_hub_id(model.source):
@@ -373,13 +376,6 @@ def _resolve(study: Study, name: str) -> ModelSource:
             with prefix_errors(f"config key patterns[{index}], model {name}"):
                 grid.budget(entry).pattern.blocks(d_in)
     return model
-
-
-def _plain(value: Any) -> Any:
-    """Copy a configuration into plain dicts and lists; Snakemake hands over classes of its own."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 class _Schema(GenerateJsonSchema):
