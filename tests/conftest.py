@@ -1,6 +1,7 @@
 """Fixtures: a tiny random model with the embedded tokenizer, and the real workflow run on it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ from helpers import Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
 def tiny_model(tmp_path_factory) -> Path:
     with shared(tmp_path_factory, "model") as (folder, empty):
         return write_tiny_model(folder / "tiny") if empty else folder / "tiny"
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path) -> Path:
+    """A copy of the tiny model, to be spoilt."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 @pytest.fixture(scope="session")

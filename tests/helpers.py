@@ -22,6 +22,7 @@ import torch
 import yaml
 from filelock import FileLock
 
+from sparseswaps.base.errors import InputError
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.description import describe
@@ -44,6 +45,9 @@ LLAMA = {
 
 EXPERTS = dict(num_local_experts=3, num_experts_per_tok=2, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
 EXPERTS |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8, vocab_size=32, bos_token_id=0, eos_token_id=0)
+
+GPT2 = dict(vocab_size=2048, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+GPT2 |= dict(initializer_range=0.2, pad_token_id=0)
 
 ON_CUDA = torch.cuda.is_available()  # else conftest has switched on Triton's interpreter, which runs on the CPU
 HAS_TRITON = find_spec("triton") is not None
@@ -257,6 +261,23 @@ def make_study(seeds: int = 1, blocks: int = 2) -> list[Measured]:
         scores = {"cloze": {"acc": accuracy}, "choice": {"acc": accuracy / 2}}
         study.append(Measured(facts, losses, None, perplexities, scores))
     return study
+
+
+def refusal(read, path: Path) -> str:
+    """Return the line with which a reader refuses a file; it names the file."""
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    return str(error.value)
+
+
+def attempt(read) -> tuple:
+    """Return what a reader returns, and the line with which it refuses; one of the two is None."""
+    try:
+        return read(), None
+    except InputError as error:
+        return None, str(error)
 
 
 def mask_file(folder, path):

@@ -1,4 +1,4 @@
-"""Writing artifacts: complete under their final name, or not there at all."""
+"""Files that are complete under their final name, or not there at all; JSON and CSV."""
 
 import csv
 import errno
@@ -24,19 +24,19 @@ _REMEDIES = {
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a folder; renamed to `path` on success, deleted on failure.
+    """Yield a temporary path beside `path`, of a file or folder. Rename it to `path` on success, delete it on failure.
 
-    What is left of attempts that were killed is deleted. An orphan that is still at one fails, and nothing else.
-    Raises InputError where the disk is full or may not be written.
+    The temporary files of killed attempts are deleted. If such an attempt still runs, that attempt fails.
+    Raises InputError when the disk is full or read-only.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
-            _remove(left)
+        for leftover in path.parent.glob(f".{escape(path.name)}.*.partial"):
+            _remove(leftover)
         yield partial
-        if path.is_dir():  # a folder cannot be renamed over one that holds something
+        if path.is_dir():  # a folder cannot be renamed over a folder that is not empty
             _remove(path)
         partial.replace(path)
     except OSError as error:
@@ -57,14 +57,14 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON; NaN and infinity are refused (ValueError)."""
+    """Write `content` as indented JSON. Raises ValueError for NaN and infinity."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows that have the same keys, under a header of these; None becomes an empty field."""
+    """Write rows that have the same keys, under a header of the keys. None becomes an empty field."""
     with write_atomically(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0] if rows else [], lineterminator="\n")
         writer.writeheader()
@@ -72,24 +72,27 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
-    """What `write_csv` wrote: numbers and truth values as such, None where a field is empty.
+    """Read the rows that `write_csv` wrote, with numbers, truth values and None as they were.
 
-    Raises BrokenFileError when it is not all there.
+    Raises BrokenFileError when the file is incomplete.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8")
         rows = list(csv.DictReader(StringIO(text, newline="")))
     except (UnicodeDecodeError, csv.Error):
         text, rows = "", []
-    filled = all(None not in row and None not in row.values() for row in rows)
-    if not (text.endswith("\n") and filled and (rows or text == "\n")):
-        raise BrokenFileError(path, "not a whole table")
-    return [{name: _value(field) for name, field in row.items()} for row in rows]
+    complete = all(None not in row and None not in row.values() for row in rows)
+    if not (text.endswith("\n") and complete and (rows or text == "\n")):
+        raise BrokenFileError(path, "not a complete table")
+    return [{name: _parse(field) for name, field in row.items()} for row in rows]
 
 
-def _value(text: str) -> Any:
-    if text in ("True", "False", ""):
-        return {"True": True, "False": False, "": None}[text]
+_WORDS = {"True": True, "False": False, "": None}
+
+
+def _parse(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -97,11 +100,11 @@ def _value(text: str) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises InputError that names the file when it is missing or not JSON, and says what to do."""
+    """Read a JSON file. Raises InputError when the file is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # also no UTF-8, or a number of thousands of digits
-        remedy = "copy or download it again, or if a job wrote it, delete it and run snakemake again"
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also not UTF-8, or a number of thousands of digits
+        remedy = "copy or download it again; if a job wrote it, delete it and run snakemake again"
         raise BrokenFileError(path, f"not valid JSON ({error})", remedy) from None

@@ -1,4 +1,4 @@
-"""Where calibration and evaluation text comes from: the embedded text, local files, data sets of the hub."""
+"""Documents for calibration and evaluation: from the embedded text, local files, or data sets of the hub."""
 
 import gzip
 import json
@@ -12,14 +12,14 @@ from sparseswaps.embedded import corpus
 
 PRESETS = {"c4": "allenai/c4", "wikitext2": "Salesforce/wikitext"}
 FILES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
-HUB_KEYS = ("subset", "files", "revision")  # settings that mean something for data sets of the hub alone
-SETTINGS = ("text", "field", "split", *HUB_KEYS)  # what decides the documents
+HUB_KEYS = ("subset", "files", "revision")  # settings that only data sets of the hub have
+SETTINGS = ("text", "field", "split", *HUB_KEYS)  # the settings that decide the documents
 
 _SEPARATOR = "<|endoftext|>"
 
 
 def is_file(text: str) -> bool:
-    """Whether a text is a local file: its name says so, whether it is there or not."""
+    """Return whether the name of a text means a local file, which need not exist."""
     return text.endswith(FILES)
 
 
@@ -32,7 +32,7 @@ def load(
     files: str | list[str] | None = None,
     revision: str | None = None,
 ) -> Sequence[str]:
-    """The documents of a text; those of a data set of the hub stay on disk until they are looked at.
+    """Load the documents of a text. The documents of a data set of the hub stay on disk until they are read.
 
     Args:
         text: `embedded` (the standard library's sources), a `.txt` file (documents divided by `<|endoftext|>`), a
@@ -40,37 +40,37 @@ def load(
             hub by its id or by a name in `PRESETS`.
         use: `calibration` or `evaluation`, the split of the embedded text.
         field: the JSON field or the column that holds a document.
-        split, subset, revision: which part of a data set of the hub, as `datasets.load_dataset` takes them.
-        files: the names of its files that make up the split, in place of a subset.
+        split, subset, revision: the part of a data set of the hub, as in `datasets.load_dataset`.
+        files: the names of the data set's files that make up the split, instead of a subset.
 
     Raises:
-        InputError: the text cannot be read, or a line or a column does not hold text.
+        InputError: the text cannot be read, or a line or a row does not hold text.
     """
     if text == "embedded":
         return [source for _, source in corpus.documents(use)]
     if not is_file(text):
-        return _of_hub(PRESETS.get(text, text), field, split, subset, files, revision)
+        return _load_from_hub(PRESETS.get(text, text), field, split, subset, files, revision)
     path = Path(text)
     try:
         if path.suffix == ".txt":
             parts = path.read_text(encoding="utf-8").split(_SEPARATOR)
             return [part.strip() for part in parts if part.strip()]
-        rows = _parquet(path, field) if path.suffix == ".parquet" else _json_lines(path, field)
-        found = []
-        for place, document in rows:
+        documents = []
+        for place, document in _read_parquet(path, field) if path.suffix == ".parquet" else _read_lines(path, field):
             if not isinstance(document, str):
-                raise InputError(f"text {text!r}: {place} holds no text in its field {field!r}")
-            found.append(document)
-        return found
+                message = f"{place} has no text in field {field!r}; mend the file, or set `field`"
+                raise InputError(f"text {text!r}: {message}")
+            documents.append(document)
+        return documents
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # also undecodable, truncated or no Parquet at all
-        raise InputError(f"text {text!r}: cannot be read ({one_line(error)})") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: also undecodable, or not Parquet
+        raise InputError(f"text {text!r}: cannot be read ({one_line(error)}); copy or download it again") from None
 
 
-def _json_lines(path: Path, field: str) -> Iterator[tuple[str, Any]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", newline="\n") as file:
+def _read_lines(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
@@ -80,14 +80,14 @@ def _json_lines(path: Path, field: str) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", document
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+def _read_parquet(path: Path, field: str) -> Iterator[tuple[str, Any]]:
     import pandas
 
     for number, document in enumerate(pandas.read_parquet(path, columns=[field])[field], 1):
         yield f"row {number}", document
 
 
-def _of_hub(
+def _load_from_hub(
     name: str, field: str, split: str, subset: str | None, files: str | list[str] | None, revision: str | None
 ) -> Sequence[str]:
     from datasets import load_dataset
@@ -95,20 +95,21 @@ def _of_hub(
 
     try:
         if files is None:
-            found = load_dataset(name, subset, split=split, revision=revision)
-        else:  # from the cache's folder: `load_dataset` finds chosen files of a hub id with a connection only
+            rows = load_dataset(name, subset, split=split, revision=revision)
+        else:  # from the cache's folder: with a hub id, `load_dataset` needs a connection to find chosen files
             files = [files] if isinstance(files, str) else files
             paths = [hf_hub_download(name, file, repo_type="dataset", revision=revision) for file in files]
             folder = paths[0].removesuffix(files[0])
-            found = load_dataset(folder, data_files={split.partition("[")[0]: files}, split=split)
-    except Exception as error:  # whatever a data set, the hub or the network between sets off
+            rows = load_dataset(folder, data_files={split.partition("[")[0]: files}, split=split)
+    except Exception as error:  # a data set, the hub or the network may raise anything
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(
             f"the data set {name!r} cannot be loaded ({cause}); check its id, `subset`, `split`, `files` and "
             "`revision`, log in with `hf auth login` if it is gated, or name a local file"
         ) from None
-    if getattr(found.features.get(field), "dtype", None) not in ("string", "large_string"):
-        raise InputError(f"the data set {name!r} has no text in a column {field!r}; it has {', '.join(found.features)}")
-    if (missing := found.data.column(field).null_count) > 0:
-        raise InputError(f"the data set {name!r} has {missing} rows without text in its column {field!r}")
-    return found[field]
+    if getattr(rows.features.get(field), "dtype", None) not in ("string", "large_string"):
+        columns = ", ".join(rows.features)
+        raise InputError(f"the data set {name!r} has no text in a column {field!r}; set `field` to one of {columns}")
+    if (missing := rows.data.column(field).null_count) > 0:
+        raise InputError(f"the data set {name!r} has {missing} rows without text in column {field!r}; take another")
+    return rows[field]

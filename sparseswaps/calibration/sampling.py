@@ -1,4 +1,4 @@
-"""Text as tokens: how windows are drawn from documents for calibration."""
+"""Tokenise text, and draw windows of tokens from documents for calibration."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,21 +8,22 @@ from torch import Tensor
 
 from sparseswaps.base.errors import InputError
 
-if TYPE_CHECKING:  # importing it takes seconds, and whoever passes a tokenizer has done so
+if TYPE_CHECKING:  # takes seconds to import; a caller with a tokenizer has imported it
     from transformers import PreTrainedTokenizerBase
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
-    """The token ids of one text, int64 [tokens], with the special tokens that the tokenizer adds by itself."""
+    """Return the token ids of one text, int64 [tokens], with the special tokens that the tokenizer adds."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
 def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
-    """Raises InputError when token ids lie beyond a model's embeddings; None is a model that does not say."""
+    """Raise InputError when a token id has no embedding in the model. `vocabulary` is the number of embeddings, if
+    known."""
     if vocabulary is not None and (largest := int(ids.max())) >= vocabulary:
         raise InputError(
-            f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only: it is "
-            "another model's; put this model's own tokenizer files beside its weights"
+            f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only, so the "
+            "tokenizer is another model's; put this model's own tokenizer files beside its weights"
         )
 
 
@@ -34,22 +35,22 @@ def draw(
     seqlen: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Draw token windows for calibration, and further ones to be held out, none overlapping another.
+    """Draw token windows for calibration, and further windows to hold out. No two windows overlap.
 
-    Documents longer than `seqlen` tokens are visited in a seeded random order and give one window each, at a random
-    place (the usual C4 protocol). Only when they run out does a document that is long enough give another. Documents
-    that are not visited are never looked at.
+    Documents longer than `seqlen` tokens are visited in a seeded random order. Each gives one window, at a random place
+    (the usual C4 protocol). When all documents have been visited, long documents give further windows. Documents that
+    are not visited are not read.
 
     Returns:
         int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen].
 
     Raises:
-        InputError: the text holds fewer windows than asked for.
+        InputError: the text has too few windows.
     """
     random = torch.Generator().manual_seed(seed)
     wanted = samples + held_out
     windows: list[Tensor] = []
-    remaining: list[Tensor] = []  # windows of visited documents that were not drawn yet, [any number, seqlen]
+    remaining: list[Tensor] = []  # windows of visited documents that have not been drawn, [any number, seqlen]
     for index in torch.randperm(len(documents), generator=random).tolist():
         if len(windows) == wanted:
             break
@@ -67,8 +68,8 @@ def draw(
         remaining = [cut[1:] for cut in remaining]
     if len(windows) < wanted:
         raise InputError(
-            f"the calibration text is too short: {samples} samples and {held_out} held-out ones of {seqlen} tokens "
-            f"were asked for, it gives {len(windows)}; ask for fewer or shorter ones, or give more text"
+            f"the calibration text is too short: it gives {len(windows)} of {samples} samples and {held_out} held-out "
+            f"samples of {seqlen} tokens; ask for fewer or shorter samples, or give more text"
         )
     drawn = torch.stack(windows)
     return drawn[:samples], drawn[samples:]

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints in safetensors: read lazily, described, written back with zeros, and checked."""
+"""Hugging Face checkpoints in safetensors: read tensor by tensor, written with pruned weights, and checked."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import mmap
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sparseswaps.base.tensor_file import UNREADABLE, open_tensors
 from sparseswaps.model.directory import companion_files, weight_files
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ABOUT = "sparseswaps.json"  # what a pruned checkpoint is, and the checksums of its other files
+_ABOUT = "sparseswaps.json"  # describes a pruned checkpoint, and holds the checksums of its other files
 
 
 class Checkpoint:
@@ -63,22 +63,22 @@ class Checkpoint:
         return shapes
 
     def hashes(self, progress: Report = ignore_progress) -> dict[str, str]:
-        """The SHA-256 of every tensor's bytes. Raises InputError naming the first that holds NaN or Inf.
+        """Return the SHA-256 of every tensor's bytes. Raises InputError naming the first tensor with NaN or Inf.
 
-        `progress` is told how many tensors are done, and how many megabytes these have.
+        `progress` is told the number of tensors done, and their megabytes.
         """
-        found, size = {}, 0
+        hashes, size = {}, 0
         for name in sorted(self.files):
-            tensor = self.tensor(name)
+            tensor, place = self.tensor(name), f"{self.folder / self.files[name]}: tensor {name}"
             if tensor.is_floating_point() and tensor.dtype not in _DTYPES.values():
                 kinds = "float64, float32, float16 or bfloat16"
-                raise InputError(f"{self.folder / self.files[name]}: tensor {name} is {tensor.dtype}, not {kinds}")
+                raise InputError(f"{place} is {tensor.dtype}; save the model in {kinds}")
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise InputError(f"{self.folder / self.files[name]}: tensor {name} holds NaN or Inf")
-            found[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+                raise InputError(f"{place} holds NaN or Inf; copy or download the file again")
+            hashes[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
             size += tensor.nbytes
-            progress(len(found), size // 10**6)
-        return found
+            progress(len(hashes), size // 10**6)
+        return hashes
 
 
 def write_pruned(
@@ -89,21 +89,22 @@ def write_pruned(
     weights: Callable[[str], Tensor] | None = None,
     progress: Report = ignore_progress,
 ) -> None:
-    """Copy a model folder, with zeros where masks say so.
+    """Copy a model folder, and set pruned weights to zero.
 
-    Weight files keep their names, headers and tensor order: they are copied, and pruned weights are then overwritten
-    in place, so that whatever is not pruned stays what it was to the bit, one tensor is in memory at a time.
+    Weight files keep their names, headers and tensor order: each file is copied, and its pruned tensors are overwritten
+    in place. All other bytes stay the same, and memory holds one tensor at a time.
 
     Args:
         source: the dense model.
-        masks: boolean masks (True = kept) by tensor name, each of its tensor's shape.
-        weights: new values of a tensor's kept weights by its name, in its dtype and shape; None: they keep theirs.
+        masks: boolean masks (True = kept) by tensor name, in the shape of the tensor.
+        weights: returns new values of a tensor's kept weights by its name, in its dtype and shape; None keeps the
+            values.
         target: the folder to write; complete or not there at all.
-        about: what to say of it in the folder's sparseswaps.json, where the CRC-32 of every other file is added.
-        progress: is told how many matrices have their zeros.
+        about: the content of the folder's sparseswaps.json. The CRC-32 of every other file is added.
+        progress: is told the number of tensors overwritten.
 
     Raises:
-        InputError: a mask's tensor is missing from the source or has another shape or dtype.
+        InputError: a mask's tensor is missing from the source, or has another shape or dtype.
     """
     by_file: dict[str, list[str]] = {file: [] for file in weight_files(source.folder)}
     for name in masks:
@@ -113,71 +114,65 @@ def write_pruned(
     with write_atomically(target) as folder:
         folder.mkdir()
         companions = [name for name in companion_files(source.folder) if name != _ABOUT]
-        for name in companions:
-            shutil.copyfile(source.folder / name, folder / name)
         written = 0
-        for file, names in by_file.items():
+        for file in (*companions, *by_file):
             shutil.copyfile(source.folder / file, folder / file)
-            _write_in_place(folder / file, names, masks, weights, lambda done, _, of=written: progress(of + done, 0))
-            written += len(names)
-        write_json(
-            folder / _ABOUT, about | {"crc32": {name: _checksum(folder / name) for name in [*companions, *by_file]}}
-        )
+            for _ in _overwrite(folder / file, by_file.get(file, []), masks, weights):
+                written += 1
+                progress(written, 0)
+        checksums = {file: _checksum(folder / file) for file in (*companions, *by_file)}
+        write_json(folder / _ABOUT, about | {"crc32": checksums})
 
 
-def _write_in_place(
-    path: Path,
-    names: list[str],
-    masks: Mapping[str, Tensor],
-    weights: Callable[[str], Tensor] | None,
-    progress: Report,
-) -> None:
+def _overwrite(
+    path: Path, names: list[str], masks: Mapping[str, Tensor], weights: Callable[[str], Tensor] | None
+) -> Iterator[str]:
+    """Overwrite tensors of a weight file in place; yield the name of each."""
+    if not names:
+        return
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         (length,) = struct.unpack("<Q", view[:8])
         header = json.loads(view[8 : 8 + length])
-        for done, name in enumerate(names, 1):
+        for name in names:
             entry, mask = header[name], masks[name]
             if entry["shape"] != list(mask.shape) or entry["dtype"] not in _DTYPES:
                 raise InputError(
                     f"{path.name}: {name} is {entry['dtype']} {entry['shape']}, its mask is {list(mask.shape)}"
                 )
-            begin = entry["data_offsets"][0]
-            weight = torch.frombuffer(
-                view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=8 + length + begin
-            )
+            begin = 8 + length + entry["data_offsets"][0]
+            weight = torch.frombuffer(view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=begin)
             if weights is not None:
                 weight.copy_(weights(name).flatten())
             weight.masked_fill_(~mask.flatten(), 0)
-            del weight  # releases the map's buffer, which could not be closed otherwise
-            progress(done, 0)
+            del weight  # releases the buffer of the map, which could not be closed otherwise
+            yield name
         view.flush()
 
 
 def read_pruned(folder: str | Path) -> dict[str, Any]:
-    """What sparseswaps.json says of a checkpoint that `write_pruned` wrote, once all its files are seen to be as they
-    were written: they are read once, a few MB at a time.
+    """Read the sparseswaps.json of a pruned checkpoint, and check the CRC-32 of its other files, a few MB at a time.
 
     Raises:
-        BrokenFileError: the first file that is not.
+        BrokenFileError: a file was damaged, edited or deleted.
     """
-    about = read_json(path := Path(folder) / _ABOUT)
+    about_path = Path(folder) / _ABOUT
+    about = read_json(about_path)
     try:
-        for name, written in about["crc32"].items():
-            path = Path(folder) / name
-            if _checksum(path) != written:
-                raise BrokenFileError(
-                    path, "its content is not what was written (a fault of a disk, or an edit by hand)"
-                )
-    except FileNotFoundError:
-        raise BrokenFileError(path, "is gone") from None
+        checksums = about["crc32"].items()
     except (KeyError, TypeError, AttributeError):
-        raise BrokenFileError(path, "has no checksums of the checkpoint's files") from None
+        raise BrokenFileError(about_path, "has no checksums of the checkpoint's files") from None
+    for name, checksum in checksums:
+        path = Path(folder) / name
+        if not path.is_file():
+            raise BrokenFileError(path, "is gone")
+        if _checksum(path) != checksum:
+            raise BrokenFileError(path, "checksum mismatch: the file was damaged or edited")
     return about
 
 
 def _checksum(path: Path) -> str:
-    found = 0
+    checksum = 0
     with path.open("rb") as file:
         while part := file.read(2**22):
-            found = zlib.crc32(part, found)
-    return f"{found:08x}"
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"

@@ -1,8 +1,8 @@
-"""What a model directory says of itself without reading a weight: quick enough for every start of the workflow."""
+"""Facts about a model directory that need no weights. They are quick to find, at every start of the workflow."""
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,24 @@ _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a model's `source` is `name` or `organisation/name` on the hub: a directory of that name goes first."""
-    taken = source == "embedded" or Path(source).exists()
-    return not taken and HUB_ID.fullmatch(source) is not None
+    """Return whether a model's `source` is `name` or `organisation/name` on the hub; a local directory goes first."""
+    local = source == "embedded" or Path(source).exists()
+    return not local and HUB_ID.fullmatch(source) is not None
 
 
-def locate(settings: dict[str, Any]) -> Path:
-    """The directory of a model by its entry in a checked configuration, where a hub id's `revision` is a commit hash.
+def locate(source: str, revision: str | None) -> Path:
+    """Return the directory of a model.
 
-    Raises InputError when a hub id is not in the cache; `hub.resolve` puts it there.
+    Args:
+        source: a hub id, a directory or `embedded`.
+        revision: the commit hash of a hub id; None for the others.
+
+    Raises:
+        InputError: a hub id is not in the cache, where `hub.resolve` puts it.
     """
-    source, revision = settings["source"], settings["revision"]
     if revision is None:
         return MODEL if source == "embedded" else Path(source)
-    from huggingface_hub import try_to_load_from_cache  # a quarter of a second, for those who need it
+    from huggingface_hub import try_to_load_from_cache  # takes 0.25 s to import
 
     config = try_to_load_from_cache(source, "config.json", revision=revision)
     if not isinstance(config, str):
@@ -41,15 +45,15 @@ def locate(settings: dict[str, Any]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model's language part.
+    """Read the language part of a model's `config.json`.
 
-    Raises InputError when it is not there or not one, says that the weights are quantised, or makes transformers load
-    something else than the folder's weights with its own code.
+    Raises InputError when the file is missing or broken, announces quantised weights, or makes transformers load other
+    weights than the folder's, or code from the hub.
     """
     parts = _parts(folder)
     if any(part.get("quantization_config") for part in parts):
         raise InputError(
-            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned here; "
+            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned; "
             "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
         )
     if "transformers_weights" in parts[0]:
@@ -58,52 +62,54 @@ def read_config(folder: Path) -> dict[str, Any]:
         if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
             raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
     if (folder / "adapter_config.json").exists():
-        raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model anew")
+        raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model again")
     return parts[-1]
 
 
 def _parts(folder: Path) -> list[dict[str, Any]]:
-    """The `config.json` of a model, and that of its language part where it has others. Raises InputError when it is not
-    there or not one."""
+    """Read a model's `config.json`, and its language part if there are others.
+
+    Raises InputError when the file is missing or broken.
+    """
     if not (folder / "config.json").is_file():
-        raise InputError(f"{str(folder)!r} is not a model directory: there is no config.json in it")
+        raise InputError(f"{str(folder)!r} is not a model directory: it has no config.json; check the path")
     config = read_json(folder / "config.json")
     parts = [config]
     if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
-        of_both = {key: config[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings") if key in config}
-        parts.append(of_both | config["text_config"])
+        shared = {key: config[key] for key in ("dtype", "torch_dtype", "tie_word_embeddings") if key in config}
+        parts.append(shared | config["text_config"])
     if not isinstance(parts[-1], dict):
-        raise InputError(f"{folder / 'config.json'}: not the configuration of a model")
+        raise InputError(f"{folder / 'config.json'}: not the configuration of a model; copy or download it again")
     return parts
 
 
-def number(config: dict[str, Any], *keys: str) -> int | None:
-    """The first of the keys that a `config.json` gives a whole number for."""
+def first_integer(config: Mapping[str, Any], *keys: str) -> int | None:
+    """Return the value of the first key in a `config.json` that has a whole number."""
     return next((config[key] for key in keys if type(config.get(key)) is int), None)
 
 
-def depth(config: dict[str, Any]) -> int:
-    """The number of decoder blocks by a `config.json`. Raises InputError when it does not say."""
-    found = number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    if not found or found < 1:
-        raise InputError("config.json says nowhere how many decoder blocks the model has (num_hidden_layers)")
-    return found
+def depth(config: Mapping[str, Any]) -> int:
+    """Return the number of decoder blocks in a `config.json`. Raises InputError when it does not say."""
+    blocks = first_integer(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if not blocks or blocks < 1:
+        raise InputError("config.json does not say how many decoder blocks the model has; add num_hidden_layers")
+    return blocks
 
 
-def context(config: dict[str, Any]) -> int | None:
-    """The most tokens that a model takes by its `config.json`; None when it does not say."""
-    return number(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the largest number of tokens that a model takes by its `config.json`; None when it does not say."""
+    return first_integer(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
-def vocabulary(config: dict[str, Any]) -> int | None:
-    """The number of token ids that a model has embeddings for by its `config.json`; None when it does not say."""
-    return number(config, "vocab_size", "n_vocab")
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Return the number of token ids with embeddings by a model's `config.json`; None when it does not say."""
+    return first_integer(config, "vocab_size", "n_vocab")
 
 
 def entry_file(source: str, names: Collection[str]) -> str:
-    """The one of a model's files by which transformers finds its weights: the single safetensors file, or the index.
+    """Return the file by which transformers finds a model's weights: the single safetensors file, or the index.
 
-    Raises InputError when it is not among the names; where there are pickled weights, with the command to convert them.
+    Raises InputError when neither is among the names. If there are pickled weights, the error says how to convert them.
     """
     for name in (SINGLE, INDEX):
         if name in names:
@@ -121,7 +127,7 @@ def entry_file(source: str, names: Collection[str]) -> str:
             f"{source!r} holds no {SINGLE} or {INDEX}, only pickled weights, which can run code when they are read; if "
             f'you trust them, convert them with `python -c "{convert}"` and take {target!r} as source'
         )
-    raise InputError(f"{source!r} holds no {SINGLE} or {INDEX}: save the model anew with save_pretrained()")
+    raise InputError(f"{source!r} holds no {SINGLE} or {INDEX}: save the model again with save_pretrained()")
 
 
 def indexed_files(index: Path) -> list[str]:
@@ -132,11 +138,11 @@ def indexed_files(index: Path) -> list[str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: not an index of tensors (no weight_map)")
+        raise InputError(f"{index}: not an index of tensors (no weight_map); copy or download it again")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name or not re.fullmatch(r"[^\\]{1,200}\.safetensors", name):
-            raise InputError(f"{index}: names {name!r}, which is not a file of that folder")
+            raise InputError(f"{index}: names {name!r}, which is not a file of the folder; correct the index")
     return names
 
 
@@ -168,10 +174,9 @@ def check_files(folder: Path) -> None:
 
 
 def mask_files(path: str | Path) -> list[Path]:
-    """The files that a warm start made elsewhere is read from (`elsewhere.import_masks`): the weights of a model
-    directory, whose zeros are pruned, or a mask file.
+    """Return the files that imported masks are read from: the weights of a model directory, or the mask file itself.
 
-    Raises InputError when there are none, one is broken, or weights are stored otherwise than as they are.
+    Raises InputError when files are missing or broken, or hold compressed or quantised weights.
     """
     path = Path(path)
     if not path.is_dir():
@@ -179,9 +184,9 @@ def mask_files(path: str | Path) -> list[Path]:
             raise InputError(f"{str(path)!r} is neither a model directory nor a mask file (masks.safetensors)")
         with open_tensors(path, "np") as file:
             if "sparseswaps" not in (file.metadata() or {}):
-                raise InputError(f"{str(path)!r} is no mask file; of a model name the directory")
+                raise InputError(f"{str(path)!r} is not a mask file; for a model, name its directory")
         return [path]
-    if any(_packed(part.get("quantization_config")) for part in _parts(path)):
+    if any(_is_packed(part.get("quantization_config")) for part in _parts(path)):
         raise InputError(
             f"{path / 'config.json'}: has a quantization_config, and zeros cannot be read from compressed or quantised "
             "weights; save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
@@ -190,9 +195,8 @@ def mask_files(path: str | Path) -> list[Path]:
     return [path / name for name in weight_files(path)]
 
 
-def _packed(config: Any) -> bool:
-    """Whether weights are stored otherwise than as they are by a model's `quantization_config`; compressed-tensors
-    writes one for weights that it left so, too."""
+def _is_packed(config: Any) -> bool:
+    """Return whether a `quantization_config` means packed weights; compressed-tensors also marks plain ones."""
     if not isinstance(config, dict) or config.get("quant_method") != "compressed-tensors":
         return bool(config)
     sparsity = config.get("sparsity_config")
@@ -201,9 +205,9 @@ def _packed(config: Any) -> bool:
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file belongs to a model beside its weights: configuration, tokenizer, licence.
+    """Return whether a file belongs to a model beside its weights: configuration, tokenizer, licence.
 
-    Weights in other formats or of other files do not, nor does the model card.
+    Weights in other formats and the model card do not.
     """
     return Path(name).suffix not in _NO_COMPANIONS and not name.startswith(".") and name != "README.md"
 

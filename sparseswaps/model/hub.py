@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: a revision resolved to a commit, and its files brought into the usual cache.
+"""Models of the Hugging Face hub: find the commit of a revision, and download its files into the usual cache.
 
-What is in the cache is taken from there without a look at the network. `huggingface_hub` is imported inside the
-functions, since most studies need none of them and every start of the workflow would pay for it.
+Files in the cache are used without asking the hub. `huggingface_hub` is imported inside the functions, because every
+start of the workflow would pay for the import, and most studies do not need it.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from sparseswaps.model.directory import INDEX, entry_file, indexed_files, is_com
 
 
 def resolve(repo: str, revision: str | None) -> str:
-    """The commit hash of a branch, a tag or a commit (None: of `main`), with its config.json in the cache.
+    """Find the commit hash of a branch, tag or commit (None: `main`), and download its config.json into the cache.
 
     Raises:
-        InputError: the hub has no such model or revision or does not show it; nothing is cached and the hub cannot be
+        InputError: the hub has no such model or revision, or does not show it; nothing is cached and the hub cannot be
             reached; or the model has no config.json or no safetensors files.
     """
     from huggingface_hub import resolve_revision, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import RevisionResolutionError
     from huggingface_hub.utils import disable_progress_bars
 
-    with _named(repo, revision):
+    with _explain_errors(repo, revision):
         try:
             commit = resolve_revision(repo, revision=revision, local_files_only=True).resolved
         except RevisionResolutionError:
@@ -31,25 +31,25 @@ def resolve(repo: str, revision: str | None) -> str:
         if commit is None or not isinstance(try_to_load_from_cache(repo, "config.json", revision=commit), str):
             disable_progress_bars()  # one small file, while the workflow starts
             commit = Path(snapshot_download(repo, revision=revision, allow_patterns=["config.json"])).name
-    names = _names(repo, commit)
+    names = _cached_names(repo, commit)
     if names is not None:
         if "config.json" not in names:
-            raise InputError(f"{repo!r} is no model of transformers: it has no config.json")
+            raise InputError(f"{repo!r} is not a model of transformers: it has no config.json; take another")
         entry_file(repo, names)
     return commit
 
 
 def download(repo: str, commit: str) -> Path:
-    """The directory in the cache with a commit's weights in safetensors and the small files that belong to them.
+    """Download a commit's safetensors weights and the small files beside them; return their directory in the cache.
 
     Raises:
         InputError: as for `resolve`, or a weight file is missing.
     """
     from huggingface_hub import snapshot_download
 
-    with _named(repo, commit):
+    with _explain_errors(repo, commit):
         folder = Path(snapshot_download(repo, revision=commit, allow_patterns=["config.json"]))
-        names = _names(repo, commit)
+        names = _cached_names(repo, commit)
         if names is not None:
             entry = entry_file(repo, names)
             wanted = [name for name in names if "/" not in name and is_companion(name)]
@@ -61,13 +61,13 @@ def download(repo: str, commit: str) -> Path:
     except InputError:
         if names is not None:
             raise
-        # Another program filled the cache, and there is no network to ask what is missing.
+        # Another program filled the cache, and without a network nobody knows which files are missing.
         raise InputError(f"the cache has only a part of {repo!r} ({commit}): run once with a connection") from None
     return folder
 
 
-def _names(repo: str, commit: str) -> list[str] | None:
-    """The paths of all files of a commit; None when the cache holds no list of them."""
+def _cached_names(repo: str, commit: str) -> list[str] | None:
+    """Return the paths of all files of a commit; None when the cache holds no list of them."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -78,12 +78,11 @@ def _names(repo: str, commit: str) -> list[str] | None:
 
 
 @contextmanager
-def _named(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn whatever huggingface_hub raises for a model into one line that says what to do."""
+def _explain_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn the errors of huggingface_hub for a model into one line that says what to do."""
     from httpx2 import HTTPError
     from huggingface_hub import constants, errors
 
-    what = f"{repo!r} ({revision})" if revision else repr(repo)
     login = "log in with `hf auth login`"
     try:
         yield
@@ -102,8 +101,8 @@ def _named(repo: str, revision: str | None) -> Iterator[None]:
         raise InputError(f"{repo!r} is neither a directory here nor a hub id: {one_line(error)}") from None
     except (OSError, HTTPError) as error:
         cause = error.__cause__ or error
-        why = f"{type(cause).__name__}: {one_line(cause)}"
+        name = f"{repo!r} ({revision})" if revision else repr(repo)
         raise InputError(
-            f"{what} is not in the cache {constants.HF_HUB_CACHE}, and the hub does not give it ({why}): run once with "
-            "a connection, or name a directory"
+            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and the hub does not give it "
+            f"({type(cause).__name__}: {one_line(cause)}): run once with a connection, or name a directory"
         ) from None

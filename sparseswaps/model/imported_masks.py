@@ -1,4 +1,4 @@
-"""Masks that were made elsewhere, to start from: the zeros of a checkpoint, or a mask file."""
+"""Masks that another program or study made: the zeros of a checkpoint, or a mask file."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,50 +16,50 @@ from sparseswaps.model.mask_file import read_mask_file
 
 
 def import_masks(path: str | Path, model: Model) -> Callable[[Layer], Tensor]:
-    """The masks of a model's layers that files made elsewhere say.
+    """Open the masks that another program or study made for a model.
 
     Args:
         path: a directory in Hugging Face layout whose pruned weights are zero, of any dtype; or the mask file of a
             whole model, in which layers without a mask are dense.
-        model: what they are for.
+        model: the model to prune.
 
     Returns:
-        A function from a layer of `model` to its mask, boolean [d_out, d_in], True where kept; of a directory it reads
-        no more than the layer's weights.
+        A function that returns the mask of a layer of `model`, boolean [d_out, d_in], True where kept. It reads one
+        layer's weights of a directory at a time.
 
     Raises:
-        InputError: the directory lacks a layer of the model or has it in another shape; the mask file is of another
-            model, or none.
+        InputError: the directory lacks a layer of the model, or has it in another shape; the mask file is broken, or
+            belongs to another model.
     """
-    return (_zeros if Path(path).is_dir() else _mask_file)(Path(path), model)
+    return _import_zeros(Path(path), model) if Path(path).is_dir() else _import_mask_file(Path(path), model)
 
 
-def _zeros(folder: Path, model: Model) -> Callable[[Layer], Tensor]:
-    theirs = Checkpoint(folder)
-    found, expected = theirs.shapes(), model.checkpoint.shapes()
-    # Files that were saved without the head, as gpt2 was, have names without the first part of others'.
-    longer = {name.partition(".")[2]: name for name in found}
-    names = {}
+def _import_zeros(folder: Path, model: Model) -> Callable[[Layer], Tensor]:
+    pruned = Checkpoint(folder)
+    shapes, expected = pruned.shapes(), model.checkpoint.shapes()
+    # Files that were saved without the head, as gpt2 was, lack the first part of other files' names.
+    prefixed = {name.partition(".")[2]: name for name in shapes}
+    names = {}  # of the pruned tensors, by the model's name
     for tensor in dict.fromkeys(layer.tensor for layer in chain.from_iterable(model.blocks)):
-        choices = (tensor, tensor.partition(".")[2], longer.get(tensor))
-        name = next((choice for choice in choices if choice in found), None)
+        choices = (tensor, tensor.partition(".")[2], prefixed.get(tensor))
+        name = next((choice for choice in choices if choice in shapes), None)
         if name is None:
             raise InputError(f"{folder}: holds no tensor {tensor!r}, which model {model.source} has")
-        if found[name] != expected[tensor]:
-            raise InputError(f"{folder}: {name} is {found[name]}, in model {model.source} it is {expected[tensor]}")
+        if shapes[name] != expected[tensor]:
+            raise InputError(f"{folder}: {name} is {shapes[name]}, in model {model.source} it is {expected[tensor]}")
         names[tensor] = name
-    return lambda layer: layer.read_with(lambda tensor, expert: theirs.tensor(names[tensor], expert)) != 0
+    return lambda layer: layer.read_with(lambda tensor, expert: pruned.tensor(names[tensor], expert)) != 0
 
 
-def _mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
+def _import_mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
     masks, base = read_mask_file(path)
     if any(model.tensors.get(name) != digest for name, digest in base["tensors"].items()):
-        raise InputError(f"{path}: was made for another model than {model.source}, for {base['source']}")
-    whole = lru_cache(maxsize=1)(masks.__getitem__)  # of all experts at once
+        raise InputError(f"{path}: belongs to another model, {base['source']}, not to {model.source}")
+    unpack = lru_cache(maxsize=1)(masks.__getitem__)  # one tensor may hold all experts of a block
 
-    def mask(layer: Layer) -> Tensor:
+    def mask_of(layer: Layer) -> Tensor:
         if layer.tensor not in masks:
             return torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
-        return layer.read_with(lambda tensor, expert: whole(tensor) if expert is None else whole(tensor)[expert])
+        return layer.read_with(lambda name, expert: unpack(name) if expert is None else unpack(name)[expert])
 
-    return mask
+    return mask_of

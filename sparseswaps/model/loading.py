@@ -1,4 +1,4 @@
-"""Loading models and tokenizers with transformers, from local directories only."""
+"""Models and tokenizers, loaded by transformers from local directories only."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from sparseswaps.model.directory import check_files
 
 
 def load_model(folder: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in eval mode: in float32 on the CPU, in its checkpoint's dtype on a GPU.
+    """Load a causal language model in eval mode: in float32 on the CPU, in its checkpoint's dtype on a GPU.
 
-    Raises InputError when one of its files is broken, transformers cannot load it, or would fill parameters that the
-    checkpoint lacks with random numbers.
+    Raises InputError when a file is broken, transformers cannot load the model, or the checkpoint lacks parameters,
+    which transformers would fill with random numbers.
     """
     check_files(Path(folder))
     dtype = torch.float32 if device == "cpu" else "auto"
@@ -24,13 +24,14 @@ def load_model(folder: str, device: str, trust_remote_code: bool = False) -> Pre
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: transformers cannot load it: {transformers_message(error)}") from None
     if info["missing_keys"]:
-        raise InputError(f"{folder}: the checkpoint lacks {', '.join(sorted(info['missing_keys']))}")
+        missing = ", ".join(sorted(info["missing_keys"]))
+        raise InputError(f"{folder}: the checkpoint lacks {missing}; copy, download or save the model again")
     return model.eval().to(device)
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model's tokenizer. Raises InputError when there is none."""
+    """Load a model's tokenizer. Raises InputError when there is none."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever a broken file sets off in transformers and tokenizers
+    except Exception as error:  # a broken file makes transformers and tokenizers raise anything
         raise InputError(f"{folder}: transformers finds no tokenizer in it: {transformers_message(error)}") from None

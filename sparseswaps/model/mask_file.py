@@ -1,4 +1,4 @@
-"""Mask files: the masks of a block or of a whole model, a bit for each weight."""
+"""Mask files: the masks of a block or of a whole model, with one bit per weight."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,12 @@ from sparseswaps.layer.masks import unpack
 
 
 class Masks(Mapping[str, Tensor]):
-    """The masks of a file by name, held as bits: one is boolean in its tensor's shape when it is asked for."""
+    """The masks of a file by name. Memory holds bits; a mask becomes boolean, in its tensor's shape, when it is read.
+
+    Args:
+        packed: the bits of each mask.
+        d_in: the number of columns of each mask.
+    """
 
     def __init__(self, packed: dict[str, Tensor], d_in: dict[str, int]) -> None:
         self._packed, self._d_in = packed, d_in
@@ -33,14 +38,14 @@ class Masks(Mapping[str, Tensor]):
 
 
 def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
-    """Read the mask file of a whole model, outside the workflow.
+    """Read a mask file of a whole model outside the workflow.
 
     Returns:
-        The masks by tensor name, and the base model (`Model.base`), with the SHA-256 of
-        those of its `tensors` that have a mask.
+        The masks by tensor name, and the base model (`Model.base`). Its `tensors` are the SHA-256 of the tensors that
+        have a mask.
 
     Raises:
-        InputError: the file cannot be read or holds something else.
+        InputError: the file cannot be read, or is not a mask file of a whole model.
     """
     tensors, header = read_tensors(path)
     try:
@@ -48,5 +53,5 @@ def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
         base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}
         return Masks(tensors, {name: int(more["d_in"][name]) for name in tensors}), base
     except (KeyError, TypeError, ValueError):
-        message = "not the mask file of a whole model (masks.safetensors beside its checkpoint)"
+        message = "not the mask file of a whole model; name the masks.safetensors beside a checkpoint"
         raise InputError(f"{path}: {message}") from None

@@ -1,4 +1,4 @@
-"""A model's weights where its blocks are run: all in memory, or read from its files while they are needed."""
+"""A model's weights on the device where its blocks run: all in memory, or read from files block by block."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from sparseswaps.model.layers import Layer
 
 
 class Weights(Protocol):
-    """A causal language model, its prunable layers, and its weights while they are needed.
+    """A causal language model whose weights are on the device while they are needed.
 
     Attributes:
-        model: in eval mode.
+        model: the model, in eval mode.
         layers: the prunable layers of each block.
-        device: where it computes.
+        device: the device that computes.
     """
 
     model: PreTrainedModel
@@ -39,16 +39,16 @@ class Weights(Protocol):
     device: torch.device
 
     def stem(self) -> AbstractContextManager[None]:
-        """Everything that comes before the blocks is on the device."""
+        """Keep everything that comes before the blocks on the device."""
         ...
 
     def block(self, index: int) -> AbstractContextManager[None]:
-        """A block is on the device."""
+        """Keep a block on the device."""
         ...
 
 
 class WeightsInMemory:
-    """`Weights` of a model that is loaded already."""
+    """`Weights` of a loaded model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.layers, self.device = model, find_layers(model), model.device
@@ -61,27 +61,27 @@ class WeightsInMemory:
 
 
 class WeightsOnDisk:
-    """`Weights` that are read from a model's files, a part at a time, and dropped after use.
+    """`Weights` that are read from a model's files, one part at a time, and dropped after use.
 
-    The model computes in float32 on the CPU, in its configuration's dtype on other devices. transformers does the
-    reading, so that a block is what its `from_pretrained` makes of the files: fused, renamed or kept in float32.
+    The model computes in float32 on the CPU, and in its configuration's dtype on other devices. transformers reads the
+    files, so a block is the same as after `from_pretrained`: fused, renamed or kept in float32.
     """
 
-    def __init__(self, described: Model, device: str) -> None:
+    def __init__(self, description: Model, device: str) -> None:
         """Raises InputError when transformers cannot build the model."""
-        logging.disable_progress_bar()  # there would be one for every block
+        logging.disable_progress_bar()  # else transformers shows a bar for every block
         self.device = torch.device(device)
-        self.checkpoint = described.checkpoint
-        self.layers = described.blocks
+        self.checkpoint = description.checkpoint
+        self.layers = description.blocks
         dtype = torch.float32 if device == "cpu" else None
-        self.model = skeleton(self.checkpoint.folder, described.trust_remote_code, dtype)
+        self.model = skeleton(self.checkpoint.folder, description.trust_remote_code, dtype)
         self._blocks_name, self._blocks = find_blocks(self.model)
-        self._head = self.model.get_output_embeddings()  # None of a model without
+        self._head = self.model.get_output_embeddings()  # None if the model has no head
         self._mapping = get_model_conversion_mapping(self.model)
-        self._parts = self._sorted()
+        self._parts = self._sort_tensors()
 
-    def _sorted(self) -> dict[int | None, list[str]]:
-        """The names of the files' tensors by block; under None those of the stem."""
+    def _sort_tensors(self) -> dict[int | None, list[str]]:
+        """Return the names of the files' tensors by block. The key None holds the names of the stem."""
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         known = self.model.state_dict()
@@ -97,9 +97,9 @@ class WeightsOnDisk:
             else:
                 others[renamed.rpartition(".")[0]].append(name)
         tied = self.model.config.get_text_config().tie_word_embeddings
-        if embeddings in others or not tied:  # else the head's weight stands for both in the files
+        if embeddings in others or not tied:  # else the files hold the head's weight for both
             others.pop(head, None)
-        parts[None] = [name for found in others.values() for name in found]
+        parts[None] = [name for tensors in others.values() for name in tensors]
         return parts
 
     @contextmanager
@@ -138,10 +138,9 @@ class WeightsOnDisk:
                         module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
     def _load(self, tensors: list[str]) -> None:
-        """Put tensors of the files into the model. (A function of its own, since what it opens is mapped until it
-        returns.)"""
+        """Put tensors of the files into the model. The files stay mapped into memory until the function returns."""
         dtype = self.model.dtype
-        how = LoadStateDictConfig(
+        settings = LoadStateDictConfig(
             device_map={"": self.device},
             dtype=dtype,
             dtype_plan=self.model._get_dtype_plan(dtype),
@@ -153,7 +152,7 @@ class WeightsOnDisk:
                 for name in {self.checkpoint.files[tensor] for tensor in tensors}
             }
             slices = {tensor: opened[self.checkpoint.files[tensor]].get_slice(tensor) for tensor in tensors}
-            found, _ = convert_and_load_state_dict_in_model(self.model, slices, how)
-        if found.conversion_errors or found.mismatched_keys:
-            wrong = sorted([*found.conversion_errors, *(name for name, *_ in found.mismatched_keys)])
+            result, _ = convert_and_load_state_dict_in_model(self.model, slices, settings)
+        if result.conversion_errors or result.mismatched_keys:
+            wrong = sorted([*result.conversion_errors, *(name for name, *_ in result.mismatched_keys)])
             raise InputError(f"{self.checkpoint.folder}: transformers cannot load {', '.join(wrong)}")

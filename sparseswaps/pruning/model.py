@@ -17,7 +17,7 @@ from sparseswaps.calibration.settings import BatchSize, Calibration, Seed
 from sparseswaps.layer.pattern import counting_rule, parse_pattern
 from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
-from sparseswaps.model.directory import context, vocabulary
+from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
@@ -204,7 +204,7 @@ def _token_ids(
             raise InputError(f"{least} is no token id")
         seqlen = calibration.shape[1]
     config = model.config.get_text_config().to_dict()
-    if (most := context(config)) is not None and seqlen > most:
+    if (most := context_length(config)) is not None and seqlen > most:
         raise InputError(f"samples of {seqlen} tokens (seqlen), but the model takes {most}")
     if given:
         ids, unseen = calibration, calibration[:0]
@@ -216,5 +216,5 @@ def _token_ids(
         if tokenizer is None:
             raise InputError("text needs the model's tokenizer")
         ids, unseen = draw(documents, tokenizer, settings.samples, settings.held_out, seqlen, settings.seed)
-    check_vocabulary(torch.cat([ids, unseen]), vocabulary(config))
+    check_vocabulary(torch.cat([ids, unseen]), vocabulary_size(config))
     return ids, unseen

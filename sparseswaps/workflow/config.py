@@ -17,7 +17,16 @@ from sparseswaps.evaluation.settings import EvaluationText
 from sparseswaps.layer.pattern import PerRow, parse_pattern
 from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
 from sparseswaps.model import hub
-from sparseswaps.model.directory import HUB_ID, check_files, context, depth, is_hub_id, locate, mask_files, read_config
+from sparseswaps.model.directory import (
+    HUB_ID,
+    check_files,
+    context_length,
+    depth,
+    is_hub_id,
+    locate,
+    mask_files,
+    read_config,
+)
 from sparseswaps.workflow import grid
 from sparseswaps.workflow.plan.sizes import sizes_of
 
@@ -84,7 +93,7 @@ class ModelSource(Settings):
     @property
     def folder(self) -> Path:
         """Return the model's directory; `revision` must be a commit hash or null. Raises InputError when it is gone."""
-        return locate(self.model_dump())
+        return locate(self.source, self.revision)
 
 
 class Owl(Settings):
@@ -369,7 +378,7 @@ def _resolve(study: Study, name: str) -> ModelSource:
             check_files(model.folder)
         sizes = sizes_of(config)
     for key, text in study.texts().items():
-        if (most := context(config)) is not None and text.seqlen > most:
+        if (most := context_length(config)) is not None and text.seqlen > most:
             raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
     for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
         for index, entry in enumerate(study.patterns):

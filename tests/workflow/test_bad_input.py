@@ -33,12 +33,6 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
-@pytest.fixture
-def model(tiny_model, tmp_path):
-    """A copy of the tiny model, to be spoilt."""
-    return shutil.copytree(tiny_model, tmp_path / "model")
-
-
 def refusal(model):
     """The line with which the start of the workflow refuses a model."""
     with pytest.raises(InputError) as error:

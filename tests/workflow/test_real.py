@@ -17,7 +17,7 @@ from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps.engine import refine
 from sparseswaps.model.description import describe
-from sparseswaps.model.directory import context, read_config
+from sparseswaps.model.directory import context_length, read_config
 from sparseswaps.model.loading import load_model, load_tokenizer
 from sparseswaps.model.weights import WeightsInMemory
 
@@ -79,7 +79,7 @@ def test_wikitext2_under_the_protocol(name, seqlen, tokens, expected):
     tokenizer, model = load_tokenizer(str(assets / name)), load_model(str(assets / name), "cpu")
     ids = tokenize(tokenizer, "\n\n".join(load(str(text), "evaluation")))
     assert len(ids) == tokens
-    assert seqlen == context(read_config(assets / name))
+    assert seqlen == context_length(read_config(assets / name))
     measured = perplexity(model, windows(ids, seqlen, 100))
     assert measured.perplexity == pytest.approx(expected, rel=1e-5)
 

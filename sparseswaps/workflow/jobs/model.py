@@ -12,7 +12,7 @@ from sparseswaps.workflow.artifacts import write_model
 
 def run(inputs, outputs, settings, context):
     source, revision = settings["source"], settings["revision"]
-    folder = locate(settings) if revision is None else download(source, revision)
+    folder = locate(source, revision) if revision is None else download(source, revision)
     size = sum((folder / name).stat().st_size for name in weight_files(folder))
     work = Part(len(Checkpoint(folder).files), likely=size / 1e6)
     with context.progress("tensors", "MB", [work]) as (report,):

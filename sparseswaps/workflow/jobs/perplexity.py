@@ -10,7 +10,7 @@ from sparseswaps.base.progress import Part
 from sparseswaps.calibration.documents import SETTINGS, load
 from sparseswaps.calibration.sampling import check_vocabulary, tokenize
 from sparseswaps.evaluation.perplexity import perplexity, windows
-from sparseswaps.model.directory import read_config, vocabulary
+from sparseswaps.model.directory import read_config, vocabulary_size
 from sparseswaps.model.loading import load_tokenizer
 from sparseswaps.model.masked import load_pruned
 from sparseswaps.workflow.artifacts import digest, evaluated_model
@@ -24,7 +24,7 @@ def run(inputs, outputs, settings, context):
         documents = load(use="evaluation", **{name: settings[name] for name in SETTINGS})
         ids = tokenize(tokenizer, settings["join"].join(islice(documents, settings["documents"])))
         cut = windows(ids, settings["seqlen"], settings["windows"])
-        check_vocabulary(cut, vocabulary(read_config(Path(folder))))
+        check_vocabulary(cut, vocabulary_size(read_config(Path(folder))))
     model = load_pruned(folder, masks, device_of(settings), trusted)
     with context.progress("windows", "tokens", [Part(len(cut))]) as (report,):
         result = perplexity(model, cut, settings["batch_size"], report)

@@ -7,7 +7,7 @@ import torch
 from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.calibration.documents import SETTINGS, load
 from sparseswaps.calibration.sampling import check_vocabulary, draw
-from sparseswaps.model.directory import read_config, vocabulary
+from sparseswaps.model.directory import read_config, vocabulary_size
 from sparseswaps.model.loading import load_tokenizer
 from sparseswaps.workflow.artifacts import digest, read_model, write_samples
 
@@ -22,7 +22,7 @@ def run(inputs, outputs, settings, context):
         if settings["join"] is not None:
             documents = [settings["join"].join(documents)]
         calibration, held_out = draw(documents, tokenizer, *sizes)
-        check_vocabulary(torch.cat([calibration, held_out]), vocabulary(read_config(Path(model.folder))))
+        check_vocabulary(torch.cat([calibration, held_out]), vocabulary_size(read_config(Path(model.folder))))
     drawn, pinned = digest(calibration, held_out), settings["sha256"]
     if pinned is not None and drawn not in ([pinned] if isinstance(pinned, str) else pinned):
         raise InputError(f"{key}.sha256: the SHA-256 of the drawn token ids is {drawn}; correct the key or the text")

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.model.directory import depth, number
+from sparseswaps.model.directory import depth, first_integer
 
 # Families that transformers has no fused attention for.
 _UNFUSED = {"bloom", "codegen", "deepseek_v4", "flint", "gemma2", "gpt_neo", "gpt_neox_japanese", "gpt_oss", "gptj"}
@@ -150,19 +150,22 @@ class Sizes:
 
 
 def sizes_of(config: Mapping[str, Any]) -> Sizes:
-    """The sizes by a `config.json` (see `modeldir.read_config`). Raises InputError when one is not in it."""
+    """The sizes by a `config.json` (see `directory.read_config`). Raises InputError when one is not in it."""
     hidden = _needed(config, "hidden_size", "n_embd", "d_model")
-    heads = number(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
-    key_value_heads = number(config, "num_key_value_heads", "num_kv_heads") or heads
+    heads = first_integer(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
+    key_value_heads = first_integer(config, "num_key_value_heads", "num_kv_heads") or heads
     if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon, GPT-BigCode
         key_value_heads = 1
     # With compressed attention, as DeepSeek's, the width of a head is in parts.
-    parts = (number(config, "qk_nope_head_dim") or 0) + (number(config, "qk_rope_head_dim") or 0)
-    head = max(parts, number(config, "head_dim") or -(-hidden // heads))
-    intermediate = number(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
-    experts = number(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
-    expert = number(config, "moe_intermediate_size") or intermediate
-    shared = number(config, "shared_expert_intermediate_size") or (number(config, "n_shared_experts") or 0) * expert
+    parts = (first_integer(config, "qk_nope_head_dim") or 0) + (first_integer(config, "qk_rope_head_dim") or 0)
+    head = max(parts, first_integer(config, "head_dim") or -(-hidden // heads))
+    intermediate = first_integer(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
+    experts = first_integer(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
+    expert = first_integer(config, "moe_intermediate_size") or intermediate
+    shared = (
+        first_integer(config, "shared_expert_intermediate_size")
+        or (first_integer(config, "n_shared_experts") or 0) * expert
+    )
     dtype = config.get("dtype") or config.get("torch_dtype")
     return Sizes(
         blocks=depth(config),
@@ -173,7 +176,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
         intermediate=intermediate,
         experts=experts,
         expert=expert,
-        active=min(experts, number(config, "num_experts_per_tok") or experts),
+        active=min(experts, first_integer(config, "num_experts_per_tok") or experts),
         shared=shared,
         vocabulary=_needed(config, "vocab_size"),
         # Before release 5 transformers left out that it is, where its family's are, and never that it is not.
@@ -183,7 +186,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
 
 
 def _needed(config: Mapping[str, Any], *keys: str) -> int:
-    found = number(config, *keys)
+    found = first_integer(config, *keys)
     if not found:
         raise InputError(f"config.json does not say {keys[0]}, without which nothing can be planned")
     return found

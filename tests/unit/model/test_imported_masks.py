@@ -1,30 +1,16 @@
-"""Warm starts that were made elsewhere: the zeros of any checkpoint, refined by the real workflow."""
-
 import json
-import re
-import shutil
 
-import pandas
 import pytest
 import torch
-from helpers import EXPERTS, mask_file, tiny_study, write_tiny_model
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GptOssConfig, LlamaConfig, MixtralConfig
-from transformers.pytorch_utils import Conv1D
+from helpers import EXPERTS, GPT2, mask_file, refusal, write_tiny_model
+from transformers import AutoModelForCausalLM, GPT2Config, GptOssConfig, LlamaConfig, MixtralConfig
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.embedded import MODEL
 from sparseswaps.model.checkpoint import Checkpoint, write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.directory import mask_files
 from sparseswaps.model.imported_masks import import_masks
-from sparseswaps.workflow import grid
-from sparseswaps.workflow.artifacts import read_masks, read_model, read_samples, write_masks
-from sparseswaps.workflow.config import load_study
-
-GPT2 = dict(vocab_size=2048, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-GPT2 |= dict(initializer_range=0.2, pad_token_id=0)
+from sparseswaps.workflow.artifacts import write_masks
 
 
 def all_layers(model):
@@ -32,15 +18,14 @@ def all_layers(model):
 
 
 def assert_masks(path, model, expected):
-    """That the masks from `path` are those `expected`, by tensor name, of every layer."""
-    theirs = import_masks(path, model)
+    """Assert that `path` gives the masks that are expected, by tensor name, for every layer."""
+    mask_of = import_masks(path, model)
     for layer in all_layers(model):
-        found = theirs(layer)
-        assert found.shape == (layer.d_out, layer.d_in)
-        assert torch.equal(
-            found, layer.read_with(lambda name, expert: expected[name][... if expert is None else expert])
-        )
-        assert found.float().mean() == 0.5
+        mask = mask_of(layer)
+        assert mask.shape == (layer.d_out, layer.d_in)
+        assert mask.float().mean() == 0.5
+        stored = layer.read_with(lambda name, expert: expected[name][... if expert is None else expert])
+        assert torch.equal(mask, stored)
 
 
 CONFIGS = [LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)]
@@ -61,270 +46,90 @@ def test_zeros_and_mask_files_are_read_as_base_weights_are(config, tmp_path):
     pruned.to(torch.bfloat16).save_pretrained(tmp_path / "theirs", max_shard_size="2KB")
     assert len(mask_files(tmp_path / "theirs")) > 1
     base = describe(tmp_path / "base")
-    for place in ("pruned", "theirs", "masks.safetensors"):
-        assert_masks(tmp_path / place, base, masks)
+    for path in ("pruned", "theirs", "masks.safetensors"):
+        assert_masks(tmp_path / path, base, masks)
 
 
-def test_files_with_and_without_the_models_prefix_fit_each_other(tmp_path):
+@pytest.mark.parametrize(("own", "other"), [("long", "short"), ("short", "long")])
+def test_files_with_and_without_the_models_prefix_fit_each_other(own, other, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(GPT2Config(**GPT2))
     model.save_pretrained(tmp_path / "long")
     model.transformer.save_pretrained(tmp_path / "short")
-    for own, other in (("long", "short"), ("short", "long")):
-        masks = mask_file(tmp_path / own, tmp_path / f"{own}.safetensors")
-        write_pruned(Checkpoint(tmp_path / own), masks, tmp_path / f"pruned-{own}", {})
-        there = describe(tmp_path / other)
-        prefix = "transformer."
-        renamed = {f"{prefix}{n}" if other == "long" else n.removeprefix(prefix): mask for n, mask in masks.items()}
-        assert_masks(tmp_path / f"pruned-{own}", there, renamed)
+    masks = mask_file(tmp_path / own, tmp_path / "masks.safetensors")
+    write_pruned(Checkpoint(tmp_path / own), masks, tmp_path / "pruned", {})
+    prefix = "transformer."
+    renamed = {f"{prefix}{n}" if other == "long" else n.removeprefix(prefix): mask for n, mask in masks.items()}
+    assert_masks(tmp_path / "pruned", describe(tmp_path / other), renamed)
 
 
 def test_layers_without_a_mask_in_a_mask_file_are_dense(tiny_model, tmp_path):
     model, masks = describe(tiny_model), mask_file(tiny_model, tmp_path / "all.safetensors")
     del masks["model.layers.1.mlp.up_proj.weight"]
-    write_masks(tmp_path / "masks.safetensors", masks.items(), model, "key", base=model.base)
-    theirs = import_masks(tmp_path / "masks.safetensors", model)
-    kept = {layer.tensor: theirs(layer).float().mean().item() for layer in all_layers(model)}
+    write_masks(tmp_path / "masks.safetensors", masks.items(), model, "made by", base=model.base)
+    mask_of = import_masks(tmp_path / "masks.safetensors", model)
+    kept = {layer.tensor: mask_of(layer).float().mean().item() for layer in all_layers(model)}
     assert kept.pop("model.layers.1.mlp.up_proj.weight") == 1
     assert set(kept.values()) == {0.5}
 
 
-def test_files_of_other_models_are_named(tiny_model, tmp_path):
-    model = describe(tiny_model)
+def test_the_mask_file_of_another_model_is_refused(tiny_model, tmp_path):
     other = write_tiny_model(tmp_path / "other", seed=1)
-    mask_file(other, tmp_path / "masks.safetensors")
-    with pytest.raises(InputError, match=rf"masks\.safetensors: was made for another model than {tiny_model}, for"):
-        import_masks(tmp_path / "masks.safetensors", model)
-    shallow = write_tiny_model(tmp_path / "shallow", num_hidden_layers=1)
-    with pytest.raises(
-        InputError, match=r"shallow: holds no tensor 'model\.layers\.1\.self_attn\.q_proj\.weight', which"
-    ):
-        import_masks(shallow, model)
-    narrow = write_tiny_model(tmp_path / "narrow", intermediate_size=48)
-    with pytest.raises(InputError, match=r"mlp\.gate_proj\.weight is \(48, 32\), in model .* it is \(64, 32\)"):
-        import_masks(narrow, model)
+    mask_file(other, path := tmp_path / "masks.safetensors")
+    line = refusal(lambda path: import_masks(path, describe(tiny_model)), path)
+    assert str(tiny_model) in line
+    assert str(other) in line
 
 
-LLM_COMPRESSOR = {"quant_method": "compressed-tensors", "version": "0.9", "sparsity_config": {"format": "dense"}}
+@pytest.mark.parametrize(
+    ("change", "tensor"),
+    [({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight"), ({"intermediate_size": 48}, "(48, 32)")],
+)
+def test_a_directory_with_other_layers_is_refused(tiny_model, tmp_path, change, tensor):
+    other = write_tiny_model(tmp_path / "other", **change)
+    assert tensor in refusal(lambda path: import_masks(path, describe(tiny_model)), other)
 
 
-def test_what_cannot_be_a_warm_start_is_named_before_the_first_job(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    theirs = shutil.copytree(tiny_model, "theirs")
-
-    def refused(*entries):
-        with pytest.raises(InputError) as error:
-            load_study(tiny_study(tiny_model, warmstarts=list(entries)))
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    def configured(**quantised):
-        config = json.loads((tiny_model / "config.json").read_text()) | {"quantization_config": quantised}
-        (tmp_path / theirs / "config.json").write_text(json.dumps(config))
-
-    def entry(path, name="theirs"):
-        return {"name": name, "from": str(path)}
-
-    config = tiny_study(tiny_model, warmstarts=["wanda", entry(theirs)], exclude=[{"warmstart": "theirs", "seed": 0}])
-    assert {cell.warmstart for cell in grid.cells(load_study(config))} == {"wanda"}
-    assert refused("ria", entry(theirs, "wanda")).startswith("config key warmstarts[1].name: 'wanda'")
-    assert refused(entry(theirs), entry(tiny_model)).startswith("config key warmstarts: theirs")
-    assert refused("ria", entry("no/such")).startswith("config key warmstarts[1].from: 'no/such'")
-    assert "model.safetensors' is no mask file; of a model name the" in refused(entry(theirs + "/model.safetensors"))
-    (tmp_path / "notes.txt").write_text("no tensors in here")
-    assert "not a readable safetensors file" in refused(entry("notes.txt"))
-    (tmp_path / "results").mkdir()
-    shutil.copytree(theirs, "results/theirs")
-    assert refused(entry("results/theirs")).startswith("config key warmstarts[0].from: 'results/theirs'")
-
-    packed = LLM_COMPRESSOR | {"sparsity_config": {"format": "sparse-24-bitmask"}}
-    for quantised in (packed, LLM_COMPRESSOR | {"format": "pack-quantized"}, {"quant_method": "bitsandbytes"}):
-        configured(**quantised)
-        assert re.search(
-            r"config\.json: has a quantization_config, .* save_compressed=False\)\)$", refused(entry(theirs))
-        )
-    configured(**LLM_COMPRESSOR)
-    load_study(config)  # plain zeros
-    (tmp_path / theirs / "model.safetensors").write_bytes(b"none")
-    assert "from: theirs/model.safetensors: not a readable safetensors file" in refused(entry(theirs))
-    (tmp_path / theirs / "model.safetensors").rename(tmp_path / theirs / "pytorch_model.bin")
-    assert "'theirs' holds no model.safetensors" in refused(entry(theirs))
-    (tmp_path / theirs / "config.json").unlink()
-    assert "'theirs' is not a model directory" in refused(entry(theirs))
+COMPRESSED = {"quant_method": "compressed-tensors", "version": "0.9", "sparsity_config": {"format": "dense"}}
 
 
-def prune_elsewhere(source, target, ids, prune):
-    """Wanda as its paper has it, all layers on the dense model's inputs: a copy of a model with zeros where `prune`
-    says so of the scores |W_ij| ||X_j||, and with other weights than the model's elsewhere."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    kinds = {
-        name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
-    norms = {}
-    for name, module in kinds.items():
-        module.register_forward_pre_hook(lambda _, args, name=name: norms.update({name: args[0].norm(dim=(0, 1))}))
-    with torch.no_grad():
-        model(ids)
-        for name, module in kinds.items():
-            weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
-            weight.masked_fill_(prune(weight.abs() * norms[name]), 0).mul_(1.5)
-    model.to(torch.float16).save_pretrained(target, max_shard_size="50KB")
+def quantise(folder, settings):
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def of_each_row(scores, sparsity=0.6):
-    order = torch.sort(scores, dim=-1, stable=True)[1]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, : int(scores.shape[1] * sparsity)], True)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        COMPRESSED | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        COMPRESSED | {"format": "pack-quantized"},
+        {"quant_method": "bitsandbytes"},
+    ],
+)
+def test_zeros_of_compressed_or_quantised_weights_are_refused(model, settings):
+    quantise(model, settings)
+    refusal(lambda _: mask_files(model), model / "config.json")
 
 
-def of_each_four(scores):
-    pruned = of_each_row(scores.reshape(-1, 4), 0.5).view(scores.shape)
-    pruned[1, :4] = True  # as if the base model had zeros there
-    return pruned
+def test_compressed_tensors_may_have_left_the_weights_as_they_are(model):
+    quantise(model, COMPRESSED)
+    assert mask_files(model) == [model / "model.safetensors"]
 
 
-def of_the_matrix(scores):
-    return scores < scores.flatten().kthvalue(int(scores.numel() * 0.6)).values
-
-
-@pytest.fixture(scope="module")
-def refined(finished, tiny_model, tmp_path_factory):
-    """The finished workflow's directory with one more study: starts from elsewhere, each for one pattern and model."""
-    place = tmp_path_factory.mktemp("elsewhere")
-    workflow = finished[0].copy(place / "work")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(GPT2Config(**GPT2)).to(torch.bfloat16).save_pretrained(place / "gpt2")
-    AutoTokenizer.from_pretrained(MODEL).save_pretrained(place / "gpt2")
-    draw = workflow.folder / "results/tiny/stdlib/seed0"
-    ids, _ = read_samples(draw / "samples.safetensors", read_model(draw.parent.parent / "model.json"))
-    made = {"rows": of_each_row, "fours": of_each_four, "matrix": of_the_matrix}
-    for name, prune in made.items():
-        prune_elsewhere(tiny_model, place / name, ids, prune)
-    prune_elsewhere(place / "gpt2", place / "turned", ids, of_each_four)
-    shutil.copy(draw / "60pct/wanda/swaps/masks.safetensors", place / "again.safetensors")
-    of_60, of_24 = ["rows", "matrix", "again"], ["fours", "turned"]
-    starts = [{"name": name, "from": str(place / name)} for name in (*made, "turned")]
-    starts.append({"name": "again", "from": str(place / "again.safetensors")})
-    text = finished[1]["calibrations"]["stdlib"]
-    config = finished[1] | {
-        "name": "elsewhere",
-        "models": {"tiny": {"source": str(tiny_model)}, "gpt2": {"source": str(place / "gpt2")}},
-        "calibrations": {"stdlib": text, "chained": text | {"propagate": "pruned"}},
-        "warmstarts": ["wanda", *starts],
-        "evaluation": {},
-        "checkpoints": False,
-        "exclude": [
-            {"warmstart": of_60, "pattern": "2:4"},
-            {"warmstart": of_24, "pattern": "60%"},
-            {"warmstart": ["wanda", "fours", *of_60], "model": "gpt2"},
-            {"warmstart": "turned", "model": "tiny"},
-            {"warmstart": ["wanda", "again", *made], "refinement": "none", "calibration": "chained"},
-            {"warmstart": ["wanda", "again", "rows", *of_24], "calibration": "chained"},
-            {"warmstart": [*of_60, *of_24], "refinement": "none"},
-        ],
-    }
-    workflow.run(config, "--cores", "2")
-    return workflow, config, place
-
-
-def masks_of(workflow, folder, model="tiny"):
-    """All masks below a folder of a model's results, by block and layer."""
-    described = read_model(workflow.folder / "results" / model / "model.json")
-    paths = sorted((workflow.folder / "results" / model / folder / "masks").glob("*.safetensors"))
-    assert len(paths) == 2
-    return {(path.stem, *key): mask for path in paths for *key, mask in read_masks(path, described).items()}
-
-
-def losses_of(workflow, folder, model="tiny"):
-    paths = (workflow.folder / "results" / model / folder / "losses").glob("*.csv")
-    return pandas.concat(map(pandas.read_csv, paths))
-
-
-@pytest.mark.parametrize("stage", ["", "/swaps"])
-def test_wanda_from_elsewhere_is_our_own_and_refined_to_the_same(refined, stage):
-    own, theirs = (masks_of(refined[0], f"stdlib/seed0/60pct/{start}{stage}") for start in ("wanda", "rows"))
-    assert own.keys() == theirs.keys()
-    assert all(torch.equal(mask, theirs[name]) for name, mask in own.items())
-
-
-@pytest.mark.parametrize("draw", ["stdlib", "chained"])
-def test_rows_of_unequal_sparsity_keep_their_own(refined, draw):
-    begun = masks_of(refined[0], "stdlib/seed0/60pct/matrix")
-    ended = masks_of(refined[0], f"{draw}/seed0/60pct/matrix/swaps")
-    for name, mask in begun.items():
-        assert mask.sum(1).unique().numel() > 1
-        assert abs(mask.float().mean() - 0.4) < 0.01
-        assert torch.equal(mask.sum(1), ended[name].sum(1))
-        assert not torch.equal(mask, ended[name])
-    losses = losses_of(refined[0], f"{draw}/seed0/60pct/matrix/swaps")
-    assert (losses["loss_after"] < losses["loss_before"]).all()
-    assert (losses["rows_certified"] == losses["rows"]).all()
-
-
-@pytest.mark.parametrize(("model", "start"), [("tiny", "fours"), ("gpt2", "turned")])
-def test_blocks_keep_what_they_had_where_that_is_less(refined, model, start):
-    begun, ended = (masks_of(refined[0], f"stdlib/seed0/2of4/{start}{stage}", model) for stage in ("", "/swaps"))
-    for name, mask in begun.items():
-        blocks = mask.view(len(mask), -1, 4).sum(-1)
-        assert blocks[1, 0] == 0
-        assert blocks.flatten().bincount().tolist() == [1, 0, blocks.numel() - 1]
-        assert torch.equal(ended[name].view(len(mask), -1, 4).sum(-1), blocks)
-    losses = losses_of(refined[0], f"stdlib/seed0/2of4/{start}/swaps", model)
-    assert (losses["loss_after"] < losses["loss_before"]).all()
-
-
-def test_masks_of_this_workflow_go_on_from_where_they_were(refined):
-    workflow = refined[0]
-    assert (losses_of(workflow, "stdlib/seed0/60pct/again/swaps")["swaps"] == 0).all()
-    before, after = (masks_of(workflow, f"stdlib/seed0/60pct/{name}") for name in ("wanda/swaps", "again/swaps"))
-    assert all(torch.equal(mask, after[name]) for name, mask in before.items())
-
-
-def test_the_report_says_where_they_came_from(refined):
-    workflow, config, place = refined
-    record = json.loads((workflow.folder / "results/reports/elsewhere/provenance.json").read_text())
-    found = {name: text for name, text in record["made with"].items() if name.startswith("warm start ")}
-    assert found == {f"warm start {s['name']}": f"from {s['from']}" for s in config["warmstarts"][1:]}
-    assert f"from {place / 'rows'}" in (workflow.folder / "results/reports/elsewhere/report.html").read_text()
-
-
-def test_a_changed_checkpoint_runs_its_own_cells_again(refined, tmp_path):
-    workflow, config, place = refined[0].copy(tmp_path / "copy"), *refined[1:]
-    shutil.copytree(place / "matrix", tmp_path / "matrix")
-    moved = json.loads(json.dumps(config).replace(str(place / "matrix"), str(tmp_path / "matrix")))
-    targets = [
-        f"results/tiny/{name}/masks.safetensors"
-        for name in (
-            "stdlib/seed0/60pct/matrix/swaps",
-            "chained/seed0/60pct/matrix/swaps",
-            "stdlib/seed0/60pct/rows/swaps",
-        )
-    ]
-    again = {"warmstart": 2, "refine": 2, "chain": 1, "masks": 2}
-    assert workflow.planned(config, *targets) == {}
-    assert workflow.planned(moved, *targets) == again
-    workflow.run(moved, "--touch", "--cores", "1", "--", *targets)
-    assert workflow.planned(moved, *targets) == {}
-    shard = next((tmp_path / "matrix").glob("*.safetensors"))
-    save_file({name: tensor * 2 for name, tensor in load_file(shard).items()}, shard, metadata={"format": "pt"})
-    assert workflow.planned(moved, *targets) == again
-
-
-def test_starts_that_do_not_fit_are_named_by_their_jobs(refined, tmp_path):
-    workflow, config, place = refined[0].copy(tmp_path / "copy"), *refined[1:]
-    dense = config["models"]["tiny"]["source"]
-    other = write_tiny_model(tmp_path / "other", intermediate_size=48)
-    starts = {"dense": dense, "matrix": str(place / "matrix"), "other": str(other), "gpt2": str(place / "gpt2")}
-    wrong = config | {"warmstarts": [{"name": n, "from": path} for n, path in starts.items()], "exclude": []}
-    targets = [f"results/tiny/stdlib/seed0/2of4/{name}/masks/block01.safetensors" for name in starts]
-    targets.append("results/tiny/chained/seed0/2of4/dense/swaps/masks.safetensors")
-    done = workflow.run(wrong, "--cores", "2", "--keep-going", "--", *targets, check=False)
-    said = set(re.findall(r"^(warmstart|chain): error: (.*)$", done.stdout, re.MULTILINE))
-    remedy = "pattern 2:4: exclude this warm start for it, or give this layer its own by `layers`"
-    asked = f"50.00% are asked for by {remedy}"
-    assert ("warmstart", f"block 1, self_attn.q_proj: 0.00% of the weights are pruned, {asked}") in said
-    assert ("chain", f"block 0, self_attn.q_proj: 0.00% of the weights are pruned, {asked}") in said
-    assert any(re.fullmatch(r"block 1, self_attn\.q_proj: 5\d\.\d\d% of the weights .*", line) for _, line in said)
-    assert any(line.startswith(f"{other}: model.layers.0.mlp.gate_proj.weight is (48, 32), in") for _, line in said)
-    assert any(line.startswith(f"{place / 'gpt2'}: holds no tensor 'model.layers.0.self") for _, line in said)
-    assert len(said) == len(targets)
-    assert "Traceback" not in done.stdout
+@pytest.mark.parametrize("broken", ["missing", "no tensors", "weights", "cut", "without weights", "without config"])
+def test_what_holds_no_masks_is_refused_by_name(model, broken):
+    weights, path = model / "model.safetensors", model
+    if broken == "missing":
+        path = model / "none"
+    elif broken == "no tensors":
+        path = model / "tokenizer.json"
+    elif broken == "weights":
+        path = weights
+    elif broken == "cut":
+        weights.write_bytes(b"none")
+    elif broken == "without weights":
+        weights.rename(model / "pytorch_model.bin")
+    else:
+        (model / "config.json").unlink()
+    with pytest.raises(InputError, match=str(path)):
+        mask_files(path)

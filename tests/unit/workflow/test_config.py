@@ -221,3 +221,20 @@ def test_every_key_has_a_description():
     keys += [("Study", key) for key in schema["properties"].items()]
     assert len(keys) > 60
     assert [(name, key) for name, (key, about) in keys if not about.get("description")] == []
+
+
+NAMES = ["../x", "a/b", "..", ".hidden", "", "x" * 81, "x\n", "x\0", "-x", "x y"]
+TEXTS = ["calibrations", "evaluation.perplexity"]
+PLACES = [("models", name) for name in NAMES]
+PLACES += [(table, "../x") for table in ("refinements", "reconstructions", *TEXTS)]
+
+
+@pytest.mark.parametrize(("table", "name"), PLACES)
+def test_a_name_that_becomes_a_folder_stays_in_its_place(config, table, name):
+    entry = {"source": "embedded"} if table == "models" else {"text": "embedded"} if table in TEXTS else {}
+    change(config, table, {name: entry})
+    with pytest.raises(InputError) as error:
+        load_study(config)
+    assert str(error.value).startswith(f"config key {table}")
+    assert repr(name)[:70] in str(error.value)
+    assert "\n" not in str(error.value)
