@@ -1,10 +1,10 @@
-"""Speed of the swap engine, on one CPU core or on one GPU: prints tables and writes JSON beside them in results/.
+"""Measure the speed of the swap engine on one CPU core or on one GPU; print tables and write results/engine-PART.json.
 
-    python benchmarks/engine.py cpu     the search against dense searches in torch and against the memory's speed
+    python benchmarks/engine.py cpu     the search compared with dense searches in torch and with the memory's speed
     python benchmarks/engine.py gpu     every matrix of a model with the shapes of Llama-3.1-8B, to certified optima
 
-Needs torch and numpy, numba for `cpu`, triton for `gpu`. The `cpu` part also measures layers of the embedded model,
-and of real ones where SPARSESWAPS_ASSETS names their folder; for those it needs the whole project installed.
+Needs torch, numpy and tabulate, numba for `cpu`, triton for `gpu`. The `cpu` part also measures layers of the embedded
+model, and of the models in the folder SPARSESWAPS_ASSETS, if the whole project is installed.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed
@@ -39,7 +40,7 @@ STARTED = time.perf_counter()
 SPARSITY = parse_pattern("60%")
 UNLIMITED = torch.iinfo(torch.int64).max
 REAL = ("stories260k", "babyllama105")  # models in SPARSESWAPS_ASSETS
-DENSE_STOP = 1e-6  # a swap must gain this share of its two weights' own costs: float32 cannot tell less from nothing
+DENSE_STOP = 1e-6  # the least gain of a swap, as a share of its two weights' own costs; float32 resolves no less
 
 # Llama-3.1-8B: the prunable layers of a block (d_out, d_in, the input that they share), and how many blocks.
 LAYERS = {
@@ -56,14 +57,14 @@ VARIANTS = 4  # Gram matrices per input; blocks take turns
 PAPER = 106.0  # seconds per swap iteration over that model on an H100 (arXiv 2512.10922)
 
 
-# ---- what both parts share -------------------------------------------------------------------------------------------
+# ---- both parts ------------------------------------------------------------------------------------------------------
 
 
 def synthetic_gram(d_in: int, seed: int, device: str) -> Tensor:
-    """A Gram matrix like those of language models, float32 [d_in, d_in], of 4 d_in tokens.
+    """Return a Gram matrix similar to Gram matrices of language models, float32 [d_in, d_in], of 4 d_in tokens.
 
-    Features share d_in / 16 factors of falling strength, have noise of their own and means that are not zero; their
-    scales are log-normal, and one in a hundred is an outlier of 20 times its scale.
+    Features share d_in / 16 factors of falling strength, and have noise and means of their own. Their scales are
+    log-normal, and one feature in a hundred is an outlier of 20 times its scale.
     """
     random = torch.Generator(device).manual_seed(seed)
 
@@ -83,83 +84,93 @@ def synthetic_gram(d_in: int, seed: int, device: str) -> Tensor:
 
 
 def synthetic_weight(d_out: int, d_in: int, seed: int, device: str) -> Tensor:
-    """Normal weights whose columns differ in scale, float32 [d_out, d_in]."""
+    """Return normal weights whose columns differ in scale, float32 [d_out, d_in]."""
     random = torch.Generator(device).manual_seed(seed)
     scale = 0.02 * torch.exp(0.3 * torch.randn(d_in, generator=random, device=device))
     return torch.randn(d_out, d_in, generator=random, device=device) * scale
 
 
-def likeness(gram: Tensor) -> dict[str, float]:
-    """By which to judge a Gram matrix: mean |correlation| of two features, and mean over features of the strongest."""
+def correlation_figures(gram: Tensor) -> dict[str, float]:
+    """Return the mean |correlation| of two features, and the mean over features of their strongest correlation."""
     scale = gram.diagonal().clamp_min(0).rsqrt().nan_to_num(posinf=0)
     strength = (gram.float() * scale * scale[:, None]).abs_().fill_diagonal_(0)
     d_in = len(gram)
     return {"mean_correlation": float(strength.sum() / (d_in * (d_in - 1))), "mean_rho": float(strength.amax(1).mean())}
 
 
-def now(device: str) -> float:
-    """The clock once the device has done all that it was given."""
+def read_clock(device: str) -> float:
+    """Return the time after the device has finished all its work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def timed(device: str, work: Callable, *arguments: Any, **named: Any) -> tuple[Any, float]:
-    """What a call returns, and its seconds on the device."""
-    start = now(device)
-    result = work(*arguments, **named)
-    return result, now(device) - start
+def measure(device: str, function: Callable, *arguments: Any, **named: Any) -> tuple[Any, float]:
+    """Call a function; return its result and its seconds on the device."""
+    start = read_clock(device)
+    result = function(*arguments, **named)
+    return result, read_clock(device) - start
 
 
-def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Tensor, size: int) -> dict[str, Any]:
-    """The search alone, timed, from copies of a mask and its correlation: seconds, mask, swaps and certified."""
-    swap_rows = importlib.import_module(f"sparseswaps.refine.{backend}").swap_rows
+@dataclass(frozen=True)
+class Search:
+    """The result of one search by a backend, and its seconds."""
+
+    mask: Tensor
+    swaps: Tensor
+    certified: Tensor
+    seconds: float
+
+
+def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Tensor, size: int) -> Search:
+    """Measure the search alone, from copies of a mask and its correlation."""
+    swap_rows = importlib.import_module(f"sparseswaps.layer.swaps.{backend}").swap_rows
     mask, current = mask.clone(), current.clone()
     budget = torch.full((len(weight),), UNLIMITED, device=weight.device)
     state = (mask, torch.zeros_like(mask), current)
-    (swaps, certified), seconds = timed(weight.device.type, swap_rows, weight, gram, *state, size, budget)
-    return {"seconds": seconds, "mask": mask, "swaps": swaps, "certified": certified}
+    (swaps, certified), seconds = measure(weight.device.type, swap_rows, weight, gram, *state, size, budget)
+    return Search(mask, swaps, certified, seconds)
 
 
 def parts_of_a_call(weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, backend: str) -> dict[str, Any]:
-    """The steps of `refine` one by one: seconds of each, and what the search found."""
+    """Run the steps of `refine` one by one; return the seconds of each, and the result of the search."""
     device, size = weight.device.type, pattern.blocks(weight.shape[1]).size
-    (weight, gram), check = timed(device, validate_layer, weight, gram)
-    current, fresh = timed(device, correlation, weight, gram, mask)
-    found = search(backend, weight, gram, mask, current, size)
-    current, again = timed(device, correlation, weight, gram, found["mask"])
-    second = search(backend, weight, gram, found["mask"], current, size)
+    (weight, gram), check = measure(device, validate_layer, weight, gram)
+    current, correlation_s = measure(device, correlation, weight, gram, mask)
+    first = search(backend, weight, gram, mask, current, size)
+    current, again = measure(device, correlation, weight, gram, first.mask)
+    second = search(backend, weight, gram, first.mask, current, size)
     sample = torch.arange(len(weight), device=weight.device)[:: max(1, len(weight) // 4)]
-    wrong, certificate = timed(
-        device, improvable_rows, weight[sample], gram, found["mask"][sample], torch.zeros_like(mask[sample]), size
+    wrong, certificate = measure(
+        device, improvable_rows, weight[sample], gram, first.mask[sample], torch.zeros_like(mask[sample]), size
     )
     return {
         "check_s": check,
-        "correlation_s": fresh,
-        "search_s": found["seconds"],
-        "second_pass_s": again + second["seconds"],
+        "correlation_s": correlation_s,
+        "search_s": first.seconds,
+        "second_pass_s": again + second.seconds,
         "certificate_s": certificate,
-        "swaps": found["swaps"],
-        "certified": bool(found["certified"].all() and second["certified"].all() and not wrong.any()),
+        "swaps": first.swaps,
+        "certified": bool(first.certified.all() and second.certified.all() and not wrong.any()),
     }
 
 
 def copy_bandwidth(megabytes: int, device: str = "cpu") -> float:
-    """Bytes read and written per second by a large copy: median of five."""
+    """Return the bytes read and written per second by a large copy, the median of five."""
     source = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * len(source) / statistics.median(timed(device, target.copy_, source)[1] for _ in range(5))
+    return 2 * len(source) / statistics.median(measure(device, target.copy_, source)[1] for _ in range(5))
 
 
 def spread(values: list[float]) -> dict[str, float] | None:
-    """Median and range; None of nothing."""
+    """Return the median and the range of some values, or None if there are none."""
     if not values:
         return None
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where and with what these figures were measured."""
+    """Return the machine, date and versions of this measurement."""
     cpu = platform.processor()
     if (info := Path("/proc/cpuinfo")).exists():
         named = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
@@ -178,12 +189,12 @@ def say(*parts: Any) -> None:
     print(*parts, flush=True)
 
 
-def shown(value: Any) -> str:
-    """A table's cell: numbers with three significant digits, a spread as its median and range."""
+def format_cell(value: Any) -> str:
+    """Format a table's cell: a number with three significant digits, a spread as its median and range."""
     if value is None:
         return "-"
     if isinstance(value, dict):
-        least, median, most = (shown(value[key]) for key in ("min", "median", "max"))
+        least, median, most = (format_cell(value[key]) for key in ("min", "median", "max"))
         return median if least == most else f"{median} [{least}..{most}]"
     if isinstance(value, float):
         return f"{value:.0f}" if 1000 <= value < 1e6 else f"{value:.3g}"
@@ -191,26 +202,16 @@ def shown(value: Any) -> str:
 
 
 def show_table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
-    """Print one Markdown table; `columns` maps headers to keys of the rows."""
-    cells = [list(columns)] + [[shown(row[key]) for key in columns.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
-    say(f"\n{title}\n" + "\n".join(lines))
+    """Print a Markdown table; `columns` maps headers to keys of the rows."""
+    cells = [[format_cell(row[key]) for key in columns.values()] for row in rows]
+    say(f"\n{title}\n{tabulate(cells, list(columns), tablefmt='github', disable_numparse=True)}")
 
 
 def save(report: dict[str, Any], path: Path) -> None:
     """Write the report so far, floats with five significant digits."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [rounded(inner) for inner in value]
-        return float(f"{value:.5g}") if isinstance(value, float) else value
-
+    rounded = json.loads(json.dumps(report), parse_float=lambda digits: float(f"{float(digits):.5g}"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(report), indent=2) + "\n")
+    path.write_text(json.dumps(rounded, indent=2) + "\n")
 
 
 # ---- cpu -------------------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def save(report: dict[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A layer and a pattern, with the start that all searches share."""
+    """A layer and a pattern, with the warm start of all searches."""
 
     name: str
     weight: Tensor  # float32 [d_out, d_in]
@@ -240,7 +241,7 @@ def make_case(name: str, weight: Tensor, gram: Tensor, pattern: Pattern, dense_r
 
 
 def cpu_cases(quick: bool) -> Iterator[Case]:
-    """One case at a time, so that one Gram matrix is held at a time."""
+    """Yield one case at a time, so that memory holds one Gram matrix."""
     yield from real_cases(quick)
     for d_in, d_out, dense_rows in ((512, 64, 2),) if quick else ((1536, 512, 8), (4096, 256, 4)):
         gram, weight = synthetic_gram(d_in, 0, "cpu"), synthetic_weight(d_out, d_in, 1, "cpu")
@@ -250,7 +251,7 @@ def cpu_cases(quick: bool) -> Iterator[Case]:
 
 
 def real_cases(quick: bool) -> Iterator[Case]:
-    """The widest layer and the first one of the middle block of each trained model that is at hand."""
+    """Yield the widest and the first layer of the middle block of each trained model on this machine."""
     try:
         import transformers
 
@@ -284,10 +285,10 @@ def real_cases(quick: bool) -> Iterator[Case]:
 
 
 def dense_row(w: Tensor, gram: Tensor, mask: Tensor, c: Tensor, tuned: bool) -> int:
-    """One row to its local optimum by forming the cost of every pair at every step, in float32; returns its swaps.
+    """Refine one row to its local optimum by forming the cost of every pair, in float32; return its swaps.
 
-    `w`, `mask` and `c` are [d_in]; the last two change in place. `tuned` picks the two operations that torch is
-    several times faster at than at plain indexing and at argmin over a matrix; the results are the same.
+    `w`, `mask` and `c` are [d_in]; the last two change in place. `tuned` replaces plain indexing and the argmin over a
+    matrix by operations that are several times faster in torch and give the same results.
     """
     own, swaps = w * w * gram.diagonal(), 0
     while True:
@@ -308,7 +309,7 @@ def dense_row(w: Tensor, gram: Tensor, mask: Tensor, c: Tensor, tuned: bool) -> 
 
 
 def dense_blocks(weight: Tensor, gram: Tensor, mask: Tensor, c: Tensor, size: int) -> int:
-    """`dense_row` for N:M patterns: all rows step together, and every pair within a block is formed.
+    """Refine all rows together for an N:M pattern by forming every pair within a block, in float32; return the swaps.
 
     `weight`, `mask` and `c` are [rows, d_in]; the last two change in place.
     """
@@ -336,28 +337,28 @@ def dense_blocks(weight: Tensor, gram: Tensor, mask: Tensor, c: Tensor, size: in
 
 
 def dense_search(case: Case, tuned: bool) -> tuple[Tensor, int, float]:
-    """The masks of the case's first rows, their swaps, and us per swap of a dense search."""
+    """Return the masks of the case's first rows by a dense search, their swaps, and its us per swap."""
     weight, gram = case.weight[: case.dense_rows], case.gram
     mask, c = case.mask[: case.dense_rows].clone(), case.correlation[: case.dense_rows].float()
 
-    def every_row() -> int:
+    def refine_rows() -> int:
         if case.size < weight.shape[1]:
             return dense_blocks(weight, gram, mask, c, case.size)
         return sum(dense_row(w, gram, m, row, tuned) for w, m, row in zip(weight, mask, c, strict=True))
 
-    swaps, seconds = timed("cpu", every_row)
+    swaps, seconds = measure("cpu", refine_rows)
     return mask, swaps, 1e6 * seconds / swaps
 
 
 def engine_search(case: Case, rows: int) -> tuple[Tensor, int, float]:
-    """The same of the engine on the first `rows`, but in seconds; no rows leave what it does once per layer."""
-    found = search("cpu", case.weight[:rows], case.gram, case.mask[:rows], case.correlation[:rows], case.size)
-    assert found["certified"].all()
-    return found["mask"], int(found["swaps"].sum()), found["seconds"]
+    """Return the masks of the first `rows` by the engine, their swaps, and its seconds; 0 rows measure the set-up."""
+    result = search("cpu", case.weight[:rows], case.gram, case.mask[:rows], case.correlation[:rows], case.size)
+    assert result.certified.all()
+    return result.mask, int(result.swaps.sum()), result.seconds
 
 
 def compare(case: Case, repeats: int) -> dict[str, Any]:
-    """The search alone: dense and engine in turn, from the same masks and correlations, to convergence."""
+    """Compare the search alone: dense and engine in turn, from the same masks and correlations, to convergence."""
     d_out, d_in = case.weight.shape
     engine_search(case, 1)  # compiles
     bandwidth, tuned, plain, ours, setup, throughput = [], [], [], [], [], []
@@ -365,7 +366,7 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
         bandwidth.append(copy_bandwidth(256))
         dense_mask, dense_swaps, us = dense_search(case, tuned=True)
         tuned.append(us)
-        few, none = [], []  # several, since a difference of short times is sensitive to noise
+        few, none = [], []  # seven of each, since the difference of short times is noisy
         for _ in range(7):
             none.append(engine_search(case, 0)[2])
             mask, swaps, seconds = engine_search(case, case.dense_rows)
@@ -403,16 +404,16 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def whole_calls(case: Case, repeats: int) -> dict[str, Any]:
-    """`refine` on the whole matrix and the share of its parts, and backward elimination."""
+    """Measure `refine` on the whole matrix with the shares of its parts, and backward elimination."""
     size, kept = case.pattern.blocks(case.weight.shape[1])
     eliminate_rows = importlib.import_module("sparseswaps.layer.swaps.cpu").eliminate_rows
     pruned = int((~case.mask).sum())
     calls, parts, pruning = [], [], []
     for _ in range(repeats):
-        result, seconds = timed("cpu", refine, case.weight, case.gram, case.mask, case.pattern)
+        result, seconds = measure("cpu", refine, case.weight, case.gram, case.mask, case.pattern)
         calls.append(seconds)
         parts.append(parts_of_a_call(case.weight, case.gram, case.mask, case.pattern, "cpu"))
-        pruning.append(1e6 * timed("cpu", eliminate_rows, case.weight, case.gram, size, kept)[1] / pruned)
+        pruning.append(1e6 * measure("cpu", eliminate_rows, case.weight, case.gram, size, kept)[1] / pruned)
     swaps = int(result.swaps.sum())
     return {
         "call_s": spread(calls),
@@ -424,28 +425,27 @@ def whole_calls(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def run_cpu(arguments: argparse.Namespace) -> bool:
-    """The `cpu` part; whether dense and engine searches agreed everywhere and every row was certified."""
+    """Run the `cpu` part; return whether dense and engine searches agree and every row is certified."""
     torch.set_num_threads(1)
     repeats = 1 if arguments.quick else 5
     report = machine("cpu") | {"part": "cpu", "quick": arguments.quick, "repeats": repeats, "cases": []}
     say(f"{report['machine']}, {report['date']}, {report['versions']}, one thread")
     for case in cpu_cases(arguments.quick):
-        found = {"name": case.name, "d_in": case.weight.shape[1], "pattern": case.pattern.label}
-        found |= likeness(case.gram) | compare(case, repeats) | whole_calls(case, repeats)
+        row = {"name": case.name, "d_in": case.weight.shape[1], "pattern": case.pattern.label}
+        row |= correlation_figures(case.gram) | compare(case, repeats) | whole_calls(case, repeats)
         say(
-            f"{case.name} {found['pattern']}: us per swap: dense {shown(found['dense_us'])}, engine "
-            f"{shown(found['engine_us'])}; on the first {case.dense_rows} rows: swaps: dense {found['dense_swaps']}, "
-            f"engine {found['swaps']}; losses within {found['loss_apart']:.1e}"
+            f"{case.name} {row['pattern']}: us per swap: dense {format_cell(row['dense_us'])}, engine "
+            f"{format_cell(row['engine_us'])}; on the first {case.dense_rows} rows: swaps: dense {row['dense_swaps']}, "
+            f"engine {row['swaps']}; losses within {row['loss_apart']:.1e}"
         )
-        report["cases"].append(found)
+        report["cases"].append(row)
         save(report, arguments.out)
     label = {"layer": "name", "pattern": "pattern", "d_in": "d_in", "rows": "d_out"}
     show_table(
         "The search alone to every row's optimum, us per swap on one core: median [range].\n"
-        "dense: every pair formed in torch, float32. plain: by gram[u][:, p] and argmin, where torch is slow.\n"
-        "same rows: the engine on the dense search's few rows, without its set-up per layer; how often faster there.\n"
-        "engine: on all rows, set-up included; how often faster than dense.\n"
-        "floor: reading two Gram rows, and reading and writing the row's state, at the speed of the fastest copy.",
+        "dense: every pair in torch, float32. plain: dense with gram[u][:, p] and argmin, which are slow in torch.\n"
+        "same rows: the engine on the dense search's rows, without set-up per layer. engine: all rows, with set-up.\n"
+        "floor: a copy of two Gram rows and of the row's state, at the speed of the fastest copy.",
         report["cases"],
         label
         | {"mean corr": "mean_correlation", "mean rho": "mean_rho", "swaps/row": "swaps_per_row"}
@@ -470,24 +470,24 @@ def run_cpu(arguments: argparse.Namespace) -> bool:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the `gpu` part runs on; a rehearsal runs all of it on the CPU, in small."""
+    """The device and the size of the `gpu` part. A rehearsal runs a small one on the CPU."""
 
     device: str
     backend: str
-    scale: int  # by which the model's widths are divided
+    scale: int  # the divisor of the model's widths
     blocks: int
     variants: int
 
     def shapes(self) -> dict[str, tuple[int, int, str]]:
-        """`LAYERS` at this scale."""
+        """Return `LAYERS` at this scale."""
         return {name: (o // self.scale, i // self.scale, source) for name, (o, i, source) in LAYERS.items()}
 
 
 def agreement(bench: Bench) -> dict[str, bool]:
-    """Whether the backend gives the batched one's masks in float64, by pattern and dtype of the Gram matrix."""
+    """Return whether the backend gives the masks of `batched` in float64, by pattern and dtype of the Gram matrix."""
     d_out, d_in = 256 // bench.scale, 1024 // bench.scale
     weight, gram = synthetic_weight(d_out, d_in, 1, bench.device), synthetic_gram(d_in, 0, bench.device)
-    found = {}
+    agrees = {}
     for pattern in map(parse_pattern, ("60%", "2:4", "4:8")):
         mask = wanda(weight, gram, pattern)
         expected = refine(weight.double(), gram.double(), mask, pattern, backend="batched")
@@ -496,9 +496,9 @@ def agreement(bench: Bench) -> dict[str, bool]:
             rows = int((result.mask != expected.mask).any(1).sum())
             equal = rows == 0 and torch.equal(result.swaps, expected.swaps) and bool(result.certified.all())
             name = f"{pattern.label} {str(dtype).removeprefix('torch.')}"
-            found[name] = equal
+            agrees[name] = equal
             say(f"{d_out} x {d_in}, {name}: agrees {equal}, {rows} rows differ, {int(result.swaps.sum())} swaps")
-    return found
+    return agrees
 
 
 def tensor_bytes(*tensors: Tensor) -> int:
@@ -506,7 +506,7 @@ def tensor_bytes(*tensors: Tensor) -> int:
 
 
 def peak_of_call(work: Callable[[], Refinement], *own: Tensor) -> int | None:
-    """The most memory that torch held during a call, without what belongs to neither it nor its arguments `own`."""
+    """Return the peak memory of torch during a call, without tensors other than the call's and its arguments `own`."""
     if own[0].device.type != "cuda":
         return None
     others = torch.cuda.memory_allocated() - tensor_bytes(*own)
@@ -516,15 +516,15 @@ def peak_of_call(work: Callable[[], Refinement], *own: Tensor) -> int | None:
 
 
 def shape_figures(bench: Bench, name: str, gram: Tensor, bandwidth: float) -> dict[str, Any]:
-    """One layer of a shape: whole calls, one at a swap per row, peak memory, and the parts of a call."""
+    """Measure one layer of a shape: whole calls, calls with one swap per row, peak memory, and the parts of a call."""
     d_out, d_in, _ = bench.shapes()[name]
     weight = synthetic_weight(d_out, d_in, 1, bench.device).bfloat16()
     mask = wanda(weight, gram, SPARSITY)
     kept = SPARSITY.blocks(d_in).kept
     call = partial(refine, weight, gram, mask, SPARSITY, backend=bench.backend)
-    _, first = timed(bench.device, call, max_swaps=1)  # compiles
-    _, one_swap = timed(bench.device, call, max_swaps=1)
-    result, seconds = timed(bench.device, call)
+    _, first = measure(bench.device, call, max_swaps=1)  # compiles
+    _, one_swap = measure(bench.device, call, max_swaps=1)
+    result, seconds = measure(bench.device, call)
     peak = peak_of_call(call, weight, gram, mask)
     state = tensor_bytes(weight, mask) + 8 * weight.numel()  # w as loaded, the mask, c in float64
     parts = parts_of_a_call(weight, gram, mask, SPARSITY, bench.backend)
@@ -551,7 +551,7 @@ def shape_figures(bench: Bench, name: str, gram: Tensor, bandwidth: float) -> di
 
 
 def whole_model(bench: Bench, grams: dict[tuple[str, int], Tensor], shapes: list[dict], end: float) -> dict[str, Any]:
-    """Every matrix of the model to certified optima; what is not begun by `end`, on the clock, is projected."""
+    """Refine every matrix of the model to certified optima; project the matrices not started at time `end`."""
     seconds: dict[str, list[float]] = {name: [] for name in LAYERS}
     swaps = rows = 0
     certified = True
@@ -562,22 +562,22 @@ def whole_model(bench: Bench, grams: dict[tuple[str, int], Tensor], shapes: list
         weight = synthetic_weight(d_out, d_in, 1000 + number, bench.device).bfloat16()
         gram = grams[source, block % bench.variants]
         mask = wanda(weight, gram, SPARSITY)
-        result, spent = timed(bench.device, refine, weight, gram, mask, SPARSITY, backend=bench.backend)
+        result, spent = measure(bench.device, refine, weight, gram, mask, SPARSITY, backend=bench.backend)
         seconds[name].append(spent)
         swaps, rows = swaps + int(result.swaps.sum()), rows + d_out
         certified = certified and bool(result.certified.all())
         if name == layers[-1][0]:
             say(f"block {block}: {sum(s[-1] for s in seconds.values()):.3f} s, {swaps / rows:.1f} swaps per row so far")
-    # A kind of layer that there was no time for is projected from the call for its shape.
-    before = {found["shape"]: found["call_s"] for found in shapes}
+    # A kind of layer that was never refined is projected from the call for its shape.
+    before = {shape["shape"]: shape["call_s"] for shape in shapes}
     total = sum(
         bench.blocks * (statistics.mean(seconds[name]) if seconds[name] else before[f"{d_out} x {d_in}"])
         for name, (d_out, d_in, _) in layers
     )
     done = sum(map(len, seconds.values()))
     if not rows:
-        rows = sum(found["count"] * found["d_out"] for found in shapes)
-        swaps = sum(found["count"] * found["d_out"] * found["swaps_per_row"] for found in shapes)
+        rows = sum(shape["count"] * shape["d_out"] for shape in shapes)
+        swaps = sum(shape["count"] * shape["d_out"] * shape["swaps_per_row"] for shape in shapes)
     return {
         "matrices": bench.blocks * len(layers),
         "matrices_done": done,
@@ -585,7 +585,7 @@ def whole_model(bench: Bench, grams: dict[tuple[str, int], Tensor], shapes: list
         "total_s": total,
         "certified": certified,
         "swaps_per_row": swaps / rows,
-        "one_swap_s": sum(found["count"] * found["one_swap_call_s"] for found in shapes),
+        "one_swap_s": sum(shape["count"] * shape["one_swap_call_s"] for shape in shapes),
         "s_per_swap_of_every_row": total * rows / swaps,
         "paper_s_per_swap_of_every_row": PAPER,
         "layers_s": {name: spread(times) for name, times in seconds.items()},
@@ -593,7 +593,7 @@ def whole_model(bench: Bench, grams: dict[tuple[str, int], Tensor], shapes: list
 
 
 def run_gpu(arguments: argparse.Namespace) -> bool:
-    """The `gpu` part; whether all masks agreed with the batched backend's and every row was certified."""
+    """Run the `gpu` part; return whether all masks agree with the masks of `batched` and every row is certified."""
     if arguments.rehearse:
         torch.set_num_threads(1)
         bench = Bench("cpu", "batched", scale=32, blocks=2, variants=2)
@@ -615,7 +615,7 @@ def run_gpu(arguments: argparse.Namespace) -> bool:
         for variant in range(bench.variants)
     }
     report["grams"] = [
-        {"input": source, "d_in": len(grams[source, 0])} | likeness(grams[source, 0]) for source in widths
+        {"input": source, "d_in": len(grams[source, 0])} | correlation_figures(grams[source, 0]) for source in widths
     ]
     say(
         f"copy {bandwidth / 1e9:.0f} GB/s; {len(grams)} Gram matrices ready after {time.perf_counter() - STARTED:.0f} s"
@@ -624,20 +624,20 @@ def run_gpu(arguments: argparse.Namespace) -> bool:
     show_table("Gram matrices, synthetic", report["grams"], columns)
     report["shapes"] = []
     for name in ("q_proj", "k_proj", "gate_proj", "down_proj"):
-        found = shape_figures(bench, name, grams[LAYERS[name][2], 0], bandwidth)
-        report["shapes"].append(found)
-        say(f"{found['shape']}: refine {found['call_s']:.3f} s, {found['swaps_per_row']:.1f} swaps per row")
+        row = shape_figures(bench, name, grams[LAYERS[name][2], 0], bandwidth)
+        report["shapes"].append(row)
+        say(f"{row['shape']}: refine {row['call_s']:.3f} s, {row['swaps_per_row']:.1f} swaps per row")
         save(report, arguments.out)
     show_table(
-        "One layer of each shape, bf16, 60 % from Wanda. Seconds of a whole call of refine(), of one at one swap per\n"
-        "row (the first of which compiles), and of a call's parts",
+        "One layer of each shape, bf16, 60 % from Wanda. Seconds of a whole call of refine(), of calls with one swap\n"
+        "per row (the first compiles), and of a call's parts",
         report["shapes"],
         {"d_out x d_in": "shape", "of them": "count", "refine": "call_s", "at 1 swap": "one_swap_call_s"}
         | {"at 1 swap, first": "first_call_s", "check": "check_s", "correlation": "correlation_s", "search": "search_s"}
         | {"second pass": "second_pass_s", "certificate": "certificate_s", "certified": "certified"},
     )
     show_table(
-        "What the search does there, and the memory of a call. bound: weights + Gram matrix + 3 x the rows' state",
+        "The searches of these calls, and their memory. bound: weights + Gram matrix + 3 x the rows' state",
         report["shapes"],
         {"d_out x d_in": "shape", "swaps/row": "swaps_per_row", "most": "most_swaps", "swaps/s": "swaps_per_s"}
         | {"pairs certified/s": "pairs_per_s", "Gram rows GB/s": "gram_gb_per_s", "of copy": "of_copy"}
@@ -647,18 +647,16 @@ def run_gpu(arguments: argparse.Namespace) -> bool:
     report["model"] = model
     save(report, arguments.out)
     done, matrices = model["matrices_done"], model["matrices"]
-    how = "measured" if done == matrices else f"PROJECTED from the {done} that there was time for"
-    if not done:
-        how = "PROJECTED from one call for each shape"
+    source = "measured" if done == matrices else f"PROJECTED from {done or 'one call for each shape'}"
     agreed = all(report["agreement"].values())
     say(
-        f"\nAll {matrices} matrices to the optimum of every row: {model['total_s']:.1f} s, {how}\n"
+        f"\nAll {matrices} matrices to the optimum of every row: {model['total_s']:.1f} s, {source}\n"
         f"{model['swaps_per_row']:.1f} swaps per row, certified: {model['certified']}\n"
         f"One swap per row: {model['one_swap_s']:.1f} s by the calls above; the paper on an H100: {PAPER:.0f} s\n"
-        f"On the way to the optimum, per swap of every row: {model['s_per_swap_of_every_row']:.2f} s\n"
+        f"Up to the optimum, per swap of every row: {model['s_per_swap_of_every_row']:.2f} s\n"
         f"Masks equal those of the batched backend in float64: {agreed}"
     )
-    return agreed and model["certified"] and all(found["certified"] for found in report["shapes"])
+    return agreed and model["certified"] and all(shape["certified"] for shape in report["shapes"])
 
 
 def main() -> None:
@@ -671,10 +669,10 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)  # gpu: on the CPU, in small
     arguments = parser.parse_args()
     arguments.out = arguments.out or Path(__file__).parent / "results" / f"engine-{arguments.part}.json"
-    right = run_cpu(arguments) if arguments.part == "cpu" else run_gpu(arguments)
+    passed = run_cpu(arguments) if arguments.part == "cpu" else run_gpu(arguments)
     say(f"\nwritten: {arguments.out}")
-    if not right:
-        sys.exit("FAILED: something above disagrees or is not certified")
+    if not passed:
+        sys.exit("FAILED: a result above disagrees or is not certified")
 
 
 if __name__ == "__main__":
