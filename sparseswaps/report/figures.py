@@ -137,16 +137,16 @@ def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure | Non
     if layers.empty:
         return None
     layers = _with_types(layers)
-    types = list(layers["type"].unique())
-    handles = [Line2D([], [], label=kind, **_line_style(k, k, k)) for k, kind in enumerate(types)]
+    styles = {kind: _line_style(k, k, k) for k, kind in enumerate(layers["type"].unique())}
     labels = {start: f"from {start}:\nerror reduction (%)" for start in layers["warmstart"].unique()}
-    drawing, panels = _panel_grid(labels, list(layers["pattern"].unique()), "decoder block", handles, 0.95, width)
+    drawing, panels = _panel_grid(labels, list(layers["pattern"].unique()), "decoder block", width)
     for (start, pattern, kind), rows in layers.groupby(["warmstart", "pattern", "type"], sort=False):
-        k = types.index(kind)
         line = _mean_over_seeds(rows, "block", "error_reduction")
         step = max(1, len(line) // 8)  # few markers in deep models, and none above another
-        _draw_line(panels[start, pattern], line, _line_style(k, k, k), label=kind, markevery=(k % step, step))
+        first = list(styles).index(kind) % step
+        _draw_line(panels[start, pattern], line, styles[kind], label=kind, markevery=(first, step))
         panels[start, pattern].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    _add_legend(drawing, [Line2D([], [], label=kind, **style) for kind, style in styles.items()], 0.95)
     return drawing
 
 
@@ -164,7 +164,7 @@ def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure | None
     means = blocks["error_reduction"].mean()
     starts, patterns, types = (means[name].unique() for name in ("warmstart", "pattern", "type"))
     thickness = 0.8 / len(patterns)
-    drawing = Figure(figsize=(width, 0.7 + 1.6 * len(starts)), layout="constrained")
+    drawing = Figure(figsize=(width, 0.54 + 1.6 * len(starts)), layout="constrained")
     axes = drawing.subplots(len(starts), 1, sharex=True, squeeze=False)[:, 0]
     for axis, start in zip(axes, starts, strict=True):
         for k, pattern in enumerate(patterns):
@@ -187,8 +187,7 @@ def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure | None
     crowded = width < 0.75 * len(types) or max(map(len, types)) > 12
     turn = {"rotation": 30, "ha": "right"} if crowded else {}
     axes[-1].set_xticks(range(len(types)), types, **turn)
-    columns = _number_per_row(len(patterns), width, 1.14)
-    drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    _add_legend(drawing, axes[0].get_legend_handles_labels()[0], 1.14)
     return drawing
 
 
@@ -265,10 +264,9 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
         return None
     row, line = ("refinement", "warmstart") if curves["warmstart"].nunique() > 1 else ("warmstart", "refinement")
     styles = {name: _line_style(k, k) for k, name in enumerate(curves[line].unique())}
-    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()] + _text_handles()
     labels = {name: f"{name}: error\nrelative to warm start (%)" for name in curves[row].unique()}
     patterns = list(curves["pattern"].unique())
-    drawing, panels = _panel_grid(labels, patterns, "swaps per row, at most", handles, 1.3, width)
+    drawing, panels = _panel_grid(labels, patterns, "swaps per row, at most", width)
     for (name, pattern, kind), rows in curves.groupby([row, "pattern", line], sort=False):
         axis, style = panels[name, pattern], styles[kind]
         for column, held_out in (("error", False), ("held_out_error", True)):
@@ -279,6 +277,7 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     ticks = [budget for budget in SWAP_TICKS if budget <= curves["budget"].max()]
     axis.set_xticks(ticks, map(str, ticks))
     axis.set_xticks([], minor=True)
+    _add_legend(drawing, [Line2D([], [], label=name, **style) for name, style in styles.items()] + _text_handles(), 1.3)
     return drawing
 
 
@@ -377,10 +376,7 @@ def _draw_perplexity_and_error(
     values = sorted({value for rows in lines.values() for value in rows["x"]})
     position = {value: index for index, value in enumerate(values)}
     patterns, others = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, slice(1, None)))
-    columns = min(len(lines), max(4, len(patterns))) if len(others) == 1 else len(patterns)
-    columns = _number_per_row(columns, width, 1.7)
-    height = 2.5 + LEGEND_PITCH * math.ceil(len(lines) / columns)
-    drawing = Figure(figsize=(width, height), layout="constrained")
+    drawing = Figure(figsize=(width, 2.5), layout="constrained")
     left, right = drawing.subplots(1, 2)
     for key, rows in lines.items():
         rows = rows.assign(x=rows["x"].map(position))
@@ -408,7 +404,8 @@ def _draw_perplexity_and_error(
     for axis in (left, right):
         axis.set_xticks(range(len(values)), ["optimum" if x == float("inf") else f"{x:g}" for x in values])
         axis.set_xlabel(label)
-    drawing.legend(handles=handles, loc="outside lower center", ncols=columns)
+    most = len(patterns) if len(others) > 1 else max(4, len(patterns))
+    _add_legend(drawing, handles, 1.7, most)
     return drawing
 
 
@@ -417,7 +414,6 @@ def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text:
 
     `points` are cells with the columns `row` and `item`.
     """
-    label = _perplexity_label(cells, text)
     patterns, items = points["pattern"].unique(), list(points["item"].unique())
     slots = points[["row", "item"]].drop_duplicates()
     order = {"row": rows.index, "item": items.index}
@@ -428,9 +424,7 @@ def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text:
     styles = {item: _line_style(k, k) | {"linestyle": "none"} for k, item in enumerate(items)}
     down = math.ceil(len(patterns) / _number_per_row(len(patterns), width, 1.7))
     across = math.ceil(len(patterns) / down)
-    columns = _number_per_row(len(items) + 1, width, 1.14)
     height = 0.35 + down * (0.45 + MARKER_PITCH * (heights.max() + 2))
-    height += LEGEND_PITCH * math.ceil((len(items) + 1) / columns)
     drawing = Figure(figsize=(width, height), layout="constrained")
     axes = list(drawing.subplots(down, across, sharey=True, squeeze=False).flat)
     for axis in axes[len(patterns) :]:
@@ -447,7 +441,7 @@ def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text:
     axes[0].set_ylim(heights.max() + 1, -1)
     handles = [Line2D([], [], label=item, **style) for item, style in styles.items()]
     # The legend's title is the label of all x axes: it has the width of the page.
-    drawing.legend(handles=handles + dense, title=label, loc="outside lower center", ncols=columns)
+    _add_legend(drawing, handles + dense, 1.14, title=_perplexity_label(cells, text))
     return drawing
 
 
@@ -475,24 +469,27 @@ def _draw_panel_of_dots(
 
 
 def _panel_grid(
-    rows: dict[str, str], patterns: list[str], label: str, handles: list[Line2D], entry_width: float, width: float
+    rows: dict[str, str], patterns: list[str], label: str, width: float
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """Return a figure with a legend of `handles` below, and its panels by row and pattern.
-
-    `rows` are the labels of the y axes by row, `label` is that of the x axes, and a legend's entry has `entry_width`.
-    """
-    width = min(width, 1.2 + 2.9 * len(patterns))
-    per_row = _number_per_row(len(handles), width, entry_width)
-    height = 0.4 + 1.75 * len(rows) + LEGEND_PITCH * math.ceil(len(handles) / per_row)
-    drawing = Figure(figsize=(width, height), layout="constrained")
+    """Return a figure and its panels by row and pattern, with the labels of each row's y axes and of all x axes."""
+    size = (min(width, 1.2 + 2.9 * len(patterns)), 0.4 + 1.75 * len(rows))
+    drawing = Figure(figsize=size, layout="constrained")
     axes = drawing.subplots(len(rows), len(patterns), sharex=True, sharey="row", squeeze=False)
     for axis, row_label in zip(axes[:, 0], rows.values(), strict=True):
         axis.set_ylabel(row_label)
     for top, bottom, pattern in zip(axes[0], axes[-1], patterns, strict=True):
         top.set_title(f"{pattern} sparsity")
         bottom.set_xlabel(label)
-    drawing.legend(handles=handles, loc="outside lower center", ncols=per_row)
     return drawing, dict(zip(product(rows, patterns), axes.flat, strict=True))
+
+
+def _add_legend(
+    drawing: Figure, handles: list[Any], entry_width: float, most: int | None = None, title: str | None = None
+) -> None:
+    """Add a legend below the panels and the height that it takes, with `most` entries in a row at most."""
+    columns = _number_per_row(min(len(handles), most or len(handles)), drawing.get_figwidth(), entry_width)
+    drawing.set_figheight(drawing.get_figheight() + LEGEND_PITCH * math.ceil(len(handles) / columns))
+    drawing.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
 
 
 def _with_types(layers: pd.DataFrame) -> pd.DataFrame:
