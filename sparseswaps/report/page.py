@@ -17,7 +17,7 @@ from sparseswaps.report.formats import format_values, numeric_columns, split_by_
 from sparseswaps.report.summary import mark_best_of_summary, perplexity_texts, principal_refinement, summary
 from sparseswaps.report.tables import COORDINATES, SETTINGS, error_reduction, held_out_error_reduction
 
-EXAMPLES = 4  # in the opening paragraph; the summary table has all cases
+EXAMPLES = 4  # at the top of the page; the summary table has all cases
 SIZES = {"dense": "dense weights (MB)", "checkpoint": "pruned checkpoint (MB)", "masks": "mask file (MB)"}
 NOUNS = {name: name for name in COORDINATES} | {"warmstart": "warm start"}
 CASE = ["model", "calibration", "pattern", "warmstart"]
@@ -126,14 +126,14 @@ def render(report: Report) -> str:
     )
 
 
-def overview(cells: pd.DataFrame) -> str:
-    """Return the opening paragraph: how often refinement helps, and the best case of every pattern."""
+def overview(cells: pd.DataFrame) -> list[str]:
+    """Return a paragraph on how often refinement helps, and a line on the best case of each pattern."""
     pruned = cells[cells["pattern"] != "dense"]
     counts = [_count(pruned[name].where(pruned[name] != "none").nunique(), noun) for name, noun in NOUNS.items()]
     sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(counts)}."]
     principal = principal_refinement(cells)
     if principal is None:
-        return sentences[0]
+        return sentences
 
     text = next(iter(perplexity_texts(cells)), None)
     values = cells.rename(columns={f"perplexity/{text}": "perplexity", f"seqlen/{text}": "seqlen"})
@@ -149,10 +149,11 @@ def overview(cells: pd.DataFrame) -> str:
     sentences.append(f"Refinement ({principal}) lowers the error of the layers by {error} on average{on_held_out}.")
     compared = cases.dropna(subset=["before", "after"])
     if compared.empty:
-        return " ".join(sentences)
+        return [" ".join(sentences)]
     lower = (compared["after"] < compared["before"]).sum()
     sentences.append(f"It lowers perplexity on {text} in {lower} of {_count(len(compared), 'case')}.")
 
+    lines = [" ".join(sentences)]
     best = compared.loc[compared.groupby(CASE[:3], sort=False)["after"].idxmin()]
     several = best.index.droplevel(["pattern", "warmstart"]).nunique() > 1
     dense = values[values["pattern"] == "dense"].set_index("model")["perplexity"].dropna()
@@ -161,17 +162,18 @@ def overview(cells: pd.DataFrame) -> str:
         subject = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
         of_dense = f" (dense {dense[model]:.2f})" if model in dense else ""
         verb = "and perplexity" if case["after"] < case["before"] else "but raises perplexity"
-        sentences.append(
+        line = (
             f"{subject} from {start}, refinement lowers the error by {case['error_reduction']:.1f}% {verb} "
             f"(seqlen {case['seqlen']:.0f}) from {case['before']:.2f} to {case['after']:.2f}{of_dense}."
         )
         others = rivals.loc[(model, calibration, pattern)].stack()
         if others.min() < case["after"]:
             other_start, method = others.idxmin()
-            sentences.append(f"The lowest perplexity there is {others.min():.2f}, of {method} from {other_start}.")
+            line += f" Perplexity is lowest after {method} from {other_start}: {others.min():.2f}."
+        lines.append(line)
     if len(best) > EXAMPLES:
-        sentences.append("The summary table has the other patterns and models.")
-    return " ".join(sentences)
+        lines.append("The summary table has the other patterns and models.")
+    return lines
 
 
 def _count(number: int, noun: str) -> str:
