@@ -14,7 +14,7 @@ sys.path.insert(0, str(workflow.current_basedir))  # the package need not be ins
 from sparseswaps.base.errors import InputError
 from sparseswaps.workflow.config import load_study
 
-if not config:  # neither --configfile nor another workflow that uses this one as a module gave a configuration
+if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
 
     configfile: "config.yaml"
 
