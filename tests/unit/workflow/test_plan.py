@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections import Counter
 
-import pandas
 import pytest
 import torch
 from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
 from safetensors.torch import save_file
 
+from sparseswaps.base.files import read_json
 from sparseswaps.workflow.config import load_study
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
@@ -126,9 +126,8 @@ def test_jobs_took_no_more_memory_than_planned(finished):
     workflow, config = finished
     most = {row.stage: row.most.host / 1e6 for row in plan_rows(grid_of(config))}
     used = {}
-    for path in (workflow.folder / "logs").rglob("*.tsv"):
-        stage = path.name.split(".")[0]
-        used[stage] = max(used.get(stage, 0), pandas.read_csv(path, sep="\t", na_values="-")["max_rss"].fillna(0).max())
+    for record in map(read_json, (workflow.folder / "logs").rglob("*.json")):
+        used[record["stage"]] = max(used.get(record["stage"], 0), record["peak_resident_mb"])
     assert set(used) == set(most)
     assert all(used[stage] < most[stage] for stage in most), used
 
