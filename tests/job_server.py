@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 STREAMS = socket.CMSG_LEN(3 * array.array("i").itemsize)
 
@@ -54,10 +55,8 @@ def serve(path: str) -> None:
             waiting[pid] = connection
         while waiting and (done := os.waitpid(-1, os.WNOHANG))[0]:
             connection = waiting.pop(done[0])
-            try:
+            with suppress(OSError):  # whoever asked has been killed
                 connection.sendall(b"%d" % abs(os.waitstatus_to_exitcode(done[1])))
-            except OSError:
-                pass  # whoever asked has been killed
             connection.close()
 
 

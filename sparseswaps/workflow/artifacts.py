@@ -35,7 +35,7 @@ def block_file(block: int, ending: str = "safetensors") -> str:
 
 def block_files(paths: str | Sequence[str]) -> list[str]:
     """Return the files of all decoder blocks in order: from a list of them, or from the folder that holds them."""
-    return sorted(map(str, Path(paths).iterdir())) if isinstance(paths, str) else list(paths)
+    return sorted(map(str, Path(paths).glob("block*"))) if isinstance(paths, str) else list(paths)
 
 
 def write_model(path: str | Path, model: Model) -> None:
