@@ -17,7 +17,7 @@ def run(inputs, outputs, settings, context):
         shares, blocks = [], []
         with context.progress("blocks", "", [Part(len(model.blocks))]) as (report,):
             for block, layers in enumerate(model.blocks):
-                grams = read_grams(f"{inputs['grams']}/{block_file(block)}", model)
+                grams = read_grams(f"{inputs['grams'][0]}/{block_file(block)}", model)
                 blocks.append(grams.readers(layers))
                 scores = [
                     wanda_scores(model.weight(layer), grams.inputs(layer.name, "cpu").gram) for layer in blocks[-1]
