@@ -211,7 +211,6 @@ def test_held_out_curve():
     assert list(seeds.axes[0].get_lines()[0].get_xdata()) == [0, 1, 2, 5, 10, 31]  # at 30 seed 1 was on its way
     assert len(seeds.axes[0].collections) == 4
     assert figures.held_out_curve(by_swaps(held_out=None), WIDTH) is None
-    assert figures.held_out_curve(by_swaps().iloc[:0], WIDTH) is None
 
 
 def test_held_out_curve_of_one_warm_start_compares_refinements():
@@ -286,9 +285,11 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_see
         assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
 
 
-def test_nothing_refined_is_no_figure(one_seed):
-    assert figures.error_reduction_by_layer(one_seed[1].iloc[:0], WIDTH) is None
-    assert figures.error_reduction_by_type(one_seed[1].iloc[:0], WIDTH) is None
+def test_a_study_that_refined_nothing(one_seed):
+    cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")
+    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], WIDTH))
+    assert list(drawn) == ["pico/c4/perplexity_by_pattern-held_out"]
+    assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
 
 def test_saved_files(one_seed, tmp_path):
@@ -328,16 +329,3 @@ def test_all_figures_of_a_study(one_seed):
     expected |= {f"{model}/wiki/{name}" for model in ("pico", "nano") for name in per_calibration}
     assert sorted(paths) == sorted(expected | {"pico/wiki/held_out_curve"})
     assert {path.rpartition("/")[2].partition("-")[0] for path in paths} <= figures.KINDS.keys()
-
-
-@pytest.mark.parametrize("kind", figures.KINDS.values(), ids=figures.KINDS)
-def test_every_kind_of_figure_is_described(kind):
-    assert kind.title
-    assert kind.caption
-
-
-def test_select_keeps_the_dense_row(one_seed):
-    cells = one_seed[0]
-    both = pd.concat([cells, cells[cells["pattern"] != "dense"].assign(calibration="wiki")], ignore_index=True)
-    pd.testing.assert_frame_equal(figures.select(both, "pico", "c4"), cells)
-    assert len(figures.select(both, "pico", "wiki")) == len(cells)

@@ -213,12 +213,12 @@ def test_lengths_never_share_a_column(cells):
     assert table[f"{PERPLEXITY.replace('256', '2048')}: swaps"].isna().tolist() == [True] * 4 + [False] * 4
 
 
-def test_no_refined_cell_at_all(study):
-    cells = tables.cells_table(study[:1])
-    assert tables.layers_table(study[:1]).empty
+def test_a_study_of_dense_models_alone(study, tmp_path):
+    cells = tables.write_all(study[:1], tmp_path)
+    assert len(pd.read_csv(tmp_path / "cells.csv")) == 1
+    assert [len(pd.read_csv(tmp_path / f"{name}.csv")) for name in ("layers", "curves", "summary")] == [0, 0, 0]
     assert summary.headline_refinements(cells) == []
     assert summary.principal_refinement(cells) is None
-    assert summary.summary(cells).empty
 
 
 def test_the_furthest_refinement_of_each_family_is_the_headline(cells):
