@@ -177,7 +177,7 @@ WORDS = {
     "an error message": ("sparseswaps/layer/gram.py", "is not symmetric", "is asymmetric"),
     "a log line": ("sparseswaps/pruning/block.py", "block %d, %s: %s", "decoder block %d, layer %s: %s"),
     "a label of progress": (f"{JOBS}/capture.py", '"sequences"', '"texts"'),
-    "a docstring": ("sparseswaps/layer/refinement.py", '"""', '"""Docs. '),
+    "a docstring": ("sparseswaps/layer/refinement.py", '"""The refinement of on', '"""Docs. The refinement of on'),
     "a comment": ("sparseswaps/layer/swaps/cost.py", "\n\n\ndef", "\n\n\n# why\ndef"),
     "a type hint": ("sparseswaps/layer/swaps/cost.py", "-> Tensor", "-> object"),
 }
