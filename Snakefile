@@ -12,7 +12,7 @@ min_version("9.27")
 sys.path.insert(0, str(workflow.current_basedir))  # the package need not be installed
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.study import load_study
 
 if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
 

@@ -1,34 +1,22 @@
-"""The configuration of a study: the type, bounds, default and description of each key, and the checks before a run."""
+"""The configuration of a study: type, bounds, default and description of each key, and checks that need no file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, Field, model_serializer, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
-from sparseswaps.base.errors import InputError, prefix_errors
-from sparseswaps.base.settings import Settings, input_error, unknown, wrong
-from sparseswaps.calibration import documents
+from sparseswaps.base.settings import Settings, unknown, wrong
 from sparseswaps.calibration.settings import BatchSize, Calibration, NonEmpty, Seed, TextSource
 from sparseswaps.embedded.tasks import TASKS
 from sparseswaps.evaluation.settings import EvaluationText
-from sparseswaps.layer.pattern import PerRow, parse_pattern
+from sparseswaps.layer.pattern import PerRow, parse_pattern, slug_of
 from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
-from sparseswaps.model import hub
 from sparseswaps.model.directory import (
-    HUB_ID,
-    check_files,
-    context_length,
-    depth,
-    is_hub_id,
     locate,
-    mask_files,
-    read_config,
 )
-from sparseswaps.workflow import grid
-from sparseswaps.workflow.plan.sizes import sizes_of
 
 
 def _check_pattern(value: str | int | float) -> str | int | float:
@@ -53,6 +41,10 @@ def _distinct(label: Callable[[Any], object] = repr) -> AfterValidator:
         return entries
 
     return AfterValidator(check)
+
+
+def _slug_of(pattern: "str | int | float | PatternEntry") -> str:
+    return slug_of(pattern.name if isinstance(pattern, PatternEntry) else parse_pattern(pattern).label)
 
 
 def _name_of(warmstart: "str | ImportedMasks") -> str:
@@ -124,7 +116,7 @@ class PatternEntry(_Brief):
         """Check that the entry says in one way how its sparsity is divided."""
         if (self.layers is None) == (self.owl is None):
             raise ValueError("needs either `layers` or `owl`")
-        if self.owl is not None and not isinstance(grid.budget(self).pattern, PerRow):
+        if self.owl is not None and not isinstance(parse_pattern(self.sparsity), PerRow):
             raise wrong("owl", f"divides a sparsity per row, which {self.sparsity} is not")
         return self
 
@@ -217,9 +209,7 @@ class Study(Settings):
     seeds: Annotated[list[Seed], Field(min_length=1), _distinct()] = Field(
         [0], description="Seeds of the calibration draw. Each seed is a study of its own."
     )
-    patterns: Annotated[
-        list[PatternValue | PatternEntry], Field(min_length=1), _distinct(lambda entry: grid.budget(entry).slug)
-    ] = Field(
+    patterns: Annotated[list[PatternValue | PatternEntry], Field(min_length=1), _distinct(_slug_of)] = Field(
         description='Sparsity per row ("60%" or 0.6), or N:M ("2:4", in quotes: N kept of every M). An entry with a '
         "name divides a sparsity unequally among the layers, by a table or by the outliers of their inputs."
     )
@@ -280,111 +270,6 @@ class Study(Settings):
         if "none" in self.reconstructions:
             raise wrong("reconstructions.none", "is always there; leave it out")
         return self
-
-    @model_validator(mode="after")
-    def _check_exclusions(self) -> Self:
-        """Check that the study has what `exclude` names."""
-        known = grid.coordinates(self)
-        labels = [entry.label for entry in grid.patterns(self).values()]
-        for index, entry in enumerate(self.exclude):
-            for key, values in entry.choices().items():
-                for value in values:
-                    if (grid.pattern_slug(self, value) if key == "pattern" else value) not in known[key]:
-                        message = unknown(value, labels if key == "pattern" else known[key])
-                        raise wrong(f"exclude[{index}].{key}", f"{value!r} is {message}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_cells(self) -> Self:
-        """Check that the settings of every cell go together."""
-        budgets = grid.patterns(self)
-        for cell in grid.cells(self):
-            budget, refinement = budgets[cell.pattern], self.refinements[cell.refinement]
-            calibration = self.calibrations[cell.calibration]
-            if refinement.between_rows and not isinstance(budget.pattern, PerRow):
-                raise wrong(
-                    f"refinements.{cell.refinement}.between_rows",
-                    f"pattern {budget.label} says what each block keeps; "
-                    f"exclude {{refinement: {cell.refinement}, pattern: {budget.label!r}}}",
-                )
-            if refinement.stop == "held_out" and not calibration.held_out:
-                raise wrong(
-                    f"calibrations.{cell.calibration}.held_out", f"is 0, but refinement {cell.refinement} stops by it"
-                )
-            if budget.owl is not None and calibration.propagate == "pruned":
-                raise wrong(
-                    "patterns",
-                    f"{budget.label} looks at all blocks before any is pruned, calibration {cell.calibration} prunes "
-                    "one after the other; exclude one with the other, or take `layers`",
-                )
-        return self
-
-
-def load_study(config: Mapping[str, Any]) -> Study:
-    """Read a configuration, fill in its defaults, and check everything that can be checked before the first job.
-
-    Looks at the files that the configuration names, and at the hub for the commit hash of a model's revision, which the
-    study then holds.
-
-    Raises:
-        InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
-            model; one line with the key's path and what is allowed.
-    """
-    try:
-        study = Study.model_validate(config)
-    except ValidationError as error:
-        raise input_error(error, config, "config key ") from None
-    for key, text in study.texts().items():
-        _check_text(f"config key {key}.text", text.text)
-    for index, entry in enumerate(study.warmstarts):
-        if not isinstance(entry, str):
-            with prefix_errors(f"config key warmstarts[{index}].from"):
-                if Path(entry.path).resolve().is_relative_to(Path("results").resolve()):
-                    raise InputError(
-                        f"{entry.path!r} is a result, which snakemake may replace; copy it to another folder"
-                    )
-                mask_files(entry.path)
-    if study.published is not None and not Path(study.published).is_file():
-        raise InputError(f"config key published: {study.published!r} is not a file")
-    include = study.evaluation.lm_eval.include
-    if include is not None and not Path(include).is_dir():
-        raise InputError(f"config key evaluation.lm_eval.include: {include!r} is not a folder")
-    return study.model_copy(update={"models": {name: _resolve(study, name) for name in study.models}})
-
-
-def _check_text(key: str, text: str) -> None:
-    """Raise InputError when a text is neither known by its name nor a file that exists nor may be on the hub."""
-    if text in ("embedded", *documents.PRESETS) or (documents.is_file(text) and Path(text).is_file()):
-        return
-    if documents.is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
-        presets = ", ".join(documents.PRESETS)
-        raise InputError(
-            f"{key}: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
-            f"{', '.join(documents.FILES)} file that exists"
-        )
-
-
-def _resolve(study: Study, name: str) -> ModelSource:
-    """Check that a model exists and suits the study, and return its entry with the commit hash of its revision."""
-    model = study.models[name]
-    with prefix_errors(f"config key models.{name}.source"):
-        if is_hub_id(model.source):
-            model = model.model_copy(update={"revision": hub.resolve(model.source, model.revision)})
-        elif model.revision is not None:
-            raise InputError(f"{model.source!r} is no hub id, so it has no revision; leave that key out")
-        config = read_config(model.folder)
-        depth(config)
-        if model.revision is None:
-            check_files(model.folder)
-        sizes = sizes_of(config)
-    for key, text in study.texts().items():
-        if (most := context_length(config)) is not None and text.seqlen > most:
-            raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
-    for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
-        for index, entry in enumerate(study.patterns):
-            with prefix_errors(f"config key patterns[{index}], model {name}"):
-                grid.budget(entry).pattern.blocks(d_in)
-    return model
 
 
 class _Schema(GenerateJsonSchema):

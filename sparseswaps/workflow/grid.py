@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern, slug_of
 from sparseswaps.model.directory import depth, read_config
+from sparseswaps.workflow.config import PatternEntry, Study
 from sparseswaps.workflow.plan.sizes import Sizes, sizes_of
-
-if TYPE_CHECKING:  # which imports this module
-    from sparseswaps.workflow.config import PatternEntry, Study
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Budget:
         return self.layers is None and self.owl is None
 
 
-def budget(entry: "str | float | PatternEntry") -> Budget:
+def budget(entry: str | float | PatternEntry) -> Budget:
     """Read an entry of `patterns`. Raises InputError when it is no pattern."""
     if isinstance(entry, str | int | float):
         pattern = parse_pattern(entry)
@@ -89,12 +87,12 @@ def budget(entry: "str | float | PatternEntry") -> Budget:
     return Budget(entry.name, parse_pattern(entry.sparsity), entry.layers, owl)
 
 
-def patterns(study: "Study") -> dict[str, Budget]:
+def patterns(study: Study) -> dict[str, Budget]:
     """Return the study's patterns by slug."""
     return {found.slug: found for found in map(budget, study.patterns)}
 
 
-def warmstarts(study: "Study") -> dict[str, str | None]:
+def warmstarts(study: Study) -> dict[str, str | None]:
     """Return the study's warm starts by name: the path of imported masks, or None for a criterion."""
     return {
         entry if isinstance(entry, str) else entry.name: None if isinstance(entry, str) else entry.path
@@ -102,14 +100,14 @@ def warmstarts(study: "Study") -> dict[str, str | None]:
     }
 
 
-def counted(study: "Study", warmstart: str, refinement: str | None = None) -> str:
+def counted(study: Study, warmstart: str, refinement: str | None = None) -> str:
     """Say where the kept weights of a warm start, or of a refinement of it, are counted: see `masks.check_mask`."""
     if warmstarts(study).get(warmstart) is not None:
         return "roughly"
     return counting_rule(warmstart, refinement is not None and study.refinements[refinement].between_rows)
 
 
-def block_names(study: "Study") -> dict[str, list[str]]:
+def block_names(study: Study) -> dict[str, list[str]]:
     """Return the names of every model's decoder blocks, `block00` and on. Reads each model's config.json."""
     return {
         name: [f"block{index:02d}" for index in range(depth(read_config(model.folder)))]
@@ -117,7 +115,7 @@ def block_names(study: "Study") -> dict[str, list[str]]:
     }
 
 
-def coordinates(study: "Study") -> dict[str, list[Any]]:
+def coordinates(study: Study) -> dict[str, list[Any]]:
     """Return the values of each coordinate of the grid, in the order of `Cell`'s fields."""
     return {
         "model": list(study.models),
@@ -130,7 +128,7 @@ def coordinates(study: "Study") -> dict[str, list[Any]]:
     }
 
 
-def pattern_slug(study: "Study", value: str | float) -> str:
+def pattern_slug(study: Study, value: str | float) -> str:
     """Return the slug of a pattern by its name or in any notation, or the value itself if it is no pattern."""
     labels = {entry.label: entry.slug for entry in patterns(study).values()}
     try:
@@ -139,7 +137,7 @@ def pattern_slug(study: "Study", value: str | float) -> str:
         return str(value)
 
 
-def cells(study: "Study") -> Iterator[Cell]:
+def cells(study: Study) -> Iterator[Cell]:
     """Yield the cells of the study's grid, without the cells that `exclude` names."""
     excluded = []
     for entry in study.exclude:
@@ -157,7 +155,7 @@ def cells(study: "Study") -> Iterator[Cell]:
 class Grid:
     """A study with everything that its stages look up, each computed once."""
 
-    def __init__(self, study: "Study") -> None:
+    def __init__(self, study: Study) -> None:
         self.study = study
 
     @cached_property

@@ -18,7 +18,7 @@ from sparseswaps.model.description import describe
 from sparseswaps.model.directory import check_files
 from sparseswaps.model.loading import load_model, load_tokenizer
 from sparseswaps.workflow.artifacts import read_model, write_model
-from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.study import load_study
 
 OWN_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM

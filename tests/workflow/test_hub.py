@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sparseswaps.calibration.documents import SETTINGS
-from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.study import load_study
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from sparseswaps.evaluation.harness import plain_metrics
 from sparseswaps.model.masked import apply_masks
 from sparseswaps.workflow import grid
-from sparseswaps.workflow.config import load_study
+from sparseswaps.workflow.study import load_study
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPOSITORY / "docs" / "interoperation.md").read_text(), re.DOTALL)
 CELL = "results/tiny/stdlib/seed0/60pct/wanda/swaps"

@@ -9,8 +9,8 @@ from helpers import DENSE, LAYERS, REPOSITORY, make_study
 
 from sparseswaps.base.errors import BrokenFileError, InputError
 from sparseswaps.report import formats, summary, tables
-from sparseswaps.workflow.config import load_study
 from sparseswaps.workflow.grid import Grid
+from sparseswaps.workflow.study import load_study
 
 CONFIGS = REPOSITORY / "configs"
 PERPLEXITY = "perplexity on held_out (seqlen 256)"

@@ -7,7 +7,8 @@ from helpers import REPOSITORY, tiny_study
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
-from sparseswaps.workflow.config import Study, json_schema, load_study
+from sparseswaps.workflow.config import Study, json_schema
+from sparseswaps.workflow.study import load_study
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import yaml
 from helpers import LLAMA, REPOSITORY
 from safetensors.numpy import save_file
 
-from sparseswaps.workflow.config import load_study
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import sizes_of
+from sparseswaps.workflow.study import load_study
 
 FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml"))
 TABLE = (REPOSITORY / "configs" / "README.md").read_text(encoding="utf-8")

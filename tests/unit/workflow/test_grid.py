@@ -6,8 +6,8 @@ from helpers import tiny_study
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.settings import Criterion
 from sparseswaps.workflow import grid
-from sparseswaps.workflow.config import load_study
 from sparseswaps.workflow.grid import Cell
+from sparseswaps.workflow.study import load_study
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
 from safetensors.torch import save_file
 
 from sparseswaps.base.files import read_json
-from sparseswaps.workflow.config import load_study
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.needs import Draw, Machine, Mask
 from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import Matrices, sizes_of
 from sparseswaps.workflow.stages import STAGES
+from sparseswaps.workflow.study import load_study
 
 CORE, GPU = Machine(gpu=False, threads=1), Machine(gpu=True, threads=1)
 TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
@@ -95,7 +95,7 @@ def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
     save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
     config = json.dumps(tiny_study(tmp_path))
     code = (
-        "import json, sys; from sparseswaps.workflow.config import load_study;"
+        "import json, sys; from sparseswaps.workflow.study import load_study;"
         "from sparseswaps.workflow.grid import Grid; from sparseswaps.workflow.plan.plan import table;"
         f"print(table(Grid(load_study(json.loads({config!r})))));"
         "assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"

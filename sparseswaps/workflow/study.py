@@ -1,0 +1,129 @@
+"""Reading a study: its configuration, checked against its grid, the files that it names, and the hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparseswaps.base.errors import InputError, prefix_errors
+from sparseswaps.base.settings import input_error, unknown
+from sparseswaps.calibration import documents
+from sparseswaps.layer.pattern import PerRow
+from sparseswaps.model import hub
+from sparseswaps.model.directory import (
+    HUB_ID,
+    check_files,
+    context_length,
+    depth,
+    is_hub_id,
+    mask_files,
+    read_config,
+)
+from sparseswaps.workflow.config import ModelSource, Study
+from sparseswaps.workflow.grid import budget, cells, coordinates, pattern_slug, patterns
+from sparseswaps.workflow.plan.sizes import sizes_of
+
+
+def load_study(config: Mapping[str, Any]) -> Study:
+    """Read a configuration, fill in its defaults, and check everything that can be checked before the first job.
+
+    Looks at the files that the configuration names, and at the hub for the commit hash of a model's revision, which the
+    study then holds.
+
+    Raises:
+        InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
+            model; one line with the key's path and what is allowed.
+    """
+    try:
+        study = Study.model_validate(config)
+    except ValidationError as error:
+        raise input_error(error, config, "config key ") from None
+    _check_exclusions(study)
+    _check_cells(study)
+    for key, text in study.texts().items():
+        _check_text(f"config key {key}.text", text.text)
+    for index, entry in enumerate(study.warmstarts):
+        if not isinstance(entry, str):
+            with prefix_errors(f"config key warmstarts[{index}].from"):
+                if Path(entry.path).resolve().is_relative_to(Path("results").resolve()):
+                    raise InputError(
+                        f"{entry.path!r} is a result, which snakemake may replace; copy it to another folder"
+                    )
+                mask_files(entry.path)
+    if study.published is not None and not Path(study.published).is_file():
+        raise InputError(f"config key published: {study.published!r} is not a file")
+    include = study.evaluation.lm_eval.include
+    if include is not None and not Path(include).is_dir():
+        raise InputError(f"config key evaluation.lm_eval.include: {include!r} is not a folder")
+    return study.model_copy(update={"models": {name: _resolve(study, name) for name in study.models}})
+
+
+def _check_exclusions(study: Study) -> None:
+    """Check that the study has what `exclude` names."""
+    known = coordinates(study)
+    labels = [entry.label for entry in patterns(study).values()]
+    for index, entry in enumerate(study.exclude):
+        for key, values in entry.choices().items():
+            for value in values:
+                if (pattern_slug(study, value) if key == "pattern" else value) not in known[key]:
+                    message = unknown(value, labels if key == "pattern" else known[key])
+                    raise InputError(f"config key exclude[{index}].{key}: {value!r} is {message}")
+
+
+def _check_cells(study: Study) -> None:
+    """Check that the settings of every cell go together."""
+    budgets = patterns(study)
+    for cell in cells(study):
+        entry, refinement = budgets[cell.pattern], study.refinements[cell.refinement]
+        calibration = study.calibrations[cell.calibration]
+        if refinement.between_rows and not isinstance(entry.pattern, PerRow):
+            raise InputError(
+                f"config key refinements.{cell.refinement}.between_rows: pattern {entry.label} says what each block "
+                f"keeps; exclude {{refinement: {cell.refinement}, pattern: {entry.label!r}}}"
+            )
+        if refinement.stop == "held_out" and not calibration.held_out:
+            raise InputError(
+                f"config key calibrations.{cell.calibration}.held_out: is 0, "
+                f"but refinement {cell.refinement} stops by it"
+            )
+        if entry.owl is not None and calibration.propagate == "pruned":
+            raise InputError(
+                f"config key patterns: {entry.label} looks at all blocks before any is pruned, calibration "
+                f"{cell.calibration} prunes one after the other; exclude one with the other, or take `layers`"
+            )
+
+
+def _check_text(key: str, text: str) -> None:
+    """Raise InputError when a text is neither known by its name nor a file that exists nor may be on the hub."""
+    if text in ("embedded", *documents.PRESETS) or (documents.is_file(text) and Path(text).is_file()):
+        return
+    if documents.is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
+        presets = ", ".join(documents.PRESETS)
+        raise InputError(
+            f"{key}: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
+            f"{', '.join(documents.FILES)} file that exists"
+        )
+
+
+def _resolve(study: Study, name: str) -> ModelSource:
+    """Check that a model exists and suits the study, and return its entry with the commit hash of its revision."""
+    model = study.models[name]
+    with prefix_errors(f"config key models.{name}.source"):
+        if is_hub_id(model.source):
+            model = model.model_copy(update={"revision": hub.resolve(model.source, model.revision)})
+        elif model.revision is not None:
+            raise InputError(f"{model.source!r} is no hub id, so it has no revision; leave that key out")
+        config = read_config(model.folder)
+        depth(config)
+        if model.revision is None:
+            check_files(model.folder)
+        sizes = sizes_of(config)
+    for key, text in study.texts().items():
+        if (most := context_length(config)) is not None and text.seqlen > most:
+            raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
+    for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
+        for index, entry in enumerate(study.patterns):
+            with prefix_errors(f"config key patterns[{index}], model {name}"):
+                budget(entry).pattern.blocks(d_in)
+    return model
