@@ -30,9 +30,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed
 
+from sparseswaps.base.progress import ignore_progress
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.gram import correlation, row_loss, validate_layer
 from sparseswaps.layer.pattern import Pattern, parse_pattern
+from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.certificate import improvable_rows
 from sparseswaps.layer.swaps.engine import Refinement, refine
 
@@ -127,8 +129,8 @@ def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Te
     swap_rows = importlib.import_module(f"sparseswaps.layer.swaps.{backend}").swap_rows
     mask, current = mask.clone(), current.clone()
     budget = torch.full((len(weight),), UNLIMITED, device=weight.device)
-    state = (mask, torch.zeros_like(mask), current)
-    (swaps, certified), seconds = measure(weight.device.type, swap_rows, weight, gram, *state, size, budget)
+    rows = Rows(weight, gram, mask, torch.zeros_like(mask), current, size, budget)
+    (swaps, certified), seconds = measure(weight.device.type, swap_rows, rows, ignore_progress)
     return Search(mask, swaps, certified, seconds)
 
 
@@ -413,7 +415,9 @@ def whole_calls(case: Case, repeats: int) -> dict[str, Any]:
         result, seconds = measure("cpu", refine, case.weight, case.gram, case.mask, case.pattern)
         calls.append(seconds)
         parts.append(parts_of_a_call(case.weight, case.gram, case.mask, case.pattern, "cpu"))
-        pruning.append(1e6 * measure("cpu", eliminate_rows, case.weight, case.gram, size, kept)[1] / pruned)
+        pruning.append(
+            1e6 * measure("cpu", eliminate_rows, case.weight, case.gram, size, kept, ignore_progress)[1] / pruned
+        )
     swaps = int(result.swaps.sum())
     return {
         "call_s": spread(calls),

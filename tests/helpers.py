@@ -85,7 +85,7 @@ def limit_memory(function: Callable, most: int) -> Callable:
 
     @wraps(function)
     def limited(rows, *arguments):
-        if len(rows) > most:
+        if len(getattr(rows, "weight", rows)) > most:
             raise torch.OutOfMemoryError
         return function(rows, *arguments)
 

@@ -2,7 +2,7 @@
 
 import os
 from importlib.util import find_spec
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -12,31 +12,35 @@ from sparseswaps.base.progress import Report
 BACKENDS = ("reference", "cpu", "cuda", "batched")
 
 
-class Backend(Protocol):
-    """A module of this folder that searches; `weight` and `gram` are both float32 or both float64."""
+class Rows(NamedTuple):
+    """Rows of a layer to refine.
 
-    def swap_rows(
-        self,
-        weight: Tensor,
-        gram: Tensor,
-        mask: Tensor,
-        frozen: Tensor,
-        correlation: Tensor,
-        size: int,
-        budget: Tensor,
-        progress: Report,
-    ) -> tuple[Tensor, Tensor]:
+    Attributes:
+        weight: [rows, d_in], float32 or float64.
+        gram: [d_in, d_in], in the dtype of `weight`.
+        mask: boolean [rows, d_in], True where kept; a search modifies it.
+        frozen: boolean [rows, d_in], the kept weights that no swap may prune.
+        correlation: float64 [rows, d_in], c = G ((1 - m) * w); a search updates it with the mask.
+        size: columns per block; both weights of a swap are in the same block.
+        budget: int64 [rows], the most swaps of each row.
+    """
+
+    weight: Tensor
+    gram: Tensor
+    mask: Tensor
+    frozen: Tensor
+    correlation: Tensor
+    size: int
+    budget: Tensor
+
+
+class Backend(Protocol):
+    """A module of this folder that searches."""
+
+    def swap_rows(self, rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
         """Swap weights in every row until no swap improves the row, or the row has spent its budget.
 
-        Args:
-            weight: [rows, d_in].
-            gram: [d_in, d_in].
-            mask: boolean [rows, d_in], True where kept; modified.
-            frozen: boolean [rows, d_in], the kept weights that no swap may prune.
-            correlation: float64 [rows, d_in], c = G ((1 - m) * w) of `mask`; modified with it.
-            size: columns per block; both weights of a swap are in the same block.
-            budget: int64 [rows], the most swaps of each row.
-            progress: receives the number of rows at their optimum and the number of swaps made.
+        `progress` receives the number of rows at their optimum and the number of swaps made.
 
         Returns:
             The swaps made, int64 [rows], and whether no swap improves the row any more, boolean [rows].

@@ -9,7 +9,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.base.progress import Report
+from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_correlation
 from sparseswaps.layer.swaps.cost import norms, rounding
 
@@ -18,17 +19,9 @@ _PAIRS = 1 << 22  # pairs formed at a time: 32 MB in float64
 Best = tuple[Tensor, Tensor, Tensor]  # cost, u, p: each [rows]; there is no swap unless the cost is below 0
 
 
-def swap_rows(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    frozen: Tensor,
-    correlation: Tensor,
-    size: int,
-    budget: Tensor,
-    progress: Report = ignore_progress,
-) -> tuple[Tensor, Tensor]:
+def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
     """Refine all rows, as `backends.Backend` says."""
+    weight, gram, mask, frozen, correlation, size, budget = rows
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -98,7 +91,7 @@ def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound
         turn = 1 - turn
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
     """Make a mask by backward elimination, as `backends.Backend` says."""
     w, gram = weight.double(), gram.double()
     mask = torch.ones_like(w, dtype=torch.bool)

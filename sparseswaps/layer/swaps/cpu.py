@@ -18,7 +18,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.base.progress import Report
+from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_by_tile, strongest_correlation
 from sparseswaps.layer.swaps.cost import feature_norms, rounding
 
@@ -231,19 +232,8 @@ def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, frozen, c, size, budget):
 @_compiled
 def _swap_chunk(weight, s, unit, gram, rho, rho_tiles, size, mask, frozen, correlation, budget, swaps, certified):
     for row in range(len(weight)):
-        swaps[row], certified[row] = _swap_row(
-            weight[row],
-            gram,
-            s[row],
-            rho,
-            rho_tiles,
-            unit[row],
-            mask[row],
-            frozen[row],
-            correlation[row],
-            size,
-            budget[row],
-        )
+        w, kept, c = weight[row], (mask[row], frozen[row]), correlation[row]
+        swaps[row], certified[row] = _swap_row(w, gram, s[row], rho, rho_tiles, unit[row], *kept, c, size, budget[row])
 
 
 @_compiled
@@ -283,17 +273,9 @@ def _run_on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[sl
             yield done
 
 
-def swap_rows(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    frozen: Tensor,
-    correlation: Tensor,
-    size: int,
-    budget: Tensor,
-    progress: Report = ignore_progress,
-) -> tuple[Tensor, Tensor]:
+def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
     """Refine all rows, as `backends.Backend` says."""
+    weight, gram, mask, frozen, correlation, size, budget = rows
     swaps, certified = torch.empty_like(budget), torch.empty(len(weight), dtype=torch.bool)
     if size == weight.shape[1]:
         tiles = strongest_by_tile(gram, _TILE)
@@ -304,19 +286,19 @@ def swap_rows(
     rowwise = [t.numpy() for t in (mask, frozen, correlation, budget, swaps, certified)]
     weights, scale = weight.numpy(), feature_norms(gram).numpy()
 
-    def swap_part(rows: slice) -> None:
-        w = weights[rows].astype(np.float64)
+    def swap_part(part: slice) -> None:
+        w = weights[part].astype(np.float64)
         s = np.abs(w) * scale
-        _swap_chunk(w, s, rounding(s), *layer, size, *(array[rows] for array in rowwise))
+        _swap_chunk(w, s, rounding(s), *layer, size, *(array[part] for array in rowwise))
 
     ended = made = 0
-    for rows in _run_on_all_threads(len(weight), swap_part):
-        ended, made = ended + int(certified[rows].sum()), made + int(swaps[rows].sum())
+    for part in _run_on_all_threads(len(weight), swap_part):
+        ended, made = ended + int(certified[part].sum()), made + int(swaps[part].sum())
         progress(ended, made)
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
     """Make a mask by backward elimination, as `backends.Backend` says."""
     mask = torch.ones(weight.shape, dtype=torch.bool)
     weights, entries, result, scale = weight.numpy(), gram.numpy(), mask.numpy(), feature_norms(gram).numpy()

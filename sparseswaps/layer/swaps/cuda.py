@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.base.progress import Report
+from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.bounds import LAMBDA, strongest_correlation
 from sparseswaps.layer.swaps.cost import feature_norms, norms, rounding
 
@@ -22,21 +23,13 @@ _WARPS, _REGISTERS = 4, 128  # then four rows share a multiprocessor and hide ea
 _FUSED = False  # so that products and sums are rounded as on the CPU with every version of Triton
 
 
-def swap_rows(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    frozen: Tensor,
-    correlation: Tensor,
-    size: int,
-    budget: Tensor,
-    progress: Report = ignore_progress,
-) -> tuple[Tensor, Tensor]:
+def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
     """Refine all rows, as `backends.Backend` says."""
-    rows, d_in = weight.shape
+    weight, gram, mask, frozen, correlation, size, budget = rows
+    count, d_in = weight.shape
     swaps = torch.zeros_like(budget)
-    certified = torch.zeros(rows, dtype=torch.bool, device=weight.device)
-    if not rows:
+    certified = torch.zeros(count, dtype=torch.bool, device=weight.device)
+    if not count:
         return swaps, certified
     unit = torch.cat([rounding(norms(part, gram)) for part in weight.split(256)])  # float64 for some rows at a time
     state = mask.to(torch.int8) + (mask & frozen)  # 0: pruned, 1: kept, 2: kept and never to be pruned
@@ -47,21 +40,21 @@ def swap_rows(
         strongest = strongest_correlation(gram, size).float()
         strongest = strongest.nextafter(torch.full_like(strongest, inf))  # rounded up, so that the bound holds
         low = torch.empty_like(correlation)
-        listed = torch.empty(rows, _FEW, dtype=torch.int32, device=weight.device)
+        listed = torch.empty(count, _FEW, dtype=torch.int32, device=weight.device)
         with torch.cuda.device_of(weight):
-            _swap_row[(rows,)](*row, *result, strongest, low, listed, d_in, LAMBDA, _CHUNK, _FEW, **options)
+            _swap_row[(count,)](*row, *result, strongest, low, listed, d_in, LAMBDA, _CHUNK, _FEW, **options)
     else:
         padded = triton.next_power_of_2(size)
         column = torch.arange(d_in, device=weight.device)[:, None]
         inside = gram.gather(1, column // size * size + torch.arange(size, device=weight.device))
         with torch.cuda.device_of(weight):
-            _swap_blocks[(rows,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
+            _swap_blocks[(count,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
     mask.copy_(state != 0)
     progress(int(certified.sum()), int(swaps.sum()))
     return swaps, certified
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
     """Make a mask by backward elimination, as `backends.Backend` says."""
     rows, d_in = weight.shape
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)

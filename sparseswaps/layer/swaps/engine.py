@@ -11,7 +11,7 @@ from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.gram import correlation, loss_from_correlation, validate_layer
 from sparseswaps.layer.pattern import Pattern
-from sparseswaps.layer.swaps.backends import Backend, select_backend
+from sparseswaps.layer.swaps.backends import Backend, Rows, select_backend
 from sparseswaps.layer.swaps.between_rows import exchange
 from sparseswaps.layer.swaps.certificate import CertificateError, improvable_rows
 
@@ -213,7 +213,7 @@ class _LayerSearch:
         updated = correlation(weight, gram, mask)  # [rows, d_in]
         loss_before = loss_from_correlation(weight, updated, mask)
         loss_after, drift = loss_before.clone(), torch.zeros_like(loss_before)
-        swaps, certified = self.backend.swap_rows(weight, gram, mask, frozen, updated, size, budget, report)
+        swaps, certified = self.backend.swap_rows(Rows(weight, gram, mask, frozen, updated, size, budget), report)
         stopped = (swaps == budget) & (swaps > 0) & ~certified  # by the budget: there is nothing to certify
         loss_after[stopped] = loss_from_correlation(weight[stopped], updated[stopped], mask[stopped])
         moved = ((swaps > 0) & ~stopped).nonzero().flatten()
@@ -226,10 +226,8 @@ class _LayerSearch:
             loss_after[moved] = loss_from_correlation(some_weight, fresh, some_mask)
             difference = (updated - fresh).abs_().amax(1) / fresh.abs().amax(1).clamp_min(_TINY)
             drift[moved] = torch.maximum(drift[moved], difference)
-            left = budget[moved] - swaps[moved]
-            made, certified[moved] = self.backend.swap_rows(
-                some_weight, gram, some_mask, frozen[moved], fresh, size, left, ignore_progress
-            )
+            rows = Rows(some_weight, gram, some_mask, frozen[moved], fresh, size, budget[moved] - swaps[moved])
+            made, certified[moved] = self.backend.swap_rows(rows, ignore_progress)
             mask[moved] = some_mask
             swaps[moved] += made
             moved, updated = moved[made > 0], fresh[made > 0]

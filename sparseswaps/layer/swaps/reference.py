@@ -15,21 +15,14 @@ This module is the oracle of the tests. Nothing else imports it, except for `bac
 import torch
 from torch import Tensor
 
-from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.base.progress import Report
+from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
 
 
-def swap_rows(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    frozen: Tensor,
-    correlation: Tensor,
-    size: int,
-    budget: Tensor,
-    progress: Report = ignore_progress,
-) -> tuple[Tensor, Tensor]:
+def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
     """Run Algorithm 1 on every row, as `backends.Backend` says."""
+    weight, gram, mask, frozen, correlation, size, budget = rows
     weight, gram = weight.double(), gram.double()
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
@@ -71,7 +64,7 @@ def best_swap(
     return best
 
 
-def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report = ignore_progress) -> Tensor:
+def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
     """Prune the cheapest weight of every row repeatedly, as `backends.Backend` says.
 
     Pruning u costs 2 w_u c_u + w_u^2 G_uu, the part of a swap's cost that belongs to u.

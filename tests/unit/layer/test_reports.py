@@ -99,10 +99,10 @@ def test_rows_that_start_again_count_once(monkeypatch, reports, report):
     weight, gram, start = example()
     search, sizes = batched.swap_rows, []
 
-    def swap_then_fail(part, *arguments):
-        sizes.append(len(part))
-        result = search(part, *arguments)
-        if len(part) > 6:
+    def swap_then_fail(rows, report):
+        sizes.append(len(rows.mask))
+        result = search(rows, report)
+        if sizes[-1] > 6:
             raise torch.OutOfMemoryError
         return result
 

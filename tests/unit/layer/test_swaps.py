@@ -369,15 +369,15 @@ def test_a_feature_whose_squares_vanish_is_a_dead_one():
     assert result.swaps.sum() > 3
 
 
-def keep_all(mask, frozen):
+def keep_all(mask):
     mask.fill_(True)
 
 
-def prune_frozen(mask, frozen):
+def prune_frozen(mask):
     mask[0] = ~mask[0]
 
 
-def change_nothing(mask, frozen):
+def change_nothing(mask):
     pass
 
 
@@ -385,9 +385,9 @@ def change_nothing(mask, frozen):
 def test_a_wrong_result_of_a_search_is_an_error(monkeypatch, change):
     class WrongBackend:
         @staticmethod
-        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
-            change(mask, frozen)
-            return torch.zeros_like(budget), torch.ones(len(weight), dtype=torch.bool)
+        def swap_rows(rows, progress):
+            change(rows.mask)
+            return torch.zeros_like(rows.budget), torch.ones(len(rows.weight), dtype=torch.bool)
 
     weight, inputs = layer(1, 6, 16, "correlated")
     gram = inputs @ inputs.T
@@ -400,8 +400,8 @@ def test_a_wrong_result_of_a_search_is_an_error(monkeypatch, change):
 def test_rows_that_never_settle_are_an_error(monkeypatch):
     class Restless:
         @staticmethod
-        def swap_rows(weight, gram, mask, frozen, correlation, size, budget, progress):
-            return torch.ones_like(budget), torch.ones(len(weight), dtype=torch.bool)
+        def swap_rows(rows, progress):
+            return torch.ones_like(rows.budget), torch.ones(len(rows.weight), dtype=torch.bool)
 
     monkeypatch.setattr(engine, "select_backend", lambda *_: Restless)
     with pytest.raises(CertificateError, match="row 0"):
