@@ -8,48 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from sparseswaps.base.errors import InputError, one_line
+from sparseswaps.calibration.settings import TextSource, is_file
 from sparseswaps.embedded import corpus
 
 PRESETS = {"c4": "allenai/c4", "wikitext2": "Salesforce/wikitext"}
-FILES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
-HUB_KEYS = ("subset", "files", "revision")  # settings that only data sets of the hub have
-SETTINGS = ("text", "field", "split", *HUB_KEYS)  # the settings that decide the documents
-
-_SEPARATOR = "<|endoftext|>"
+_SEPARATOR = "<|endoftext|>"  # between the documents of a .txt file
 
 
-def is_file(text: str) -> bool:
-    """Return whether the name of a text means a local file, which need not exist."""
-    return text.endswith(FILES)
-
-
-def load(
-    text: str,
-    use: str,
-    field: str = "text",
-    split: str = "train",
-    subset: str | None = None,
-    files: str | list[str] | None = None,
-    revision: str | None = None,
-) -> Sequence[str]:
+def load(source: str | TextSource, use: str) -> Sequence[str]:
     """Load the documents of a text. The documents of a data set of the hub stay on disk until they are read.
 
     Args:
-        text: `embedded` (the standard library's sources), a `.txt` file (documents divided by `<|endoftext|>`), a
-            `.jsonl` file, gzipped or not (one document a line, in `field`), a `.parquet` file, or a data set of the
-            hub by its id or by a name in `PRESETS`.
+        source: the text, or only its name: `embedded` (the standard library's sources), a `.txt` file (documents
+            divided by `<|endoftext|>`), a `.jsonl` file, gzipped or not (one document a line), a `.parquet` file, or a
+            data set of the hub by its id or by a name in `PRESETS`.
         use: `calibration` or `evaluation`, the split of the embedded text.
-        field: the JSON field or the column that holds a document.
-        split, subset, revision: the part of a data set of the hub, as in `datasets.load_dataset`.
-        files: the names of the data set's files that make up the split, instead of a subset.
 
     Raises:
         InputError: the text cannot be read, or a line or a row does not hold text.
     """
+    source = TextSource(text=source) if isinstance(source, str) else source
+    text, field = source.text, source.field
     if text == "embedded":
-        return [source for _, source in corpus.documents(use)]
+        return [document for _, document in corpus.documents(use)]
     if not is_file(text):
-        return _load_from_hub(PRESETS.get(text, text), field, split, subset, files, revision)
+        return _load_from_hub(PRESETS.get(text, text), source)
     path = Path(text)
     try:
         if path.suffix == ".txt":
@@ -87,17 +70,16 @@ def _read_parquet(path: Path, field: str) -> Iterator[tuple[str, Any]]:
         yield f"row {number}", document
 
 
-def _load_from_hub(
-    name: str, field: str, split: str, subset: str | None, files: str | list[str] | None, revision: str | None
-) -> Sequence[str]:
+def _load_from_hub(name: str, source: TextSource) -> Sequence[str]:
     from datasets import load_dataset
     from huggingface_hub import hf_hub_download
 
+    split, field, revision = source.split, source.field, source.revision
     try:
-        if files is None:
-            rows = load_dataset(name, subset, split=split, revision=revision)
+        if source.files is None:
+            rows = load_dataset(name, source.subset, split=split, revision=revision)
         else:  # from the cache's folder: with a hub id, `load_dataset` needs a connection to find chosen files
-            files = [files] if isinstance(files, str) else files
+            files = [source.files] if isinstance(source.files, str) else source.files
             paths = [hf_hub_download(name, file, repo_type="dataset", revision=revision) for file in files]
             folder = paths[0].removesuffix(files[0])
             rows = load_dataset(folder, data_files={split.partition("[")[0]: files}, split=split)

@@ -56,6 +56,7 @@ class Replay:
         prefix: the dotted name of the blocks.
         blocks: the decoder blocks.
         batches: the sequences, with the hidden states that the next block reads.
+        extra_outputs: what blocks return in a tuple after hidden states; None if they return only these.
         sequences_run: the number of sequences that went through a block so far; a sequence counts once for each run.
     """
 
@@ -73,7 +74,7 @@ class Replay:
         self.weights, self.keep, self.progress = weights, keep, progress
         self.prefix, self.blocks = find_blocks(weights.model)
         self.sequences_run = 0
-        self._extra = self._observe_extra_outputs(samples[:1])
+        self.extra_outputs = self._observe_extra_outputs(samples[:1])
         self._position = 0  # of the batch that a block is run on
 
         def start(size: int) -> list[Batch]:
@@ -93,7 +94,6 @@ class Replay:
             return stopped.output[1:] if isinstance(stopped.output, tuple | list) else None
         finally:
             hook.remove()
-        raise InputError(f"{self.prefix}.0: the model never runs it, so the model cannot be pruned")
 
     @torch.inference_mode()
     def observe(self, pieces: list[tuple[Tensor, bool]], keep: Keep = lambda _: None) -> list[Batch]:
@@ -112,35 +112,16 @@ class Replay:
         batches, known = [], {}  # the arguments by the shape of a batch
         with self.weights.stem():
             for ids, held_out in pieces:
-                hidden, arguments = self._probe(ids)
+                probe = _Probe(self, ids)
                 if ids.shape not in known:
-                    known[ids.shape] = arguments
-                    _, others = self._probe(ids, disturb=True)
-                    if not all(_same(*pair) for pair in zip(arguments, others, strict=True)):
+                    known[ids.shape] = probe.arguments
+                    if not all(map(_same, probe.arguments, _Probe(self, ids, disturb=True).arguments)):
                         name = type(self.weights.model).__name__
-                        raise InputError(
-                            f"{name}: what it gives its blocks depends on hidden states; it cannot be pruned"
-                        )
-                pairs = zip(known[ids.shape], arguments, strict=True)
+                        raise InputError(f"{name}: what its blocks get depends on hidden states; it cannot be pruned")
+                pairs = zip(known[ids.shape], probe.arguments, strict=True)
                 arguments = [one if _same(one, other) else _to_device("cpu", other) for one, other in pairs]
-                batches.append(Batch(ids, held_out, arguments, keep(hidden)))
+                batches.append(Batch(ids, held_out, arguments, keep(probe.hidden)))
         return batches
-
-    def _probe(self, ids: Tensor, disturb: bool = False) -> tuple[Tensor, list[Arguments]]:
-        """Return the first block's hidden states, and all blocks' other arguments. No block is run.
-
-        With `disturb`, every block appears to change the hidden states.
-        """
-        probe = _Probe(self.prefix, len(self.blocks), self._extra, disturb)
-        with ExitStack() as stack:
-            for index, block in enumerate(self.blocks):
-                stack.enter_context(replace_forward(block, partial(probe.forward, index)))
-            with suppress(_Stopped):
-                self.weights.model(input_ids=ids.to(self.weights.device), use_cache=False)
-        for index in range(len(self.blocks)):
-            if index not in probe.arguments:
-                raise InputError(f"{self.prefix}.{index}: the model never runs it, so the model cannot be pruned")
-        return probe.first, [probe.arguments[index] for index in range(len(self.blocks))]
 
     @torch.inference_mode()
     def run_block(
@@ -208,29 +189,38 @@ class _Probe:
     """Stands in for all blocks in one forward pass of the model, and notes what the model gives them.
 
     Attributes:
-        first: the first block's hidden states.
-        arguments: the other arguments by the number of the block.
+        hidden: the first block's hidden states.
+        arguments: the other arguments of each block.
     """
 
-    def __init__(self, prefix: str, blocks: int, extra: tuple | None, disturb: bool) -> None:
-        self.first: Tensor | None = None
-        self.arguments: dict[int, Arguments] = {}
-        self._prefix, self._blocks, self._extra, self._disturb = prefix, blocks, extra, disturb
+    def __init__(self, replay: Replay, ids: Tensor, disturb: bool = False) -> None:
+        """Run the model on token ids [batch, seqlen]. With `disturb`, every block appears to change hidden states."""
+        self.replay, self.disturb = replay, disturb
+        self.hidden: Tensor | None = None
+        self.arguments: list[Arguments] = []
         self._returned: Tensor | None = None  # the hidden states that the block before returned
+        with ExitStack() as stack:
+            for index, block in enumerate(replay.blocks):
+                stack.enter_context(replace_forward(block, partial(self.forward, index)))
+            with suppress(_Stopped):
+                replay.weights.model(input_ids=ids.to(replay.weights.device), use_cache=False)
+        if len(self.arguments) < len(replay.blocks):
+            raise InputError(f"{replay.prefix}.{len(self.arguments)}: the model never runs it; it cannot be pruned")
 
     def forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
         """Note the arguments of one block, and return its hidden states as the block's output."""
         hidden = args[0] if args else kwargs["hidden_states"]
         if not self.arguments:
-            self.first = hidden
-        elif hidden is not self._returned and not _same(hidden, self._returned):
-            place = f"{self._prefix}.{index}"
+            self.hidden = self._returned = hidden
+        if index != len(self.arguments) or (hidden is not self._returned and not _same(hidden, self._returned)):
+            place = f"{self.replay.prefix}.{index}"
             raise InputError(f"{place}: is not given what the block before it returns; it cannot be pruned")
-        self.arguments[index] = _replace_hidden((args, kwargs), None)
-        if index == self._blocks - 1:
+        self.arguments.append(_replace_hidden((args, kwargs), None))
+        if len(self.arguments) == len(self.replay.blocks):
             raise _Stopped
-        self._returned = hidden * 1.5 + 0.25 if self._disturb else hidden
-        return self._returned if self._extra is None else (self._returned, *self._extra)
+        self._returned = hidden * 1.5 + 0.25 if self.disturb else hidden
+        extra = self.replay.extra_outputs
+        return self._returned if extra is None else (self._returned, *extra)
 
 
 def _replace_hidden(arguments: Arguments, hidden: Tensor | None) -> Arguments:

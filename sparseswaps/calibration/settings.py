@@ -5,12 +5,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sparseswaps.base.settings import Settings, wrong
-from sparseswaps.calibration.documents import HUB_KEYS, is_file
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 BatchSize = Annotated[int, Field(8, ge=1, description="Sequences per forward pass.")]
+FILES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
+
+
+def is_file(text: str) -> bool:
+    """Return whether the name of a text means a local file, which need not exist."""
+    return text.endswith(FILES)
 
 
 class TextSource(Settings):
@@ -30,7 +35,7 @@ class TextSource(Settings):
 
     @model_validator(mode="after")
     def _check_hub_keys(self) -> Self:
-        for key in HUB_KEYS if self.text == "embedded" or is_file(self.text) else ():
+        for key in ("subset", "files", "revision") if self.text == "embedded" or is_file(self.text) else ():
             if getattr(self, key) is not None:
                 raise wrong(key, f"is for data sets of the hub, which {self.text!r} is not; leave it out")
         if self.subset is not None and self.files is not None:

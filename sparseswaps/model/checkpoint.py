@@ -36,7 +36,7 @@ class Checkpoint:
         files = {}
         for name in weight_files(self.folder):
             with open_tensors(self.folder / name) as file:
-                files.update(dict.fromkeys(file.keys(), name))
+                files |= dict.fromkeys(file.keys(), name)
         return files
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseswaps.calibration.documents import is_file
+from sparseswaps.calibration.settings import is_file
 from sparseswaps.layer.pattern import PerRow
 from sparseswaps.model.directory import companion_files, mask_files, weight_files
 from sparseswaps.workflow.grid import Cell, Dense, Grid, cell_of, counted

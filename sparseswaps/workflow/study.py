@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.base.settings import input_error, unknown
-from sparseswaps.calibration import documents
+from sparseswaps.calibration.documents import PRESETS
+from sparseswaps.calibration.settings import FILES, is_file
 from sparseswaps.layer.pattern import PerRow
 from sparseswaps.model import hub
 from sparseswaps.model.directory import (
@@ -96,13 +97,13 @@ def _check_cells(study: Study) -> None:
 
 def _check_text(key: str, text: str) -> None:
     """Raise InputError when a text is neither known by its name nor a file that exists nor may be on the hub."""
-    if text in ("embedded", *documents.PRESETS) or (documents.is_file(text) and Path(text).is_file()):
+    if text in ("embedded", *PRESETS) or (is_file(text) and Path(text).is_file()):
         return
-    if documents.is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
-        presets = ", ".join(documents.PRESETS)
+    if is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
+        presets = ", ".join(PRESETS)
         raise InputError(
             f"{key}: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
-            f"{', '.join(documents.FILES)} file that exists"
+            f"{', '.join(FILES)} file that exists"
         )
 
 

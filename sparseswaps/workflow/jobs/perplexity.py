@@ -7,8 +7,9 @@ from pathlib import Path
 from sparseswaps.base.errors import prefix_errors
 from sparseswaps.base.files import write_json
 from sparseswaps.base.progress import Part
-from sparseswaps.calibration.documents import SETTINGS, load
+from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.sampling import check_vocabulary, tokenize
+from sparseswaps.calibration.settings import TextSource
 from sparseswaps.evaluation.perplexity import perplexity, windows
 from sparseswaps.model.directory import read_config, vocabulary_size
 from sparseswaps.model.loading import load_tokenizer
@@ -21,7 +22,7 @@ def run(inputs, outputs, settings, context):
     folder, masks, trusted = evaluated_model(inputs)
     tokenizer = load_tokenizer(folder, trusted)
     with prefix_errors(f"config key evaluation.perplexity.{context.wildcards['text']}.text, {settings['text']}"):
-        documents = load(use="evaluation", **{name: settings[name] for name in SETTINGS})
+        documents = load(TextSource.of(settings), "evaluation")
         ids = tokenize(tokenizer, settings["join"].join(islice(documents, settings["documents"])))
         cut = windows(ids, settings["seqlen"], settings["windows"])
         check_vocabulary(cut, vocabulary_size(read_config(Path(folder))))

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from sparseswaps.base.errors import InputError, prefix_errors
-from sparseswaps.calibration.documents import SETTINGS, load
+from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.sampling import check_vocabulary, draw
+from sparseswaps.calibration.settings import TextSource
 from sparseswaps.model.directory import read_config, vocabulary_size
 from sparseswaps.model.loading import load_tokenizer
 from sparseswaps.workflow.artifacts import digest, read_model, write_samples
@@ -18,7 +19,7 @@ def run(inputs, outputs, settings, context):
     sizes = (settings[name] for name in ("samples", "held_out", "seqlen", "seed"))
     key = f"config key calibrations.{context.wildcards['calibration']}"
     with prefix_errors(f"{key}.text, {settings['text']}"):
-        documents = load(use="calibration", **{name: settings[name] for name in SETTINGS})
+        documents = load(TextSource.of(settings), "calibration")
         if settings["join"] is not None:
             documents = [settings["join"].join(documents)]
         calibration, held_out = draw(documents, tokenizer, *sizes)

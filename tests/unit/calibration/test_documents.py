@@ -6,6 +6,7 @@ import pytest
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.documents import load
+from sparseswaps.calibration.settings import TextSource
 
 LINES = "".join(json.dumps({"body": body}) + "\n" for body in ("one", "", "two")).encode()
 
@@ -24,7 +25,7 @@ def test_a_file_gives_its_documents(name, tmp_path):
     else:
         path.write_bytes(gzip.compress(LINES) if name.endswith(".gz") else LINES)
     expected = ["one", "two"] if name.endswith(".txt") else ["one", "", "two"]
-    assert load(str(path), "calibration", "body") == expected
+    assert load(TextSource(text=str(path), field="body"), "calibration") == expected
 
 
 @pytest.mark.parametrize(
