@@ -1,5 +1,6 @@
 """The log lines of long work. tests/unit/workflow/test_run.py has jobs on a terminal and in files."""
 
+import io
 import logging
 
 import pytest
@@ -31,6 +32,17 @@ def test_work_that_makes_nothing_shows_its_units_alone(monkeypatch, caplog):
         report(0, 0)
         report(1, 0)
     assert caplog.messages == ["0 of 2 blocks, unknown time left", "1 of 2 blocks, 0:00:20 left"]
+
+
+def test_a_terminal_has_a_bar_until_the_work_is_done(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress, "_DRAWN", 0)
+    with show_progress("job", "rows", "swaps", [Part(4)]) as (report,):
+        report(1, 10)
+        assert "1 of 4 rows" in terminal.getvalue()
+    assert not terminal.getvalue().split("\r")[-2].strip()
 
 
 @pytest.mark.parametrize(

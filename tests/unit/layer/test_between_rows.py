@@ -10,6 +10,7 @@ from sparseswaps.layer.gram import row_loss
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps import between_rows as between
 from sparseswaps.layer.swaps.between_rows import best_pairs, exchange
+from sparseswaps.layer.swaps.certificate import CertificateError
 from sparseswaps.layer.swaps.cost import norms, rounding
 from sparseswaps.layer.swaps.engine import refine
 
@@ -110,6 +111,22 @@ def test_the_first_swap_is_the_best_of_all(example):
     else:
         assert best >= -slack
         assert torch.equal(mask, start)
+
+
+@pytest.mark.parametrize(("kept", "made"), [(True, 0), (False, 1)])
+def test_a_wrong_search_is_an_error(monkeypatch, kept, made):
+    class WrongPass:
+        """A pass that changes the number of kept weights, or makes swaps without end."""
+
+        def __init__(self, weight, gram, mask, frozen, budget):
+            mask[0, 0] = kept
+
+        def run(self):
+            return torch.tensor([made])
+
+    monkeypatch.setattr(between, "_ExchangePass", WrongPass)
+    with pytest.raises(CertificateError):
+        exchange(torch.ones(1, 2), torch.eye(2), torch.zeros(1, 2).bool(), None, torch.tensor([UNLIMITED]))
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=8))

@@ -16,6 +16,13 @@ def test_batches_add_up_to_the_gram_matrix():
     torch.testing.assert_close(total, flat.T @ flat, rtol=1e-6, atol=1e-6)
 
 
+def test_a_gram_matrix_is_exactly_symmetric():
+    inputs = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    gram = gram_matrix(inputs.split(20))
+    assert torch.equal(gram, gram.T)
+    torch.testing.assert_close(gram, gram_matrix(inputs))
+
+
 def test_products_of_bfloat16_are_exact():
     inputs = torch.randn(1, 9, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     total = torch.zeros(9, 9, dtype=torch.float64)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.layer.criteria import WARMSTARTS
+from sparseswaps.layer.criteria import WARMSTARTS, warmstart
 from sparseswaps.layer.masks import check_mask, keep_best, pack, unpack
 from sparseswaps.layer.pattern import parse_pattern
 
@@ -50,6 +50,13 @@ def test_ties_keep_the_one_further_left():
 def test_criteria_by_hand(name, kept):
     weight, gram = torch.tensor([[1.0, -3.0, 2.0, 0.5]]), torch.diag(torch.tensor([16.0, 1.0, 4.0, 1.0]))
     assert WARMSTARTS[name](weight, gram, HALF)[0].nonzero().flatten().tolist() == kept
+
+
+def test_a_warm_start_is_the_mask_of_its_criterion():
+    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(warmstart(weight, torch.eye(8), HALF, "ria"), WARMSTARTS["ria"](weight, torch.eye(8), HALF))
+    with pytest.raises(InputError, match="'ira'"):
+        warmstart(weight, torch.eye(8), HALF, "ira")
 
 
 def test_greedy_sees_what_pruned_weights_make_up_for():
