@@ -28,7 +28,7 @@ from sparseswaps.pruning.warmstart import WarmStart
 
 
 class PruneSettings(Calibration, RefinementSettings):
-    """The arguments of `prune` that a configuration of the workflow has as well."""
+    """The arguments of `prune` that are keys of the workflow's configuration."""
 
     text: str = "embedded"
     warmstart: Criterion = "wanda"
@@ -82,49 +82,50 @@ def prune(
 ) -> Pruned:
     """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
 
-    The method is that of SparseSwaps (arXiv 2512.10922). The arguments are keys of the workflow's configuration, with
-    its defaults, and of a model that is loaded in float32 on the CPU, where the workflow computes so, the masks are the
-    workflow's, bit by bit, with as many threads (`torch.set_num_threads(1)` by default).
+    The method is SparseSwaps (arXiv 2512.10922). The arguments are keys of the workflow's configuration, with the same
+    defaults. The masks equal the workflow's masks bit by bit, if the model is loaded in float32 on the CPU and as many
+    threads compute as in the workflow (`torch.set_num_threads(1)` by default).
 
-    Pruned are the linear layers of the decoder blocks, and the experts that transformers holds in one parameter for
-    all. What the calibration text does not reach stays dense, by name in the log (`logging`), as are the figures of
-    each layer once it is done. An error on the way leaves the blocks before it pruned.
+    The linear layers of the decoder blocks are pruned, and the experts that transformers holds in one parameter. Layers
+    that the calibration text does not reach stay dense. The log (`logging`) has a line with the figures of each layer.
+    After an error, the blocks before the failed block are pruned, the others are not.
 
     Args:
         model: a causal language model of transformers, whole on one device, in any floating dtype.
-        tokenizer: the model's own; None will do where `calibration` is token ids.
+        tokenizer: the model's own; None is enough where `calibration` is token ids.
         pattern: a sparsity per row, such as `"60%"` or 0.6, or N:M, such as `"2:4"`: N kept of every M.
         warmstart: the criterion that makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`,
             `sparsegpt` or `admm`.
-        calibration: `"embedded"`, the sources of Python's standard library, which needs no network; a .txt, .jsonl
-            (gzipped or not) or .parquet file; the id of a data set of the hub; documents, of which those longer than
-            `seqlen` give a sample each; or token ids, int64 [samples, seqlen], taken as they are and without
-            held-out ones.
+        calibration: `"embedded"`, sources of Python's standard library, which need no network; a .txt, .jsonl (gzipped
+            or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
+            documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],
+            which are used as they are, without held-out samples.
         samples: calibration sequences to draw.
         held_out: further sequences whose Gram matrices refinement never sees.
         seqlen: tokens per sequence.
         seed: of the draw.
         propagate: `"dense"` calibrates every block on the dense model's inputs; `"pruned"` on the outputs of the pruned
             blocks before it.
-        max_swaps: swaps per row at most; None goes to the local optimum, 0 leaves the warm start as it is.
-        stop: `"held_out"` takes a layer's mask before its error on held-out text rises; `"optimum"` does not look.
-        freeze: part of each row's weights, those of highest Wanda score, that no swap prunes; in [0, 1).
-        shrinkage: swaps are chosen by (1 - s) G + s diag(G) instead of G; in [0, 1].
-        between_rows: whether rows exchange weights, too; then a matrix keeps what a sparsity says, its rows need not.
+        max_swaps: most swaps per row; None goes to the local optimum, 0 leaves the warm start as it is.
+        stop: `"held_out"` takes the last mask before a layer's error on held-out text rises; `"optimum"` ignores it.
+        freeze: share of each row's weights, those with the highest Wanda scores, that no swap prunes; in [0, 1).
+        shrinkage: swaps are chosen by (1 - s) G + s diag(G) instead of the Gram matrix G; in [0, 1].
+        between_rows: whether rows exchange weights, too. The matrix then keeps what a sparsity says; its rows may
+            differ.
         reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. New values
-            are rounded to the model's dtype, in the workflow to that of its files.
-        batch_size: sequences per forward pass; less once a GPU is out of memory.
+            are rounded to the model's dtype (in the workflow, to the dtype of the model's files).
+        batch_size: sequences per forward pass; fewer after a GPU has run out of memory.
 
     Returns:
-        The masks and the figures of all layers; the model itself is pruned, and in the mode that it was in.
+        The masks and the figures of all layers. The model is pruned; its training mode is what it was.
 
     Raises:
-        InputError: one line that names the argument or the layer. The model is none of transformers' or not whole on
-            one device; an argument is none of its choices, the pattern does not divide a width, the text cannot be read
-            or is too short, token ids are not the model's; an activation or a weight is not finite; or the GPU has no
-            memory for a single sequence or row.
+        InputError: one line that names the argument or the layer. The model is not of transformers or not whole on one
+            device; an argument is not allowed; the pattern does not divide a width; the text cannot be read or is too
+            short; token ids are not the model's; an activation or a weight is not finite; or the GPU has no memory for
+            one sequence or row.
     """
-    arguments = locals()
+    arguments = locals() | ({"text": calibration} if isinstance(calibration, str) else {})
     settings = PruneSettings(**{name: arguments[name] for name in arguments.keys() & PruneSettings.model_fields})
     _check_model(model)
     parsed, weights = parse_pattern(pattern), WeightsInMemory(model)
@@ -195,7 +196,7 @@ def _check_model(model: Any) -> None:
 def _token_ids(
     calibration: Any, tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel, settings: PruneSettings
 ) -> tuple[Tensor, Tensor]:
-    """Those to calibrate on, int64 [samples, seqlen], and held-out ones, int64 [held_out, seqlen]."""
+    """Return the token ids of calibration, int64 [samples, seqlen], and of held-out text, int64 [held_out, seqlen]."""
     given, seqlen = isinstance(calibration, Tensor), settings.seqlen
     if given:
         if calibration.dtype != torch.int64 or calibration.ndim != 2 or not calibration.numel():
@@ -209,12 +210,14 @@ def _token_ids(
     if given:
         ids, unseen = calibration, calibration[:0]
     else:
-        documents = load(calibration, "calibration") if isinstance(calibration, str) else calibration
+        documents = load(settings, "calibration") if isinstance(calibration, str) else calibration
         in_memory = isinstance(documents, list | tuple)
         if not isinstance(documents, Sequence) or (in_memory and not all(isinstance(text, str) for text in documents)):
             raise InputError("expected the name of a text, a list of documents, or a tensor of token ids")
         if tokenizer is None:
             raise InputError("text needs the model's tokenizer")
+        if settings.join is not None:
+            documents = [settings.join.join(documents)]
         ids, unseen = draw(documents, tokenizer, settings.samples, settings.held_out, seqlen, settings.seed)
     check_vocabulary(torch.cat([ids, unseen]), vocabulary_size(config))
     return ids, unseen

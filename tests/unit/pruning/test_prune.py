@@ -20,6 +20,7 @@ from sparseswaps.calibration.settings import Calibration
 from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.model.loading import load_model, load_tokenizer
 from sparseswaps.model.weights import WeightsInMemory
+from sparseswaps.pruning import model as pruning
 from sparseswaps.workflow.config import Study
 
 SIZES = {"samples": 8, "held_out": 4, "seqlen": 32}
@@ -76,6 +77,16 @@ def test_a_text_its_documents_and_its_token_ids_give_the_same_masks(loaded, tiny
         masks.append(found.masks)
     for other in masks[1:]:
         assert all(torch.equal(mask, other[name]) for name, mask in masks[0].items())
+
+
+def test_a_text_of_the_literature_has_its_protocol(loaded, monkeypatch):
+    def load(source, use):
+        assert (source.text, source.subset, use) == ("wikitext2", "wikitext-2-raw-v1", "calibration")
+        return ["a line of a long text"] * 100  # each too short for a sample
+
+    monkeypatch.setattr(pruning, "load", load)
+    pruned = sparseswaps.prune(*loaded, "50%", calibration="wikitext2", samples=4, held_out=2, seqlen=32, max_swaps=0)
+    assert {row["tokens"] for row in pruned.losses} == {4 * 32}
 
 
 def test_a_model_in_training_goes_on_with_its_zeros(loaded):
