@@ -1,6 +1,11 @@
-"""Tiny configurations of the model families that the tests build."""
+"""Tiny models of many families."""
 
+import copy
+
+import pytest
+import torch
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
@@ -44,3 +49,18 @@ MODELS = [
     Qwen3MoeConfig(**SIZES, **EXPERTS),
     GptOssConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2, layer_types=TWO_KINDS, sliding_window=4),  # fused
 ]
+
+families = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
+
+
+def tiny(config):
+    """Return a random model in eval mode, whose experts are not fused by other kernels."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)  # a model's dtype is written into its configuration
+    config._experts_implementation = "eager"
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tokens(count, seed):
+    """Return random token ids, int64 [count, 12]."""
+    return torch.randint(0, 64, (count, 12), generator=torch.Generator().manual_seed(seed))

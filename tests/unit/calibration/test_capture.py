@@ -3,9 +3,8 @@ import logging
 
 import pytest
 import torch
-from families import MODELS, SIZES
+from families import MODELS, SIZES, families, tiny, tokens
 from helpers import write_tiny_model
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
@@ -23,19 +22,6 @@ from sparseswaps.model.checkpoint import write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.layers import file_tensors
 from sparseswaps.model.weights import WeightsInMemory, WeightsOnDisk
-
-families = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
-
-
-def tokens(count, seed):
-    return torch.randint(0, 64, (count, 12), generator=torch.Generator().manual_seed(seed))
-
-
-def tiny(config):
-    torch.manual_seed(0)
-    config = copy.deepcopy(config)  # a model's dtype is written into its configuration
-    config._experts_implementation = "eager"
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -58,7 +44,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.ndim > 1]
         self.parameters = {parameter.untyped_storage().data_ptr(): (name, parameter) for name, parameter in parameters}
-        self.found = {}
+        self.sums = {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (functional.linear, torch.addmm, torch.Tensor.matmul, torch.Tensor.__matmul__):
@@ -67,8 +53,8 @@ class Watch(TorchFunctionMode):
                 name, parameter = self.parameters[start]
                 expert = weight.storage_offset() // parameter.shape[-2:].numel()
                 flat = x.detach().reshape(-1, x.shape[-1]).double()
-                gram, count = self.found.get((name, expert), (0, 0))
-                self.found[name, expert] = gram + flat.T @ flat, count + len(flat)
+                gram, count = self.sums.get((name, expert), (0, 0))
+                self.sums[name, expert] = gram + flat.T @ flat, count + len(flat)
         return function(*args, **(kwargs or {}))
 
 
@@ -76,15 +62,7 @@ def watched(model, place, layers, ids):
     """The Gram matrix and the number of tokens of each of a block's matrices, in a plain forward pass of the model."""
     with Watch(model) as watch, torch.no_grad():
         model(input_ids=ids)
-    return {layer.matrix: watch.found[f"{place}.{layer.parameter}", layer.expert or 0] for layer in layers}
-
-
-@families
-def test_layers_in_memory_are_those_of_the_files(config, tmp_path):
-    tiny(config).save_pretrained(tmp_path)
-    expected = describe(tmp_path).blocks
-    assert find_layers(tiny(config)) == expected
-    assert find_layers(AutoModelForCausalLM.from_pretrained(tmp_path)) == expected
+    return {layer.matrix: watch.sums[f"{place}.{layer.parameter}", layer.expert or 0] for layer in layers}
 
 
 @families
@@ -139,16 +117,6 @@ def test_captured_on_a_gpu_twice_the_same(config, tmp_path):
     passes = [capture(WeightsOnDisk(described, "cuda"), tokens(9, 1), tokens(3, 2), 2) for _ in range(2)]
     for one, other in zip(*passes, strict=True):
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
-
-
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"])
-def test_a_checkpoint_that_lacks_a_parameter_is_named(name, tmp_path):
-    tiny(MODELS[0]).save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors[name]
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=name):
-        list(capture(WeightsOnDisk(describe(tmp_path), "cpu"), tokens(2, 1), tokens(1, 2), 2))
 
 
 def half(weights):
@@ -225,14 +193,12 @@ def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, ca
 
     down.register_forward_pre_hook(greedy)
     with caplog.at_level(logging.WARNING):
-        found = captured(7)
-    assert caplog.messages == [f"out of memory at {n} sequences: going on with {n // 2}" for n in (7, 3)]
-    for index, grams in enumerate(found):
+        halved = captured(7)
+    assert len(caplog.messages) == 2  # 7 sequences, then 3
+    for index, grams in enumerate(halved):
         same(by_matrix(layers[index], grams), by_matrix(layers[index], expected[index]))
     most = 0
-    with pytest.raises(
-        InputError, match="out of GPU memory with one of the sequences at a time; lower the calibration's seqlen"
-    ):
+    with pytest.raises(InputError, match="seqlen"):
         list(capture(WeightsInMemory(model), samples, held_out, 7))
 
 
@@ -285,16 +251,16 @@ def test_layers_that_are_called_otherwise_than_once(caplog):
     torch.testing.assert_close(grams.matrix["mlp.twice"], 5 * x.T @ x, rtol=1e-4, atol=1e-4)
     assert grams.tokens["mlp.twice"] == 2 * 9 * 12
     assert [layer.name for layer in grams.readers(weights.layers[0]) if "mlp" in layer.name] == ["mlp.twice"]
-    messages = " ".join(caplog.messages)
-    assert "mlp.never: never called with an input of its own, left dense" in messages
-    assert "model.layers.0.mlp.few:" in messages
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"model.layers.0.mlp.{name}" for name in ("few", "never")
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda given, _: given + 1, r"model\.layers\.1: is not given what the block before it returns"),
-        (lambda given, options: (options.update(position_ids=given.sum()), given)[1], "depends on hidden states"),
+        (lambda given, _: given + 1, r"model\.layers\.1"),
+        (lambda given, options: (options.update(position_ids=given.sum()), given)[1], "LlamaForCausalLM"),
     ],
 )
 def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, message):
@@ -304,6 +270,14 @@ def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, messag
     model = tiny(MODELS[0])
     model.model.layers[1].register_forward_pre_hook(between, with_kwargs=True)
     with pytest.raises(InputError, match=message):
+        next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), 2))
+
+
+def test_a_model_that_does_not_run_a_block_is_refused():
+    model = tiny(MODELS[0])
+    model.model.config = copy.deepcopy(model.config)
+    model.model.config.num_hidden_layers = 3  # of 4
+    with pytest.raises(InputError, match=r"model\.layers\.3"):
         next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), 2))
 
 
@@ -363,14 +337,14 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
     assert set(described.left_dense) == routers
     masks, doubled = {}, {}
     for index, grams in enumerate(capture(WeightsOnDisk(described, "cpu"), tokens(9, 1), tokens(3, 2), batch_size=5)):
-        found = {}
+        of_block = {}
         for layer in described.blocks[index]:
             weight, gram = described.weight(layer), grams.matrix[grams.reads[layer.name]]
             result = refine(weight, gram, wanda(weight, gram, pattern), pattern)
             assert result.loss_after.sum() < result.loss_before.sum()
             check_mask(result.mask, pattern)
-            found[layer.name] = result.mask
-        masks |= file_tensors(described.blocks[index], found)
+            of_block[layer.name] = result.mask
+        masks |= file_tensors(described.blocks[index], of_block)
         twice = {layer.name: 2 * described.weight(layer) for layer in described.blocks[index]}
         doubled |= file_tensors(described.blocks[index], twice)
     write_pruned(described.checkpoint, masks, tmp_path / "pruned", {})
@@ -390,17 +364,6 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
             assert torch.equal(pruned[name], tensor), name
 
 
-def test_a_checkpoint_without_its_head_is_found(tmp_path):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(next(config for config in MODELS if config.model_type == "gpt2"))
-    model.transformer.save_pretrained(tmp_path)  # its tensors are named h.0... and not transformer.h.0...
-    described = describe(tmp_path)
-    first = described.blocks[0][0]
-    assert first.tensor == "h.0.attn.c_attn.weight"
-    assert torch.equal(described.weight(first), model.transformer.h[0].attn.c_attn.weight.T)
-    assert (first.d_out, first.d_in) == (48, 16)
-
-
 def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog):
     """Mamba takes the weight of `dt_proj` and multiplies by itself."""
     model = tiny(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0))
@@ -408,26 +371,17 @@ def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog)
     described = describe(tmp_path)
     with caplog.at_level(logging.WARNING):
         grams = next(capture(WeightsOnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), batch_size=2))
-    assert "backbone.layers.0.mixer.dt_proj: never called with an input of its own, left dense" in caplog.messages
-    assert [layer.name for layer in grams.readers(described.blocks[0])] == [
-        "mixer.in_proj",
-        "mixer.x_proj",
-        "mixer.out_proj",
-    ]
+    assert any("backbone.layers.0.mixer.dt_proj" in message for message in caplog.messages)
+    names = [layer.name for layer in grams.readers(described.blocks[0])]
+    assert names == ["mixer.in_proj", "mixer.x_proj", "mixer.out_proj"]
 
 
 def test_layers_with_one_input_share_one_gram_matrix():
     model = tiny(MODELS[0])
     grams = next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
-    assert grams.reads == {
-        "self_attn.q_proj": "self_attn.q_proj",
-        "self_attn.k_proj": "self_attn.q_proj",
-        "self_attn.v_proj": "self_attn.q_proj",
-        "self_attn.o_proj": "self_attn.o_proj",
-        "mlp.gate_proj": "mlp.gate_proj",
-        "mlp.up_proj": "mlp.gate_proj",
-        "mlp.down_proj": "mlp.down_proj",
-    }
+    shared = dict.fromkeys(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "self_attn.q_proj")
+    shared |= dict.fromkeys(["mlp.gate_proj", "mlp.up_proj"], "mlp.gate_proj")
+    assert grams.reads == shared | {name: name for name in ("self_attn.o_proj", "mlp.down_proj")}
     assert set(grams.matrix) == set(grams.held_out) == set(grams.reads.values())
 
 
@@ -441,5 +395,5 @@ def test_no_held_out_text_gives_no_held_out_gram():
 def test_infinite_activations_name_their_layer(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "model"), dtype=torch.float32).eval()
     model.model.layers[1].mlp.up_proj.weight.data.fill_(1e38)
-    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj: an input activation is NaN or Inf"):
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj"):
         list(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
