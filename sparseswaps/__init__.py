@@ -27,13 +27,13 @@ from typing import Any
 _PUBLIC = {
     "prune": "sparseswaps.pruning.model:prune",
     "Pruned": "sparseswaps.pruning.model:Pruned",
-    "Reconstruction": "sparseswaps.layer.reconstruction:Reconstruction",
+    "Reconstruction": "sparseswaps.layer.settings:Reconstruction",
     "keep_zeros": "sparseswaps.model.masked:keep_zeros",
     "apply_masks": "sparseswaps.model.masked:apply_masks",
     "gram_matrix": "sparseswaps.layer.gram:gram_matrix",
     "parse_pattern": "sparseswaps.layer.pattern:parse_pattern",
     "warmstart": "sparseswaps.layer.criteria:warmstart",
-    "refine_mask": "sparseswaps.layer.swaps.engine:refine",  # `sparseswaps.refine` is the package that it comes from
+    "refine_mask": "sparseswaps.layer.swaps.engine:refine",
     "Refinement": "sparseswaps.layer.swaps.engine:Refinement",
     "InputError": "sparseswaps.base.errors:InputError",
 }

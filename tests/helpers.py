@@ -66,8 +66,14 @@ def layer(seed: int, d_out: int, d_in: int, kind: str) -> tuple[torch.Tensor, to
     weight = torch.randn(d_out, d_in, generator=random)
     inputs = torch.randn(d_in, 2 * d_in + 3, generator=random)
     if kind == "correlated":
-        inputs = 0.2 * inputs + torch.randn(1, inputs.shape[1], generator=random)
-    elif kind == "rank deficient":
+        return weight, 0.2 * inputs + torch.randn(1, inputs.shape[1], generator=random)
+    return alter(weight, inputs, kind)
+
+
+def alter(weight: torch.Tensor, inputs: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give a layer's weight [d_out, d_in] and inputs [d_in, tokens] one kind of difficulty, if it has a name here."""
+    d_in = len(inputs)
+    if kind == "rank deficient":
         inputs = inputs[:, : max(1, d_in // 3)]
     elif kind == "duplicated":
         inputs[1::2] = inputs[: d_in - d_in % 2 : 2]

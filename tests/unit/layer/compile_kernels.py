@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for a Hopper GPU, which need not be there; run by test_refine without the interpreter."""
+"""Compile the Triton kernels for a Hopper GPU, without such a GPU; test_swaps.py runs this without the interpreter."""
 
 from itertools import product
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import alter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,17 +49,9 @@ def examples(draw):
     """Draw a layer of any difficulty: weight [1 to 5, d_in], Gram matrix, any mask, frozen weights, budget."""
     d_out, d_in = draw(st.integers(1, 5)), draw(st.integers(1, 8))
     seed = draw(st.integers(0, 10**6))
-    weight, inputs = layer(seed, d_out, d_in)
     kind = draw(st.sampled_from(["plain", "dead", "outliers", "duplicated", "zero weights", "equal rows"]))
-    if kind == "dead":
-        inputs[::2] = 0
-    elif kind == "outliers":
-        inputs[:: max(1, d_in // 2)] *= 1e5
-    elif kind == "duplicated":
-        inputs[1::2] = inputs[: d_in - d_in % 2 : 2]
-    elif kind == "zero weights":
-        weight[:, ::2] = 0
-    elif kind == "equal rows":
+    weight, inputs = alter(*layer(seed, d_out, d_in), kind)
+    if kind == "equal rows":
         weight = weight[:1].repeat(d_out, 1)
     random = torch.Generator().manual_seed(seed + 1)
     kept = torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.4, 0.7, 1.0]), min_size=d_out, max_size=d_out)))

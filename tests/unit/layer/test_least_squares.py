@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import limit_memory
+from helpers import alter, limit_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,13 +85,8 @@ def examples(draw):
     d_in = draw(st.integers(1, 24))
     weight, inputs = layer(draw(st.integers(0, 10**6)), draw(st.integers(1, 4)), d_in, draw(st.integers(1, 50)))
     kind = draw(st.sampled_from(["plain", "dead", "outliers", "duplicated", "nearly singular", "small"]))
-    if kind == "dead":
-        inputs[::2] = 0
-    elif kind == "outliers":
-        inputs[:: max(1, d_in // 2)] *= 1e6
-    elif kind == "duplicated":
-        inputs[1::2] = inputs[: d_in - d_in % 2 : 2]
-    elif kind == "nearly singular":
+    weight, inputs = alter(weight, inputs, kind)
+    if kind == "nearly singular":
         inputs = inputs[:1] + 1e-3 * inputs
     elif kind == "small":
         inputs *= 1e-15
@@ -118,9 +113,9 @@ def test_no_row_ends_worse_than_it_began(example, iterations):
         assert torch.equal(new, start)
 
 
-def test_what_rounding_breaks_is_not_kept():
-    # Features (10, 1) and (10, -1) of two tokens make up for (0, b) by +t and -t. In bfloat16 the weight 1 can be moved
-    # by about t, the weight 3 cannot, and what the first token then gets is worse than what the second one lacked.
+def test_a_row_that_rounding_makes_worse_stays_as_it_was():
+    # Features (10, 1) and (10, -1) of two tokens compensate (0, b) by +t and -t. In bfloat16 the weight 1 can change by
+    # about t, but the weight 3 cannot. The error of the first token is then larger than the error without a change.
     inputs = torch.tensor([[10, 1], [10, -1], [0, 1.2 / 128]], dtype=torch.float64)
     weight, mask = torch.tensor([[1.0, 3.0, 1.0]]), torch.tensor([[True, True, False]])
     new = least_squares(weight, inputs @ inputs.T, mask, 0, 9)
@@ -129,7 +124,7 @@ def test_what_rounding_breaks_is_not_kept():
     assert torch.equal(least_squares(weight.bfloat16(), inputs @ inputs.T, mask, 0, 9), weight * mask)
 
 
-def test_a_gram_matrix_that_is_singular_but_for_rounding():
+def test_a_nearly_singular_gram_matrix():
     gram = torch.tensor([[1, 1 + 1e-7, 0.5], [1 + 1e-7, 1, 0.5002], [0.5, 0.5002, 1]], dtype=torch.float64)
     weight, mask = torch.ones(1, 3), torch.tensor([[True, True, False]])
     new = least_squares(weight, gram, mask, 0, 9)  # along (1, -1) there is no minimum

@@ -32,7 +32,7 @@ def test_every_warm_start_keeps_exact_counts(name, pattern):
     check_mask(mask, pattern)
 
 
-def test_ties_keep_the_one_further_left():
+def test_ties_keep_the_leftmost_weight():
     mask = keep_best(torch.tensor([[1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), parse_pattern("50%"))
     assert mask.tolist() == [[True, True, False, False], [True, True, False, False]]
 
@@ -59,7 +59,7 @@ def test_a_warm_start_is_the_mask_of_its_criterion():
         warmstart(weight, torch.eye(8), HALF, "ira")
 
 
-def test_greedy_sees_what_pruned_weights_make_up_for():
+def test_greedy_sees_that_pruned_weights_cancel():
     # x_0 and x_1 are the same input with opposite weights: pruning both costs nothing, pruning either costs 25.
     weight = torch.tensor([[5.0, -5.0, 1.0, 1.1]])
     inputs = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 6.0, 0.0], [0.0, 0.0, 6.0]])

@@ -23,12 +23,12 @@ def test_patterns(value, label, slug, blocks):
     assert (pattern.label, slug_of(pattern.label), tuple(pattern.blocks(10))) == (label, slug, blocks)
 
 
-def test_decimal_sparsities_are_taken_at_their_word():
+def test_decimal_sparsities_are_exact():
     assert parse_pattern(0.29).blocks(100).kept == 71  # 100 * 0.29 is 28.999999999999996 in floating point
 
 
 @pytest.mark.parametrize("value", ["100%", 1, -0.1, "-10%", "1.2", "4:4", "0:4", "5:4", "half", "2:4:8", "", None])
-def test_what_is_no_pattern(value):
+def test_other_values_are_no_patterns(value):
     with pytest.raises(InputError, match="pattern"):
         parse_pattern(value)
 
@@ -39,6 +39,6 @@ def test_n_to_m_must_divide():
 
 
 @given(st.decimals(0, "99.9999999", places=7))
-def test_a_label_says_its_pattern_exactly(percent):
+def test_a_label_parses_to_its_pattern(percent):
     pattern = parse_pattern(f"{percent:f}%")
     assert parse_pattern(pattern.label) == pattern

@@ -30,7 +30,7 @@ SIZES |= {"1:2": [2, 10], "2:4": [4, 16], "3:4": [12], "2:3": [9], "3:5": [15], 
 
 @st.composite
 def examples(draw):
-    """A weight [1 to 3, d_in], its Gram matrix in float64, a pattern, and a random mask of the pattern."""
+    """Draw a weight [1 to 3, d_in], its Gram matrix in float64, a pattern, and a random mask."""
     pattern = draw(st.sampled_from(sorted(SIZES)))
     d_in = draw(st.sampled_from(SIZES[pattern]))
     seed = draw(st.integers(0, 10**6))
@@ -197,7 +197,7 @@ def test_a_budget_is_a_prefix_and_losses_never_rise():
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("pattern", ["60%", "4:8"])
-def test_frozen_weights_stay_and_the_rest_is_as_good_as_the_oracle_makes_it(backend, pattern):
+def test_frozen_weights_stay_and_the_mask_is_the_oracles(backend, pattern):
     weight, inputs = layer(6, 3, 40, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
     start = wanda(weight, gram, pattern)
@@ -213,7 +213,7 @@ def test_frozen_weights_stay_and_the_rest_is_as_good_as_the_oracle_makes_it(back
 
 
 @pytest.mark.parametrize("pattern", ["60%", "4:8"])
-def test_a_walk_passes_where_each_budget_ends(pattern):
+def test_a_walk_yields_the_result_of_each_budget(pattern):
     weight, inputs = layer(5, 8, 48, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
     start = keep_best(-weight.abs(), pattern)
@@ -227,7 +227,7 @@ def test_a_walk_passes_where_each_budget_ends(pattern):
         assert torch.equal(step.loss_before, steps[0].loss_after)
 
 
-def test_rows_that_exchange_weights_end_lower_and_keep_as_many_in_all():
+def test_swaps_between_rows_lower_the_loss_and_keep_the_count():
     weight, inputs = layer(5, 8, 48, "random")
     weight *= torch.linspace(0.5, 2, 8)[:, None]  # a weight of the last row is worth more than one of the first
     gram, pattern = inputs @ inputs.T, parse_pattern("60%")
@@ -239,11 +239,11 @@ def test_rows_that_exchange_weights_end_lower_and_keep_as_many_in_all():
     assert together.certified.all()
     assert together.loss_after.sum() < alone.loss_after.sum()
     torch.testing.assert_close(together.loss_after, row_loss(weight, gram, together.mask), rtol=1e-12, atol=0)
-    # neither a row's own swaps nor those between rows improve it any more
+    # Neither swaps within rows nor swaps between rows improve the mask further.
     assert torch.equal(refine(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
 
 
-def test_losses_are_those_of_the_masks_and_the_drift_is_rounding():
+def test_losses_match_the_masks_and_the_drift_is_rounding():
     weight, inputs = layer(8, 12, 300, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern("60%")
     result = refine(weight, gram, keep_best(weight.abs(), pattern), pattern)
@@ -347,7 +347,7 @@ def test_elimination_refuses_wrong_input():
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("pattern", ["60%", "2:4"])
-def test_views_and_parameters_are_taken(backend, pattern):
+def test_views_and_parameters_are_accepted(backend, pattern):
     weight, inputs = layer(13, 5, 12, "correlated")
     gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
     start = wanda(weight, gram, pattern)
@@ -358,7 +358,7 @@ def test_views_and_parameters_are_taken(backend, pattern):
     assert expected.swaps.any()
 
 
-def test_a_feature_whose_squares_vanish_is_a_dead_one():
+def test_a_feature_whose_squares_vanish_is_dead():
     weight, inputs = layer(14, 3, 16, "random")
     inputs[2] *= 1e-24  # its square is 0 in float32, its products with the others are not
     gram, pattern = inputs @ inputs.T, parse_pattern("50%")
