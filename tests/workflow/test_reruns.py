@@ -246,16 +246,17 @@ def lines_of_rules(output: str) -> dict[str, str]:
     return reasons
 
 
+# What a dry run says: at the changed stage the setting, and below it the artifacts of the stage above.
 REASONS = {
-    "refinements.swaps.max_swaps": (3, {"refine": "'max_swaps=3'", "masks": "'upstream refine="}),
-    "calibrations.stdlib.samples": (9, {"samples": "'samples=9'", "capture": "'upstream samples="}),
-    "evaluation.lm_eval.limit": (5, {"harness": "'limit=5'", "tables": "'upstream harness="}),
-    "figures.width": (5.5, {"figures": "'width=5.5'", "report": "'upstream figures="}),
+    "refinements.swaps.max_swaps": (3, {"refine": "now: 'max_swaps=3'", "masks": "wanda/swaps/masks/block0"}),
+    "calibrations.stdlib.samples": (9, {"samples": "now: 'samples=9'", "capture": "seed0/samples.safetensors"}),
+    "evaluation.lm_eval.limit": (5, {"harness": "now: 'limit=5'", "tables": "swaps/lm_eval.json"}),
+    "figures.width": (5.5, {"figures": "now: 'width=5.5'", "report": "reports/tiny/figures"}),
 }
 
 
 @pytest.mark.parametrize("path", REASONS)
-def test_a_dry_run_names_the_changed_setting_and_the_stage_above(finished, path):
+def test_a_dry_run_names_the_changed_setting_and_the_artifacts_above(finished, path):
     workflow, config = finished
     value, expected = REASONS[path]
     reasons = lines_of_rules(workflow.run(nested(config, path, value), "-n").stdout)
@@ -267,8 +268,8 @@ def test_a_dry_run_names_the_changed_setting_and_the_stage_above(finished, path)
 def test_a_dry_run_names_changed_code(finished, project):
     with changed(project / JOBS / "refine.py", "\n_LINE = 1\n"):
         reasons = lines_of_rules(Workflow(finished[0].folder, project).run(finished[1], "-n").stdout)
-    assert "'code=" in reasons["refine"]
-    assert "'upstream refine=" in reasons["perplexity"]
+    assert re.search("before: 'code=[0-9a-f]{8}' now: 'code=[0-9a-f]{8}'", reasons["refine"])
+    assert "wanda/swaps/checkpoint" in reasons["perplexity"] or "wanda/none/checkpoint" in reasons["perplexity"]
 
 
 def test_every_rule_has_the_parameters_of_its_stage():
