@@ -40,7 +40,8 @@ def snakemake(arguments: list[str], output: Path) -> int:
     """Run snakemake with the environment of the caller, and its output in a file; what it exits with."""
     environment = dict(os.environ)
     client, variables = _job_client()
-    executable = client if _relevant(environment) == variables else sys.executable
+    local = not {"--executor", "--workflow-profile"}.intersection(arguments)
+    executable = client if local and _relevant(environment) == variables else sys.executable
     process = _SERVER.Process(target=_main, args=(arguments, str(output), environment, executable))
     process.start()
     process.join()

@@ -32,7 +32,7 @@ THROUGH_SLURM = ("--workflow-profile", REPOSITORY / "profiles" / "slurm", *LOOKS
 STUDY = os.environ.get("SPARSESWAPS_SLURM_STUDY", "config.yaml")
 # Its stages that run many jobs to an allocation, one after another.
 GROUPS = {
-    "draw": ["model", "samples", "capture_embedded"],
+    "draw": ["model", "samples", "capture"],
     "start": ["warmstart", "refine", "reconstruct", "masks", "assemble"],
     "evaluations": ["perplexity", "harness"],
     "page": ["tables", "figures", "report"],
