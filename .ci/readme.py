@@ -4,13 +4,14 @@ The tables of configs/quality and configs/ablations go into docs/quality.md, as 
 takes the screenshot.
 """
 
-import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pandas
+
+from sparseswaps.embedded import RELEASE
 
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
@@ -54,7 +55,7 @@ def wanda_section(cells: pandas.DataFrame) -> list[str]:
         )
     note = (
         "The model that comes with the project, on held-out text (sources of Python "
-        f"{platform.python_version()}, windows of {dense['seqlen/held_out']:.0f} tokens),",
+        f"{RELEASE}, windows of {dense['seqlen/held_out']:.0f} tokens),",
         "every row at its local optimum. Errors are means over the layers. Other warm starts and tasks:",
         "[docs/quality.md](docs/quality.md#the-default-study).",
     )
@@ -82,7 +83,7 @@ def default_section(cells: pandas.DataFrame) -> list[str]:
         f"The embedded model (dense perplexity {dense['perplexity/held_out']:.2f} on held-out text, "
         f"{dense['seqlen/held_out']:.0f}-token windows; accuracy {dense['embedded_cloze/acc']:.1%} on the cloze task, "
         f"{dense['embedded_choice/acc']:.1%} on the multiple-choice task; the text is the sources of Python "
-        f"{platform.python_version()}), every row refined to its local optimum:"
+        f"{RELEASE}), every row refined to its local optimum:"
     )
     return [head, "", *markdown(rows, names=2), "", "Error is the mean over all layers of the relative change."]
 

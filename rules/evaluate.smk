@@ -1,6 +1,3 @@
-from sparseswaps.embedded.tasks import TASKS
-
-
 rule perplexity:
     """Measure the perplexity of a model on one text."""
     input:
@@ -24,29 +21,10 @@ rule perplexity:
         "../scripts/perplexity.py"
 
 
-rule tasks:
-    """Make the embedded lm-eval tasks from held-out text."""
-    output:
-        tasks=expand("<results>/tasks/{task}.{ending}", task=TASKS, ending=["yaml", "jsonl"]),
-    log:
-        "<logs>/tasks.log",
-    benchmark:
-        "<logs>/tasks.tsv"
-    conda:
-        ENVIRONMENT
-    resources:
-        **resources("tasks"),
-    params:
-        **provenance("tasks"),
-    script:
-        "../scripts/tasks.py"
-
-
 rule harness:
     """Score a model on the configured tasks with lm-eval's own harness."""
     input:
         unpack(evaluated),
-        tasks=rules.tasks.output.tasks,
         include=task_files(STUDY.evaluation.lm_eval.include),
     output:
         scores="<results>/{model}/{variant}/lm_eval.json",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseswaps import embedded
 from sparseswaps.base.errors import InputError, one_line
 from sparseswaps.calibration.settings import TextSource, is_file
-from sparseswaps.embedded import corpus
 
 PRESETS = {"c4": "allenai/c4", "wikitext2": "Salesforce/wikitext"}
 _SEPARATOR = "<|endoftext|>"  # between the documents of a .txt file
@@ -19,10 +19,10 @@ def load(source: str | TextSource, use: str) -> Sequence[str]:
     """Load the documents of a text. The documents of a data set of the hub stay on disk until they are read.
 
     Args:
-        source: the text, or only its name: `embedded` (the standard library's sources), a `.txt` file (documents
+        source: the text, or only its name: `embedded` (sources of Python's standard library), a `.txt` file (documents
             divided by `<|endoftext|>`), a `.jsonl` file, gzipped or not (one document a line), a `.parquet` file, or a
             data set of the hub by its id or by a name in `PRESETS`.
-        use: `calibration` or `evaluation`, the split of the embedded text.
+        use: `calibration` or `evaluation`, the part of the embedded text.
 
     Raises:
         InputError: the text cannot be read, or a line or a row does not hold text.
@@ -30,7 +30,7 @@ def load(source: str | TextSource, use: str) -> Sequence[str]:
     source = TextSource(text=source) if isinstance(source, str) else source
     text, field = source.text, source.field
     if text == "embedded":
-        return [document for _, document in corpus.documents(use)]
+        return [document for _, document in _read_lines(embedded.TEXT / f"{use}.jsonl", "text")]
     if not is_file(text):
         return _load_from_hub(PRESETS.get(text, text), source)
     path = Path(text)

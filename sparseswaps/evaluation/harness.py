@@ -14,6 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import halve_until_it_fits
 
+# lm-eval tells the reader of every log how to pass options to a task that has a function for its data.
+logging.getLogger("lm_eval.api.task").addFilter(lambda record: "--metadata" not in record.getMessage())
+
 BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity); 0 would switch off all standard errors
 
 

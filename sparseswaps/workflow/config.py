@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from sparseswaps.base.settings import Settings, unknown, wrong
 from sparseswaps.calibration.settings import BatchSize, Calibration, NonEmpty, Seed, TextSource
-from sparseswaps.embedded.tasks import TASKS
+from sparseswaps.embedded import TASKS
 from sparseswaps.evaluation.settings import EvaluationText
 from sparseswaps.layer.pattern import PerRow, parse_pattern, slug_of
 from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sparseswaps import embedded
 from sparseswaps.calibration.settings import is_file
 from sparseswaps.layer.pattern import PerRow
 from sparseswaps.model.directory import companion_files, mask_files, weight_files
@@ -53,7 +54,7 @@ class Stage:
 
     def needs(self) -> Needs:
         """Return the memory, disk and time of one job."""
-        return needs.small("torch")
+        return needs.small()
 
     @classmethod
     def jobs(cls, grid: Grid) -> Iterator[Where]:
@@ -151,7 +152,8 @@ class Samples(Stage):
     def settings(self):
         drawn = self.calibration.model_dump()
         del drawn["propagate"]  # which says what capture does with the sequences
-        return drawn | {"seed": int(self.where["seed"]), "files of text": text_identities(self.calibration)}
+        files = {"files of text": text_identities(self.calibration, "calibration")}
+        return drawn | files | {"seed": int(self.where["seed"])}
 
     def upstream(self):
         return [self.at(Model)]
@@ -423,7 +425,7 @@ class Perplexity(OfVariant):
         return self.study.evaluation.perplexity[self.where["text"]]
 
     def settings(self):
-        files = {"files of text": text_identities(self.text)}
+        files = {"files of text": text_identities(self.text, "evaluation")}
         return {
             **self.text.model_dump(),
             **files,
@@ -444,42 +446,23 @@ class Perplexity(OfVariant):
         yield from (w | {"text": text} for w in super().jobs(grid) for text in grid.study.evaluation.perplexity)
 
 
-class Tasks(Stage):
-    """Write the embedded lm-eval tasks."""
-
-    packages = ()
-    code = ("embedded",)
-
-    def settings(self):
-        import platform
-
-        return {"python": platform.python_version()}
-
-    def needs(self):
-        return needs.small("python")
-
-    @classmethod
-    def jobs(cls, grid):
-        yield from [{}] * bool(grid.study.evaluation.lm_eval.tasks)
-
-
 class Harness(OfVariant):
     """Score a model on the configured lm-eval tasks."""
 
     packages = ("torch", "transformers", "lm_eval", "datasets", "accelerate")
     code = ("embedded", "evaluation", "layer", "model")
-    after = (*OfVariant.after, "tasks")
 
     @property
     def lm_eval(self):
         return self.study.evaluation.lm_eval
 
     def settings(self):
-        files = {"files of tasks": identities(task_files(self.lm_eval.include))}
-        return {**self.lm_eval.model_dump(), **files, **self.from_checkpoint, **self.compute}
+        files = [*shipped_task_files(self.lm_eval.tasks), *task_files(self.lm_eval.include)]
+        settings = self.lm_eval.model_dump() | {"files of tasks": identities(files)}
+        return {**settings, **self.from_checkpoint, **self.compute}
 
     def upstream(self):
-        return [self.evaluated(), Tasks(self.grid, {})]
+        return [self.evaluated()]
 
     def needs(self):
         lm_eval = self.lm_eval
@@ -547,7 +530,7 @@ class Report(Stage):
 
 TABLE = (
     *(Model, Samples, Capture, Allocation, Warmstart, Refine, Reconstruct, Chain),
-    *(Masks, Assemble, Perplexity, Tasks, Harness, Tables, Figures, Report),
+    *(Masks, Assemble, Perplexity, Harness, Tables, Figures, Report),
 )
 STAGES: dict[str, type[Stage]] = {stage.__name__.lower(): stage for stage in TABLE}
 
@@ -596,13 +579,18 @@ def text_files(text: Any) -> list[str]:
     return [text.text] if is_file(text.text) else []
 
 
-def text_identities(text: Any) -> dict[str, Any]:
-    """Return what tells the text's file from its other versions; the embedded text is the running Python's sources."""
+def text_identities(text: Any, use: str) -> dict[str, Any]:
+    """Return what tells a text's file from its other versions. The embedded text has a file for each `use`."""
     if text.text == "embedded":
-        import platform
-
-        return {"python": platform.python_version()}
+        path = embedded.TEXT / f"{use}.jsonl"
+        return {path.name: sha256(path.read_bytes()).hexdigest()}
     return identities(text_files(text))
+
+
+def shipped_task_files(tasks: list[str]) -> list[Path]:
+    """Return the files of those tasks that come with the project."""
+    shipped = [embedded.TASKS_FOLDER / task for task in tasks if task in embedded.TASKS]
+    return [path.with_suffix(ending) for path in shipped for ending in (".yaml", ".jsonl")]
 
 
 def task_files(include: str | None) -> list[str]:

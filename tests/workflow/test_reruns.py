@@ -158,6 +158,8 @@ CODE = {
     "sparseswaps/evaluation/perplexity.py": {"perplexity": 5} | REPORT,
     "sparseswaps/evaluation/harness.py": {"harness": 5} | REPORT,
     f"{JOBS}/tables.py": REPORT,
+    "sparseswaps/embedded/text/evaluation.jsonl": {"perplexity": 5} | REPORT,
+    "sparseswaps/embedded/tasks/embedded_choice.jsonl": {"harness": 5} | REPORT,
     "sparseswaps/report/figures.py": PAGES,
     "sparseswaps/report/page.py": {"report": 1},
     "sparseswaps/report/report.html.j2": {"report": 1},

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from sparseswaps.base.files import write_json
-from sparseswaps.embedded.tasks import TASKS
+from sparseswaps.embedded import TASKS, TASKS_FOLDER
 from sparseswaps.evaluation.harness import evaluate
 from sparseswaps.model.loading import load_tokenizer
 from sparseswaps.model.masked import load_pruned
@@ -21,7 +21,7 @@ def run(inputs, outputs, settings, context):
         load_pruned(folder, masks, device_of(settings), trusted),
         load_tokenizer(folder, trusted),
         settings["tasks"],
-        include=[Path(inputs["tasks"][0]).parent, *own],
+        include=[TASKS_FOLDER, *own],
         limit=settings["limit"],
         batch_size=settings["batch_size"],
     )

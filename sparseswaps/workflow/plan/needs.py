@@ -17,7 +17,7 @@ _CUDA = 2e9  # what CUDA's libraries add to it on the host
 _CONTEXT = 1e9  # and what CUDA and its kernels take on the GPU
 
 # Seconds until a script begins, in runs of config.yaml on two shared cores, by the largest library that it imports.
-_START = {"python": 1.0, "torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
+_START = {"torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
 _DISK = 5e8  # bytes a second that are read and hashed, or written; assumed
 ITEMS = 2000  # items of an lm-eval task where no limit is set; assumed, as the next two are
 _ANSWERS = 4  # answers to an item, each of which is a sequence
@@ -124,9 +124,9 @@ def _placed(machine: Machine, computing: float, host: float, disk: float, second
 
 
 @cache
-def small(library: str) -> Needs:
-    """Tasks, tables, figures and the report: nothing that grows with the model."""
-    return Needs(_LIBRARIES, 0, 0, 1 + _START[library])
+def small() -> Needs:
+    """Tables, figures and the report: nothing that grows with the model."""
+    return Needs(_LIBRARIES, 0, 0, 1 + _START["torch"])
 
 
 @cache

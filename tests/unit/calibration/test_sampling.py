@@ -5,7 +5,6 @@ import torch
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.sampling import check_vocabulary, draw
-from sparseswaps.embedded import corpus
 from sparseswaps.workflow.artifacts import digest
 
 
@@ -88,22 +87,3 @@ def test_a_tokenizer_of_another_model_is_named():
 def test_a_text_that_is_too_short_is_refused():
     with pytest.raises(InputError, match=r"5 .* 1 .* 10 "):
         draw(documents(35, 28), Letters(), samples=5, held_out=1, seqlen=10, seed=0)
-
-
-def test_the_splits_of_the_embedded_text_are_disjoint_files():
-    splits = {split: {name for name, _ in corpus.documents(split)} for split in corpus.SPLITS}
-    assert not splits["train"] & splits["calibration"]
-    assert not splits["train"] & splits["evaluation"]
-    assert not splits["calibration"] & splits["evaluation"]
-    assert all(len(names) > 30 for names in splits.values())
-    with pytest.raises(ValueError, match="expected one of train"):
-        corpus.documents("test")
-
-
-def test_the_split_is_the_names_alone(tmp_path):
-    (tmp_path / "json").mkdir()
-    for name in ("json/decoder.py", "json/__init__.py", "asyncio.py"):
-        (tmp_path / name).write_text("pass\n")
-    found = {name for split in corpus.SPLITS for name, _ in corpus.documents(split, tmp_path)}
-    assert found == {"json", "json.decoder", "asyncio"}
-    assert ("json.decoder", "pass\n") in corpus.documents(corpus.split_of("json.decoder"), tmp_path)

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.embedded import tasks
-from sparseswaps.embedded.corpus import documents
+from sparseswaps.calibration.documents import load
+from sparseswaps.embedded import TASKS, TASKS_FOLDER
 from sparseswaps.evaluation.harness import evaluate, plain_metrics
 
 ITEMS = 8
@@ -20,11 +20,8 @@ ITEMS = 8
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny random Llama in `model`, one that knows no numbers in `broken`, and the embedded tasks in `tasks`."""
+    """A tiny random Llama in `model`, and one that knows no numbers in `broken`."""
     folder = tmp_path_factory.mktemp("harness")
-    held_out = documents("evaluation")
-    tasks.write(folder / "tasks", held_out)
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for _, text in held_out[:10]), trainer)
+    tokenizer.train_from_iterator(load("embedded", "evaluation")[:10], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
     torch.manual_seed(0)
@@ -58,14 +55,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch):
-    """No network, and nothing left in the user's cache."""
+def isolated(monkeypatch):
+    """No network."""
 
     def refuse(*_):
         raise OSError("the harness reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
@@ -76,16 +72,16 @@ def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1
         passes, own = count(), model.forward
         model.forward = lambda ids: forward(next(passes), own, ids)
     arguments = {
-        "tasks": list(tasks.TASKS),
-        "include": [folder / "tasks"],
+        "tasks": list(TASKS),
+        "include": [TASKS_FOLDER],
         "limit": ITEMS,
         "batch_size": 3,
     }
     return evaluate(model, PreTrainedTokenizerFast.from_pretrained(folder / name), **arguments | changes)
 
 
-def items(folder: Path, task: str) -> list[dict]:
-    return [json.loads(row) for row in (folder / "tasks" / f"{task}.jsonl").read_text().splitlines()[:ITEMS]]
+def items(task: str) -> list[dict]:
+    return [json.loads(row) for row in (TASKS_FOLDER / f"{task}.jsonl").read_text().splitlines()[:ITEMS]]
 
 
 def scorer(folder: Path):
@@ -108,13 +104,13 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
     result = run(folder)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["limit"] == ITEMS
-    assert result["samples"] == dict.fromkeys(tasks.TASKS, ITEMS)
-    assert set(result["versions"]) == {"lm_eval", *tasks.TASKS}
+    assert result["samples"] == dict.fromkeys(TASKS, ITEMS)
+    assert set(result["versions"]) == {"lm_eval", *TASKS}
     score = scorer(folder)
 
     found = result["results"]["embedded_cloze"]
     assert set(found) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
-    scores = [score(item["context"], item["target"]) for item in items(folder, "embedded_cloze")]
+    scores = [score(item["context"], item["target"]) for item in items("embedded_cloze")]
     assert found["perplexity"] == pytest.approx(math.exp(-sum(score for score, _ in scores) / ITEMS), rel=1e-4)
     assert found["acc"] == sum(greedy for _, greedy in scores) / ITEMS
     assert found["perplexity_stderr"] > 0
@@ -122,7 +118,7 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
     found = result["results"]["embedded_choice"]
     assert set(found) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
     plain, normed = [], []
-    for item in items(folder, "embedded_choice"):
+    for item in items("embedded_choice"):
         scores = [score(item["context"], "\n" + choice)[0] for choice in item["choices"]]
         plain.append(np.argmax(scores) == item["label"])
         normed.append(np.argmax(np.divide(scores, list(map(len, item["choices"])))) == item["label"])
@@ -142,7 +138,7 @@ def test_few_shot_examples_are_those_that_lm_eval_draws(folder, tmp_path):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    text = (folder / "tasks" / "embedded_cloze.yaml").read_text().replace("task: embedded_cloze", "task: cloze")
+    text = (TASKS_FOLDER / "embedded_cloze.yaml").read_text().replace("task: embedded_cloze", "task: cloze")
     (tmp_path / "cloze.yaml").write_text(f"{text}num_fewshot: 1\nfewshot_split: test\n")
     found = run(folder, tasks=["cloze"], include=[tmp_path])["results"]["cloze"]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
@@ -172,7 +168,7 @@ def test_an_unknown_task_is_named(folder, tmp_path, monkeypatch):
 
 
 def test_data_out_of_reach(folder, tmp_path):
-    text = (folder / "tasks" / "embedded_cloze.yaml").read_text()
+    text = (TASKS_FOLDER / "embedded_cloze.yaml").read_text()
     (tmp_path / "gone.yaml").write_text(text.replace(".jsonl", "-gone.jsonl"))
     with pytest.raises(InputError, match="data of embedded_cloze cannot be read"):
         run(folder, tasks=["embedded_cloze"], include=[tmp_path])

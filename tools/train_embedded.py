@@ -1,31 +1,36 @@
-"""How the embedded model was made: a small Llama, trained from nothing on the standard library's sources.
+"""Train the embedded model, a small Llama, from random weights on the standard library of the running Python.
 
-The optimiser is Muon for the blocks' matrices and AdamW for the rest; the learning rate is constant after a
-warm-up and falls linearly to zero over the last quarter. Batches depend on the seed and the step alone, so a run
-that was interrupted goes on where its last state was saved.
+    python tools/train_embedded.py FOLDER    # about an hour on two CPU cores; writes FOLDER
+
+Run the same command again to resume after an interruption: the training state is saved in FOLDER.state. To ship the
+model, copy FOLDER to sparseswaps/embedded/model.
+
+The optimiser is Muon for the matrices of the blocks and AdamW for the other parameters. The learning rate rises during
+a warm-up, is constant, and falls linearly to zero over the last quarter. The seed and the step alone decide a batch.
 """
 
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from embedded_text import documents
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparseswaps.base.files import write_atomically
-from sparseswaps.embedded.corpus import documents
 
 END = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the embedded model."""
+    """All settings of the training."""
 
     vocab_size: int = 2048
     hidden_size: int = 128
@@ -44,7 +49,7 @@ class Recipe:
 
 
 def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; its one special token separates documents."""
+    """Train a byte-level BPE tokenizer. Its one special token separates documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,19 +66,20 @@ def train_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """All documents in one int64 vector, each followed by the end token."""
+    """Return all documents as one int64 vector, with an end token after each document."""
     end = tokenizer.eos_token_id
     encoded = tokenizer.backend_tokenizer.encode_batch(texts)
     return torch.tensor([token for document in encoded for token in (*document.ids, end)])
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """The factor on `recipe.lr` at one step: warm-up, constant, linear fall to zero."""
+    """Return the factor on `recipe.lr` at one step: warm-up, constant, linear fall to zero."""
     left = (recipe.steps - step) / (recipe.decay * recipe.steps)
     return min(1.0, (step + 1) / recipe.warmup, left)
 
 
 def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks and AdamW for the other parameters."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
     return [
@@ -85,10 +91,9 @@ def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
 def train(
     recipe: Recipe, stream: torch.Tensor, state_file: Path, log: Callable[[str], None], every: int = 250
 ) -> tuple[LlamaForCausalLM, float]:
-    """Train on a token stream (int64 [tokens]) to `recipe.steps`, going on from `state_file` if it is there.
+    """Train on a token stream (int64 [tokens]) up to `recipe.steps`, from the state in `state_file` if it exists.
 
-    The state is saved there `every` so many steps. Returns the float32 model and the seconds spent, over all runs that
-    led to it.
+    Saves the state every `every` steps. Returns the float32 model and the seconds of all runs together.
     """
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
@@ -144,7 +149,7 @@ def train(
 
 @torch.inference_mode()
 def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], context: int) -> float:
-    """Cross-entropy of disjoint windows in bits, per byte of their text."""
+    """Return the cross-entropy of disjoint windows, in bits per byte of text."""
     stream = token_stream(tokenizer, texts)
     windows = stream[: len(stream) // context * context].view(-1, context)
     nats = torch.stack([model(input_ids=w[None], labels=w[None]).loss.double() for w in windows]).mean()
@@ -153,13 +158,13 @@ def bits_per_byte(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, t
 
 
 def build(folder: Path, recipe: Recipe, state_file: Path, log: Callable[[str], None]) -> None:
-    """Train on the embedded corpus and write tokenizer, bf16 checkpoint, recipe and model card to a new `folder`."""
+    """Train on the training split and write tokenizer, bf16 checkpoint, recipe and model card to a new `folder`."""
     texts = [text for _, text in documents("train")]
     tokenizer = train_tokenizer(texts, recipe)
     stream = token_stream(tokenizer, texts)
     log(f"{len(texts)} modules, {len(stream)} tokens")
     model, seconds = train(recipe, stream, state_file, log)
-    model = model.eval().to(torch.bfloat16).float()  # measured as it is shipped
+    model = model.eval().to(torch.bfloat16).float()  # measured in the precision that is shipped
     evaluation = [text for _, text in documents("evaluation")]
     bits = bits_per_byte(model, tokenizer, evaluation, recipe.context)
     folder.mkdir()
@@ -181,7 +186,7 @@ def build(folder: Path, recipe: Recipe, state_file: Path, log: Callable[[str], N
 
 
 def card(recipe: Recipe, facts: dict) -> str:
-    """The model card, in Markdown."""
+    """Return the model card, in Markdown."""
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -192,18 +197,26 @@ A Llama of {facts["parameters"]:,} parameters ({recipe.layers} blocks, width {re
 {recipe.intermediate_size}, {recipe.heads} heads of which {recipe.key_value_heads} for keys and values, context
 {recipe.context}, byte-level BPE vocabulary of {recipe.vocab_size}, tied embeddings), in bfloat16.
 
-**What it is for**: showing and testing pruning where no model hub can be reached. It continues Python source text,
-badly; it is of no other use.
+**Use**: to show and test pruning where no model hub can be reached. It continues Python source text, badly. It
+has no other use.
 
 **Training**: {recipe.steps:,} steps of {recipe.batch} x {recipe.context} tokens, {facts["training_tokens_seen"]:,}
 tokens in all ({facts["training_tokens_seen"] / facts["parameters"]:.0f} per parameter) from
 {facts["training_tokens_distinct"]:,} distinct ones: {facts["training_modules"]:,} modules of the standard library of
 Python {facts["python"]}, test suite included, chosen by a hash of the module's name. Muon and AdamW, seed
 {recipe.seed}, {facts["seconds"] / 60:.0f} minutes on a two-core CPU (torch {facts["torch"]}).
-`training.json` holds the whole recipe; `snakemake embedded_model` runs it again.
+`training.json` holds the whole recipe. `tools/train_embedded.py` of the project trained the model.
 
 **Held-out loss**: {facts["held_out_bits_per_byte"]:.3f} bits per byte on the evaluation split (modules that neither
 training nor calibration reads), windows of {recipe.context} tokens.
 
-**Source**: the Python standard library, PSF licence; no part of its text is in this folder but the tokenizer's merges.
+**Source**: the Python standard library, PSF licence. Of its text, this folder holds the tokenizer's merges alone.
 """
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    state = target.with_name(f"{target.name}.state")
+    with write_atomically(target) as partial:
+        build(partial, Recipe(), state, print)
+    state.unlink()

@@ -1,0 +1,82 @@
+"""The text and the tasks that come with the project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from zipfile import ZipFile
+
+import pytest
+from helpers import REPOSITORY
+from transformers import AutoTokenizer
+
+from sparseswaps import embedded
+from sparseswaps.calibration.documents import load
+from sparseswaps.calibration.sampling import draw, tokenize
+from sparseswaps.evaluation.perplexity import windows
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(embedded.MODEL)
+
+
+def items(task: str) -> list[dict]:
+    lines = (embedded.TASKS_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def modules(part: str) -> set[str]:
+    lines = (embedded.TEXT / f"{part}.jsonl").read_text(encoding="utf-8").split("\n")
+    return {json.loads(line)["module"] for line in lines if line}
+
+
+def test_no_module_is_for_calibration_and_evaluation():
+    calibration, evaluation = modules("calibration"), modules("evaluation")
+    asked = {item["module"] for task in embedded.TASKS for item in items(task)}
+    assert not calibration & (evaluation | asked)
+    assert (len(calibration), len(evaluation)) == (86, 31)
+    parts = [load("embedded", part) for part in ("calibration", "evaluation")]
+    assert [sum(len(text.encode()) for text in part) for part in parts] == [1_524_372, 446_979]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_calibration_text_is_enough_for_every_seed(tokenizer, seed):
+    calibration, held_out = draw(load("embedded", "calibration"), tokenizer, 128, 32, 256, seed)
+    assert (calibration.shape, held_out.shape) == ((128, 256), (32, 256))
+
+
+def test_the_evaluation_text_is_enough(tokenizer):
+    assert len(windows(tokenize(tokenizer, "\n\n".join(load("embedded", "evaluation"))), 256)) > 256
+
+
+@pytest.mark.parametrize("task", embedded.TASKS)
+def test_items_are_many_and_spread(task):
+    rows = items(task)
+    assert len(rows) == 500
+    counts = Counter(row["module"] for row in rows)
+    assert len(counts) > 30
+    assert max(counts.values()) <= 25
+    assert len({row["module"] for row in rows[:30]}) == 30
+    assert all(300 <= len(row["context"]) <= 600 for row in rows)
+    assert not any("copyright" in row["context"].lower() for row in rows)
+
+
+def test_labels_are_balanced_and_without_order():
+    labels = [item["label"] for item in items("embedded_choice")]
+    assert Counter(labels) == dict.fromkeys(range(4), 125)
+    assert len(set(pairwise(labels))) == 16
+
+
+def test_a_wheel_holds_all_files(tmp_path):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copytree(REPOSITORY / "sparseswaps", tmp_path / "sparseswaps", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta; build_meta.build_wheel('wheel')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=os.environ, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    files = {str(path.relative_to(tmp_path)) for path in (tmp_path / "sparseswaps").rglob("*") if path.is_file()}
+    assert {name for name in ZipFile(wheel).namelist() if name.startswith("sparseswaps/")} == files
