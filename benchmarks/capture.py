@@ -1,12 +1,12 @@
-"""Time of capture against the same model's plain forward pass: prints a table and writes JSON beside it in results/.
+"""Compare the time of capture with the same model's plain forward pass; print a table, write JSON into results/.
 
     python benchmarks/capture.py cpu     a random Llama of 55 M parameters, float32, on all cores
     python benchmarks/capture.py gpu     eight blocks with the shapes of Llama-3.1-8B, bfloat16
 
-Capture reads its weights from files, block by block, as in the workflow; the plain pass has its model in memory and
-leaves out the head. The Gram products alone are timed on tensors of the same shapes, and compared with the rate of a
-large matrix product. Everything is done in turn in one run, and medians are taken. Needs torch, transformers,
-accelerate and safetensors.
+Capture reads its weights from files, block by block, as in the workflow. The plain pass has its model in memory and
+leaves out the head. The Gram products alone are timed on tensors of the same shapes, and compared with a large matrix
+product. One run takes turns between all of them; the figures are medians. Needs torch, transformers, accelerate and
+safetensors.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from sparseswaps.layer.gram import accumulate
 from sparseswaps.model.description import describe
 from sparseswaps.model.weights import WeightsOnDisk
 
-ALLOWED = 1.5  # times the plain forward pass, the Gram products not counted
+ALLOWED = 1.5  # times the plain forward pass, without the Gram products
 SIZES = {
     "cpu": dict(hidden=768, inner=2048, heads=12, key_values=12, blocks=6, vocabulary=8192, dtype=torch.float32),
     "gpu": dict(hidden=4096, inner=14336, heads=32, key_values=8, blocks=8, vocabulary=32000, dtype=torch.bfloat16),
@@ -42,7 +42,7 @@ QUICK = dict(hidden=64, inner=96, heads=4, key_values=2, blocks=2, vocabulary=25
 TEXT = {"cpu": (8, 512, 4), "gpu": (32, 2048, 8)}  # sequences, tokens of each, sequences per pass
 
 
-def timed(work: Callable[[], object], device: str) -> float:
+def measure_seconds(work: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -85,7 +85,7 @@ def main() -> None:
     report(result)
     out = arguments.out or Path(__file__).parent / "results" / f"capture-{arguments.part}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(about(device) | result, indent=2) + "\n")
+    out.write_text(json.dumps(describe_machine(device) | result, indent=2) + "\n")
     if not arguments.quick and result["ratio"] > ALLOWED:
         sys.exit(f"capture takes {result['ratio']:.2f} times the plain forward pass, {ALLOWED} are allowed")
 
@@ -95,32 +95,37 @@ def measure(described, model, samples: Tensor, batch: int, device: str, repeats:
     widths = [layers[name].d_in for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")]
 
     @torch.inference_mode()
-    def forward() -> None:
+    def run_forward() -> None:
         for ids in samples.split(batch):
             model.base_model(input_ids=ids.to(device), use_cache=False)
 
-    def captured() -> None:
+    def run_capture() -> None:
         for _ in capture(WeightsOnDisk(described, device), samples, samples[:0], batch):
             pass
 
     inputs = [torch.randn(batch * samples.shape[1], width, device=device).to(model.dtype) for width in widths]
     totals = [torch.zeros(width, width, dtype=torch.float64, device=device) for width in widths]
 
-    def products() -> None:
+    def run_products() -> None:
         for _ in range(len(described.blocks) * -(-len(samples) // batch)):
             for total, x in zip(totals, inputs, strict=True):
                 accumulate(total, x)
 
     square = torch.randn(4096 if device == "cuda" else 2048, 4096 if device == "cuda" else 2048, device=device)
     square = square.to(model.dtype)
-    works = {"forward": forward, "capture": captured, "products": products, "square": lambda: square @ square}
+    works = {
+        "forward": run_forward,
+        "capture": run_capture,
+        "products": run_products,
+        "square": lambda: square @ square,
+    }
     for work in works.values():
         work()
     times = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            times[name].append(timed(work, device))
-    median = {name: statistics.median(found) for name, found in times.items()}
+            times[name].append(measure_seconds(work, device))
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
     flops = 2 * samples.numel() * len(described.blocks) * sum(width**2 for width in widths)
     ratios = [(c - p) / f for f, c, p in zip(times["forward"], times["capture"], times["products"], strict=True)]
     return {
@@ -147,7 +152,7 @@ def report(result: dict) -> None:
     print(f"  Gram products run at {rates}, {share:.0%} of a large matrix product's rate")
 
 
-def about(device: str) -> dict:
+def describe_machine(device: str) -> dict:
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     if device == "cuda":
         machine += f", {torch.cuda.get_device_name()}"

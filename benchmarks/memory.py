@@ -1,10 +1,10 @@
-"""Peak memory of every stage up to the checkpoint, on a large model: prints the bound, writes results/memory-cpu.json.
+"""Measure every stage's peak memory up to the checkpoint; print the bound, write results/memory-cpu.json.
 
     python benchmarks/memory.py     a random Llama of 1.1 B parameters, pruned at 2:4 by the workflow, on the CPU
 
-Rows make one swap at most: how many they make changes the time and not the memory. The bound, for each stage: three
-decoder blocks as they compute, the Gram matrices of one shard, the hidden states of all sequences, and 1 GB. Needs the
-project installed, 13 GB of disk, and half an hour on two cores.
+Each row makes at most one swap, because swaps take time and no memory. The bound of a stage is three decoder blocks in
+the dtype that computes, the Gram matrices of one block, the hidden states of all sequences, and 1 GB. Needs the project
+installed, 13 GB of disk, and half an hour on two cores.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SMALL = LlamaConfig(
 
 
 def write_model(config: LlamaConfig, folder: Path) -> int:
-    """A random bf16 checkpoint, a file for each block, made one after the other; returns its bytes."""
+    """Write a random bf16 checkpoint with a file for each block, one after the other; return its bytes."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     files: dict[str, dict[str, torch.Size]] = {}
@@ -51,13 +51,13 @@ def write_model(config: LlamaConfig, folder: Path) -> int:
     random = torch.Generator().manual_seed(0)
     folder.mkdir(parents=True)
     for file, tensors in files.items():
-        made = {
+        weights = {
             name: torch.ones(shape, dtype=torch.bfloat16)
             if len(shape) == 1
             else (torch.randn(shape, generator=random) / shape[1] ** 0.5).bfloat16()
             for name, shape in tensors.items()
         }
-        save_file(made, folder / file, metadata={"format": "pt"})
+        save_file(weights, folder / file, metadata={"format": "pt"})
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config.dtype, config.architectures = torch.bfloat16, ["LlamaForCausalLM"]
@@ -81,7 +81,7 @@ def study(folder: Path) -> dict:
 
 
 def terms(config: LlamaConfig) -> dict[str, float]:
-    """The terms of the bound in MB; on the CPU a model computes in float32, and Gram matrices are kept in it."""
+    """Return the terms of the bound in MB. On the CPU, models and Gram matrices are in float32."""
     hidden, inner = config.hidden_size, config.intermediate_size
     key_value = hidden // config.num_attention_heads * config.num_key_value_heads
     block = 2 * hidden * hidden + 2 * key_value * hidden + 3 * inner * hidden
@@ -118,11 +118,11 @@ def main() -> None:
             peaks[stage] = max(
                 peaks.get(stage, 0), int(re.findall(r"peak resident memory (\d+) MB", log.read_text())[-1])
             )
-    found = terms(config)
-    bound = sum(found.values())
+    parts = terms(config)
+    bound = sum(parts.values())
     blocks = config.num_hidden_layers
     print(f"\n{size / 2e9:.2f} B parameters, {size / 1e9:.2f} GB in bf16, {blocks} blocks; {seconds:.0f} s")
-    for name, value in found.items():
+    for name, value in parts.items():
         print(f"  {value:8.0f} MB  {name}")
     print(f"  {bound:8.0f} MB  the bound")
     for stage, peak in sorted(peaks.items(), key=lambda item: -item[1]):
@@ -138,7 +138,7 @@ def main() -> None:
         "checkpoint_mb": size / MB,
         "blocks": blocks,
         "tokens": (SAMPLES + HELD_OUT) * SEQLEN,
-        "terms_mb": found,
+        "terms_mb": parts,
         "bound_mb": bound,
         "peak_resident_mb": peaks,
         "seconds": seconds,
