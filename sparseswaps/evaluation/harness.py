@@ -30,7 +30,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with the number of shots of each task's definition (by default none).
 
-    The seeds are those of lm-eval's command line, which gives the same numbers for the same model
+    The seeds are the defaults of lm-eval's command line, so the command line gives the same numbers for the same model
     (docs/interoperation.md).
 
     Args:

@@ -85,7 +85,7 @@ def draw_all(
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the path ("<model>/<calibration>/<kind>-<text>") and the figure, for every figure that has data.
 
-    `cells`, `layers` and `curves` are the study's tables, and `width` is that of the page in inches.
+    `cells`, `layers` and `curves` are the study's tables, and `width` is the width of the page in inches.
     """
     studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
     for model in studies["model"].unique():
@@ -296,10 +296,10 @@ def samples_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None
     cells = cells.assign(calibrations=calibration_families(cells), x=cells["samples"])
     refined = cells[cells["refinement"].isin(headline_refinements(cells))]
     lines, starts = _group_lines(refined, ["calibrations", "refinement"]), {}
-    place = ["pattern", "warmstart", "calibrations"]
-    unrefined = dict(iter(cells[cells["refinement"] == "none"].groupby(place)))
+    keys = ["pattern", "warmstart", "calibrations"]
+    unrefined = dict(iter(cells[cells["refinement"] == "none"].groupby(keys)))
     for key, rows in lines.items():  # a warm start is drawn once where it is refined in several ways
-        rows_of_start = unrefined.pop(tuple(rows[place].iloc[0]), None)
+        rows_of_start = unrefined.pop(tuple(rows[keys].iloc[0]), None)
         if rows_of_start is not None:
             starts[key] = rows_of_start
     return _draw_perplexity_and_error(lines, starts, "calibration samples", cells, text, width)

@@ -30,7 +30,7 @@ LOSSES = ["block", "layer", "d_out", "d_in", "tokens", "unrouted", "kept"]
 LOSSES += ["loss_before", "loss_after", "held_out_before", "held_out_after"]
 LOSSES += ["swaps", "max_row_swaps", "rows", "rows_certified", "seconds"]
 PUBLISHED = ["model", "pattern", "warmstart", "refinement", "measure", "value", "source"]
-NAMES = [name for name in COORDINATES if name != "seed"]  # and other columns of text, whatever a name looks like
+NAMES = [name for name in COORDINATES if name != "seed"]  # read as text: a name may look like a number
 NAMES += ["propagate", "method", "stop", "reconstruction", "layer", "measure", "source"]
 
 
