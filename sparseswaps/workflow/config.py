@@ -14,9 +14,7 @@ from sparseswaps.embedded import TASKS
 from sparseswaps.evaluation.settings import EvaluationText
 from sparseswaps.layer.pattern import PerRow, parse_pattern, slug_of
 from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
-from sparseswaps.model.directory import (
-    locate,
-)
+from sparseswaps.model.directory import locate
 
 
 def _check_pattern(value: str | int | float) -> str | int | float:

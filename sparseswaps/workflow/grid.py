@@ -1,6 +1,5 @@
 """The grid of a study: every combination of its models, calibrations, seeds, patterns and methods."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
@@ -8,7 +7,7 @@ from typing import Any
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern, slug_of
-from sparseswaps.model.directory import depth, read_config
+from sparseswaps.model.directory import read_config
 from sparseswaps.workflow.config import PatternEntry, Study
 from sparseswaps.workflow.plan.sizes import Sizes, sizes_of
 
@@ -78,80 +77,6 @@ class Budget:
         return self.layers is None and self.owl is None
 
 
-def budget(entry: str | float | PatternEntry) -> Budget:
-    """Read an entry of `patterns`. Raises InputError when it is no pattern."""
-    if isinstance(entry, str | int | float):
-        pattern = parse_pattern(entry)
-        return Budget(pattern.label, pattern)
-    owl = entry.owl and entry.owl.model_dump()
-    return Budget(entry.name, parse_pattern(entry.sparsity), entry.layers, owl)
-
-
-def patterns(study: Study) -> dict[str, Budget]:
-    """Return the study's patterns by slug."""
-    return {found.slug: found for found in map(budget, study.patterns)}
-
-
-def warmstarts(study: Study) -> dict[str, str | None]:
-    """Return the study's warm starts by name: the path of imported masks, or None for a criterion."""
-    return {
-        entry if isinstance(entry, str) else entry.name: None if isinstance(entry, str) else entry.path
-        for entry in study.warmstarts
-    }
-
-
-def counted(study: Study, warmstart: str, refinement: str | None = None) -> str:
-    """Say where the kept weights of a warm start, or of a refinement of it, are counted: see `masks.check_mask`."""
-    if warmstarts(study).get(warmstart) is not None:
-        return "roughly"
-    return counting_rule(warmstart, refinement is not None and study.refinements[refinement].between_rows)
-
-
-def block_names(study: Study) -> dict[str, list[str]]:
-    """Return the names of every model's decoder blocks, `block00` and on. Reads each model's config.json."""
-    return {
-        name: [f"block{index:02d}" for index in range(depth(read_config(model.folder)))]
-        for name, model in study.models.items()
-    }
-
-
-def coordinates(study: Study) -> dict[str, list[Any]]:
-    """Return the values of each coordinate of the grid, in the order of `Cell`'s fields."""
-    return {
-        "model": list(study.models),
-        "calibration": list(study.calibrations),
-        "seed": list(study.seeds),
-        "pattern": list(patterns(study)),
-        "warmstart": list(warmstarts(study)),
-        "refinement": list(study.refinements),
-        "reconstruction": ["none", *study.reconstructions],
-    }
-
-
-def pattern_slug(study: Study, value: str | float) -> str:
-    """Return the slug of a pattern by its name or in any notation, or the value itself if it is no pattern."""
-    labels = {entry.label: entry.slug for entry in patterns(study).values()}
-    try:
-        return labels[value] if value in labels else budget(value).slug
-    except InputError:
-        return str(value)
-
-
-def cells(study: Study) -> Iterator[Cell]:
-    """Yield the cells of the study's grid, without the cells that `exclude` names."""
-    excluded = []
-    for entry in study.exclude:
-        choices = entry.choices()
-        if "pattern" in choices:
-            choices["pattern"] = [pattern_slug(study, value) for value in choices["pattern"]]
-        excluded.append(choices)
-    values = coordinates(study)
-    for point in product(*values.values()):
-        cell = dict(zip(values, point, strict=True))
-        if not any(all(cell[key] in choices for key, choices in entry.items()) for entry in excluded):
-            yield Cell(**cell)
-
-
 class Grid:
     """A study with everything that its stages look up, each computed once."""
 
@@ -159,8 +84,51 @@ class Grid:
         self.study = study
 
     @cached_property
+    def patterns(self) -> dict[str, Budget]:
+        """The entries of `patterns` by slug."""
+        budgets = map(read_budget, self.study.patterns)
+        return {budget.slug: budget for budget in budgets}
+
+    @cached_property
+    def imported(self) -> dict[str, str | None]:
+        """The path of imported masks by the name of the warm start; None for a criterion."""
+        entries = self.study.warmstarts
+        return {entry if isinstance(entry, str) else entry.name: getattr(entry, "path", None) for entry in entries}
+
+    @cached_property
+    def coordinates(self) -> dict[str, list[Any]]:
+        """The values of each coordinate of the grid, in the order of `Cell`'s fields."""
+        return {
+            "model": list(self.study.models),
+            "calibration": list(self.study.calibrations),
+            "seed": self.study.seeds,
+            "pattern": list(self.patterns),
+            "warmstart": list(self.imported),
+            "refinement": list(self.study.refinements),
+            "reconstruction": ["none", *self.study.reconstructions],
+        }
+
+    @cached_property
     def cells(self) -> list[Cell]:
-        return list(cells(self.study))
+        """The cells of the grid, without the cells that `exclude` names."""
+        excluded = [entry.choices() for entry in self.study.exclude]
+        for choices in excluded:
+            if "pattern" in choices:
+                choices["pattern"] = list(map(self.pattern_slug, choices["pattern"]))
+        cells = (Cell(*values) for values in product(*self.coordinates.values()))
+        return [
+            cell
+            for cell in cells
+            if not any(all(getattr(cell, key) in values for key, values in choices.items()) for choices in excluded)
+        ]
+
+    def pattern_slug(self, value: str | float) -> str:
+        """Return the slug of a pattern by its name or in any notation, or the value itself if it is no pattern."""
+        slugs = {budget.label: slug for slug, budget in self.patterns.items()}
+        try:
+            return slugs[value] if value in slugs else read_budget(value).slug
+        except InputError:
+            return str(value)
 
     @cached_property
     def variants(self) -> list[Dense | Cell]:
@@ -168,23 +136,20 @@ class Grid:
         return [*map(Dense, self.study.models), *self.cells]
 
     @cached_property
-    def patterns(self) -> dict[str, Budget]:
-        return patterns(self.study)
+    def sizes(self) -> dict[str, Sizes]:
+        """The sizes by model, from its config.json."""
+        return {name: sizes_of(read_config(source.folder)) for name, source in self.study.models.items()}
 
-    @cached_property
-    def imported(self) -> dict[str, str | None]:
-        """The path of imported masks by the name of the warm start; None for a criterion."""
-        return warmstarts(self.study)
-
-    @cached_property
+    @property
     def blocks(self) -> dict[str, list[str]]:
         """The names of the decoder blocks by model."""
-        return block_names(self.study)
+        return {name: [f"block{index:02d}" for index in range(sizes.blocks)] for name, sizes in self.sizes.items()}
 
-    @cached_property
-    def sizes(self) -> dict[str, Sizes]:
-        """The sizes by model."""
-        return {name: sizes_of(read_config(source.folder)) for name, source in self.study.models.items()}
+    def counting_rule(self, warmstart: str, refinement: str | None = None) -> str:
+        """Return where the kept weights of a warm start, or of a refinement of it, are counted (`masks.check_mask`)."""
+        if self.imported[warmstart] is not None:
+            return "roughly"
+        return counting_rule(warmstart, refinement is not None and self.study.refinements[refinement].between_rows)
 
     def chained(self, calibration: str) -> bool:
         """Tell whether a calibration has pruned inputs, so that a cell's blocks are pruned one after the other."""
@@ -200,6 +165,15 @@ class Grid:
             return Dense(model)
         calibration, seed, pattern, warmstart, method = variant.split("/")
         return cell_of(model, calibration, seed.removeprefix("seed"), pattern, warmstart, method)
+
+
+def read_budget(entry: str | float | PatternEntry) -> Budget:
+    """Read an entry of `patterns`. Raises InputError when it is no pattern."""
+    if isinstance(entry, str | int | float):
+        pattern = parse_pattern(entry)
+        return Budget(pattern.label, pattern)
+    owl = entry.owl and entry.owl.model_dump()
+    return Budget(entry.name, parse_pattern(entry.sparsity), entry.layers, owl)
 
 
 def cell_of(model: str, calibration: str, seed: str | int, pattern: str, warmstart: str, method: str) -> Cell:

@@ -14,7 +14,7 @@ from sparseswaps import embedded
 from sparseswaps.calibration.settings import is_file
 from sparseswaps.layer.pattern import PerRow
 from sparseswaps.model.directory import companion_files, mask_files, weight_files
-from sparseswaps.workflow.grid import Cell, Dense, Grid, cell_of, counted
+from sparseswaps.workflow.grid import Cell, Dense, Grid, cell_of
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.needs import Draw, Machine, Mask, Needs
 
@@ -95,8 +95,8 @@ class Stage:
 
     def counts(self, refinement: str | None = None) -> dict[str, Any]:
         """Return what a mask has to keep, and where its kept weights are counted."""
-        where = counted(self.study, self.where["warmstart"], refinement)
-        return {"pattern": self.budget.pattern.label, "counted": where}
+        counted = self.grid.counting_rule(self.where["warmstart"], refinement)
+        return {"pattern": self.budget.pattern.label, "counted": counted}
 
     def start(self) -> dict[str, Any]:
         """Return what makes the first masks: a criterion, or the files of imported masks."""

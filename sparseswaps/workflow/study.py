@@ -16,13 +16,12 @@ from sparseswaps.model.directory import (
     HUB_ID,
     check_files,
     context_length,
-    depth,
     is_hub_id,
     mask_files,
     read_config,
 )
 from sparseswaps.workflow.config import ModelSource, Study
-from sparseswaps.workflow.grid import budget, cells, coordinates, pattern_slug, patterns
+from sparseswaps.workflow.grid import Grid, read_budget
 from sparseswaps.workflow.plan.sizes import sizes_of
 
 
@@ -40,8 +39,9 @@ def load_study(config: Mapping[str, Any]) -> Study:
         study = Study.model_validate(config)
     except ValidationError as error:
         raise input_error(error, config, "config key ") from None
-    _check_exclusions(study)
-    _check_cells(study)
+    grid = Grid(study)
+    _check_exclusions(grid)
+    _check_cells(grid)
     for key, text in study.texts().items():
         _check_text(f"config key {key}.text", text.text)
     for index, entry in enumerate(study.warmstarts):
@@ -60,24 +60,23 @@ def load_study(config: Mapping[str, Any]) -> Study:
     return study.model_copy(update={"models": {name: _resolve(study, name) for name in study.models}})
 
 
-def _check_exclusions(study: Study) -> None:
+def _check_exclusions(grid: Grid) -> None:
     """Check that the study has what `exclude` names."""
-    known = coordinates(study)
-    labels = [entry.label for entry in patterns(study).values()]
-    for index, entry in enumerate(study.exclude):
+    labels = [budget.label for budget in grid.patterns.values()]
+    for index, entry in enumerate(grid.study.exclude):
         for key, values in entry.choices().items():
+            known = grid.coordinates[key]
             for value in values:
-                if (pattern_slug(study, value) if key == "pattern" else value) not in known[key]:
-                    message = unknown(value, labels if key == "pattern" else known[key])
+                if (grid.pattern_slug(value) if key == "pattern" else value) not in known:
+                    message = unknown(value, labels if key == "pattern" else known)
                     raise InputError(f"config key exclude[{index}].{key}: {value!r} is {message}")
 
 
-def _check_cells(study: Study) -> None:
+def _check_cells(grid: Grid) -> None:
     """Check that the settings of every cell go together."""
-    budgets = patterns(study)
-    for cell in cells(study):
-        entry, refinement = budgets[cell.pattern], study.refinements[cell.refinement]
-        calibration = study.calibrations[cell.calibration]
+    for cell in grid.cells:
+        entry, refinement = grid.patterns[cell.pattern], grid.study.refinements[cell.refinement]
+        calibration = grid.study.calibrations[cell.calibration]
         if refinement.between_rows and not isinstance(entry.pattern, PerRow):
             raise InputError(
                 f"config key refinements.{cell.refinement}.between_rows: pattern {entry.label} says what each block "
@@ -116,15 +115,14 @@ def _resolve(study: Study, name: str) -> ModelSource:
         elif model.revision is not None:
             raise InputError(f"{model.source!r} is no hub id, so it has no revision; leave that key out")
         config = read_config(model.folder)
-        depth(config)
+        sizes = sizes_of(config)
         if model.revision is None:
             check_files(model.folder)
-        sizes = sizes_of(config)
     for key, text in study.texts().items():
         if (most := context_length(config)) is not None and text.seqlen > most:
             raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
     for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
         for index, entry in enumerate(study.patterns):
             with prefix_errors(f"config key patterns[{index}], model {name}"):
-                budget(entry).pattern.blocks(d_in)
+                read_budget(entry).pattern.blocks(d_in)
     return model

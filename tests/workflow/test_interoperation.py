@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sparseswaps.evaluation.harness import plain_metrics
 from sparseswaps.model.masked import apply_masks
-from sparseswaps.workflow import grid
+from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.study import load_study
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPOSITORY / "docs" / "interoperation.md").read_text(), re.DOTALL)
@@ -92,4 +92,4 @@ def test_the_example_of_a_warm_start_is_valid(finished, tiny_model):
     example = yaml.safe_load(block("yaml"))
     example["warmstarts"][1]["from"] = str(finished[0].folder / CELL / "checkpoint")
     study = load_study(tiny_study(tiny_model, **example))
-    assert {cell.pattern for cell in grid.cells(study) if cell.warmstart == "theirs"} == {"60pct"}
+    assert {cell.pattern for cell in Grid(study).cells if cell.warmstart == "theirs"} == {"60pct"}

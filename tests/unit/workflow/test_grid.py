@@ -5,8 +5,7 @@ from helpers import tiny_study
 
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.settings import Criterion
-from sparseswaps.workflow import grid
-from sparseswaps.workflow.grid import Cell
+from sparseswaps.workflow.grid import Cell, Grid
 from sparseswaps.workflow.study import load_study
 
 
@@ -18,7 +17,7 @@ def config(tiny_model):
 def test_cells_are_all_combinations_but_the_excluded(config):
     config |= {"seeds": [0, 1], "warmstarts": ["wanda", "ria"]}
     config["exclude"] = [{"pattern": 0.6, "warmstart": "ria"}, {"seed": 1, "refinement": ["swaps"]}]
-    cells = list(grid.cells(load_study(config)))
+    cells = Grid(load_study(config)).cells
     assert len(cells) == len(set(cells)) == 2 * 2 * 2 * 2 - 4 - 4 + 1
     assert Cell("tiny", "stdlib", 1, "2of4", "ria", "none") in cells
     assert Cell("tiny", "stdlib", 0, "60pct", "ria", "none") not in cells
@@ -28,7 +27,7 @@ def test_cells_are_all_combinations_but_the_excluded(config):
 def test_reconstructions_are_a_coordinate_that_folders_name_after_the_refinement(config):
     config |= {"reconstructions": {"ls": {}, "admm": {"method": "admm"}}, "warmstarts": ["wanda", "sparsegpt"]}
     config["exclude"] = [{"reconstruction": "none", "warmstart": "sparsegpt"}, {"reconstruction": "admm"}]
-    cells = list(grid.cells(load_study(config)))
+    cells = Grid(load_study(config)).cells
     assert len(cells) == 2 * 2 * 2 + 2 * 2
     assert {cell.method for cell in cells if cell.warmstart == "sparsegpt"} == {"none+ls", "swaps+ls"}
     assert cells[0].folder == "tiny/stdlib/seed0/60pct/wanda/none"
@@ -37,26 +36,27 @@ def test_reconstructions_are_a_coordinate_that_folders_name_after_the_refinement
 
 def test_named_patterns_are_taken_by_their_name(config):
     owl = {"name": "60%-owl", "sparsity": "60%", "owl": {}}
-    study = load_study(config | {"patterns": ["60%", owl], "exclude": [{"pattern": "60%-owl", "refinement": "none"}]})
-    assert [cell.pattern for cell in grid.cells(study)] == ["60pct", "60pct", "60pct-owl"]
-    budget = grid.patterns(study)["60pct-owl"]
+    exclude = [{"pattern": "60%-owl", "refinement": "none"}]
+    grid = Grid(load_study(config | {"patterns": ["60%", owl], "exclude": exclude}))
+    assert [cell.pattern for cell in grid.cells] == ["60pct", "60pct", "60pct-owl"]
+    budget = grid.patterns["60pct-owl"]
     assert (budget.label, budget.uniform, budget.owl) == ("60%-owl", False, {"threshold": 5, "spread": 0.08})
-    assert grid.patterns(study)["60pct"].uniform
+    assert grid.patterns["60pct"].uniform
 
 
 def test_rows_differ_where_the_method_lets_them(config, tiny_model):
     config["refinements"]["matrix"] = {"between_rows": True}
     theirs = {"name": "theirs", "from": str(tiny_model)}
-    study = load_study(config | {"patterns": ["60%"], "warmstarts": ["wanda", "sparsegpt", theirs]})
-    assert grid.warmstarts(study) == {"wanda": None, "sparsegpt": None, "theirs": str(tiny_model)}
-    assert grid.counted(study, "wanda", "swaps") == "rows"
-    assert grid.counted(study, "wanda", "matrix") == "matrix"
-    assert grid.counted(study, "sparsegpt") == "matrix"
-    assert grid.counted(study, "theirs") == "roughly"
+    grid = Grid(load_study(config | {"patterns": ["60%"], "warmstarts": ["wanda", "sparsegpt", theirs]}))
+    assert grid.imported == {"wanda": None, "sparsegpt": None, "theirs": str(tiny_model)}
+    assert grid.counting_rule("wanda", "swaps") == "rows"
+    assert grid.counting_rule("wanda", "matrix") == "matrix"
+    assert grid.counting_rule("sparsegpt") == "matrix"
+    assert grid.counting_rule("theirs") == "roughly"
 
 
 def test_blocks_are_named_by_their_number(config):
-    assert grid.block_names(load_study(config)) == {"tiny": ["block00", "block01"]}
+    assert Grid(load_study(config)).blocks == {"tiny": ["block00", "block01"]}
 
 
 def test_every_criterion_is_a_warm_start():
