@@ -16,6 +16,7 @@ from sparseswaps.model.directory import (
     HUB_ID,
     check_files,
     context_length,
+    depth,
     is_hub_id,
     mask_files,
     read_config,
@@ -115,9 +116,10 @@ def _resolve(study: Study, name: str) -> ModelSource:
         elif model.revision is not None:
             raise InputError(f"{model.source!r} is no hub id, so it has no revision; leave that key out")
         config = read_config(model.folder)
-        sizes = sizes_of(config)
+        depth(config)
         if model.revision is None:
             check_files(model.folder)
+        sizes = sizes_of(config)
     for key, text in study.texts().items():
         if (most := context_length(config)) is not None and text.seqlen > most:
             raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
