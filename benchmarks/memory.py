@@ -113,11 +113,9 @@ def main() -> None:
             sys.exit("the workflow failed")
         seconds = time.monotonic() - began
         peaks: dict[str, int] = {}
-        for log in (folder / "logs" / "large").rglob("*.log"):
-            stage = log.name.split(".")[0]
-            peaks[stage] = max(
-                peaks.get(stage, 0), int(re.findall(r"peak resident memory (\d+) MB", log.read_text())[-1])
-            )
+        for path in (folder / "logs").rglob("*.json"):
+            record = json.loads(path.read_text())
+            peaks[record["stage"]] = max(peaks.get(record["stage"], 0), record["peak_resident_mb"])
     parts = terms(config)
     bound = sum(parts.values())
     blocks = config.num_hidden_layers
