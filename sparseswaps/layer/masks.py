@@ -44,21 +44,21 @@ def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> Non
     counts = mask.reshape(mask.shape[0], -1, size).sum(-1)
     total, asked, every = int(counts.sum()), kept * counts.numel(), mask.numel()
     whole_rows = size == mask.shape[1]
-    by = f"asked for by pattern {pattern.label}"
+    asks, remedy = f"pattern {pattern.label} asks for", ""
     if counted == "roughly":
-        by += ": exclude this warm start for it, or give this layer its own by `layers`"
+        remedy = "; exclude this warm start for the pattern, or give the layer its own pattern by `layers`"
     if counted == "roughly" and abs(total - asked) > max(_ROUGHLY * every, len(mask)):
-        raise InputError(f"{1 - total / every:.2%} of the weights are pruned, {1 - asked / every:.2%} are {by}")
+        shares = (1 - total / every, 1 - asked / every)
+        raise InputError(f"{shares[0]:.2%} of the weights are pruned, but {asks} {shares[1]:.2%}{remedy}")
     if counted == "matrix" and whole_rows and total != asked:
-        raise InputError(f"{total} weights are kept, {asked} are {by}")
+        raise InputError(f"{total} weights are kept, but {asks} {asked}")
     if counted != "rows" and whole_rows:
         return
     wrong = (counts > kept if counted == "roughly" else counts != kept).nonzero()
     if len(wrong):
         row, block = wrong[0].tolist()
-        raise InputError(
-            f"row {row}, block {block} keeps {counts[row, block].item()} weights of {size}, {kept} are {by}"
-        )
+        count = counts[row, block].item()
+        raise InputError(f"row {row}, block {block} keeps {count} of {size} weights, but {asks} {kept}{remedy}")
 
 
 def pack(mask: Tensor) -> Tensor:
