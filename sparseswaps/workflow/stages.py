@@ -478,7 +478,7 @@ class Harness(OfVariant):
 class Tables(Stage):
     """Gather every measurement of the study."""
 
-    packages = ("pandas",)
+    packages = ("pandas", "tabulate")
     code = ("report",)
     after = ("refine", "reconstruct", "chain", "perplexity", "harness")
 
