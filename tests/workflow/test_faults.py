@@ -210,15 +210,15 @@ def test_a_full_disk(finished, tmp_path, disk, target):
 
 def test_a_results_directory_that_may_not_be_written(finished, tmp_path):
     workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
-    (workflow.folder / SAMPLES).unlink()
+    shutil.rmtree((workflow.folder / WARM).parent)
     with small_disk(workflow.folder / "results", free=1_000_000, aside=tmp_path / "aside") as remount:
         remount("ro")
-        done = workflow.run(config, "--cores", "1", "--", SAMPLES, check=False)
+        done = workflow.run(config, "--cores", "1", "--", WARM, check=False)
         assert done.returncode != 0
         assert "Read-only file system" in done.stdout
         assert "Traceback" not in done.stdout
         remount("rw")
-        workflow.run(config, "--cores", "1", "--", SAMPLES)
+        workflow.run(config, "--cores", "1", "--", WARM)
     assert final(finished[0], workflow) == COMPLETE
 
 

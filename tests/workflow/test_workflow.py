@@ -227,7 +227,8 @@ def test_a_short_text_is_said_and_costs_nothing_that_was_finished(finished, tmp_
     short = {"text": str(tmp_path / "short.txt"), "samples": 8, "held_out": 4, "seqlen": 32}
     done = workflow.run(finished[1] | {"calibrations": {"stdlib": short}}, "--cores", "1", check=False)
     assert done.returncode != 0
-    assert "short.txt: the calibration text is too short: 8 samples and 4 held-out ones of 32" in done.stdout
+    assert "samples: error: config key calibrations.stdlib.text" in done.stdout
+    assert "short.txt" in done.stdout
     assert "Traceback" not in done.stdout
     assert {path: path.read_bytes() for path in before} == before
 
