@@ -5,7 +5,7 @@ rule chain:
     weights are not reconstructed.
     """
     input:
-        unpack(allocated),
+        unpack(allocation_file),
         start=start_files,
         model="<results>/{model}/model.json",
         samples="<results>/<draw>/samples.safetensors",

@@ -76,7 +76,7 @@ def weights_of_blocks(wildcards):
     return paths[0] if GRID.chained(wildcards.calibration) else paths
 
 
-def allocated(wildcards):
+def allocation_file(wildcards):
     """The pattern of each layer, where the pattern is not the same for all layers."""
     uniform = GRID.patterns[wildcards.pattern].uniform
     return {} if uniform else {"allocation": "<results>/<draw>/{pattern}/allocation.json"}
@@ -88,7 +88,7 @@ def start_files(wildcards):
     return list(map(str, mask_files(path))) if path else []
 
 
-def evaluated(wildcards):
+def evaluation_inputs(wildcards):
     """What an evaluation loads: a checkpoint, or the base model's description and a cell's masks."""
     folder = f"<results>/{wildcards.model}"
     if GRID.has_checkpoint(wildcards.variant):

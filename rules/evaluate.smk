@@ -1,7 +1,7 @@
 rule perplexity:
     """Measure the perplexity of a model on one text."""
     input:
-        unpack(evaluated),
+        unpack(evaluation_inputs),
         text=lambda wildcards: text_files(STUDY.evaluation.perplexity[wildcards.text]),
     output:
         perplexity="<results>/{model}/{variant}/perplexity/{text}.json",
@@ -24,7 +24,7 @@ rule perplexity:
 rule harness:
     """Score a model on the configured tasks with lm-eval's own harness."""
     input:
-        unpack(evaluated),
+        unpack(evaluation_inputs),
         include=task_files(STUDY.evaluation.lm_eval.include),
     output:
         scores="<results>/{model}/{variant}/lm_eval.json",

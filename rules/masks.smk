@@ -1,7 +1,7 @@
 rule masks:
     """Put the masks of all blocks into one file, each in its tensor's shape, and check what they keep."""
     input:
-        unpack(allocated),
+        unpack(allocation_file),
         model="<results>/{model}/model.json",
         masks=masks_of_blocks,
     output:

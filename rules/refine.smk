@@ -1,7 +1,7 @@
 rule refine:
     """Refine the masks of one block by exact 1-swaps, and measure every layer's error on the way."""
     input:
-        unpack(allocated),
+        unpack(allocation_file),
         model="<results>/{model}/model.json",
         grams="<results>/<draw>/gram",
         masks="<results>/<start>/masks/{block}.safetensors",

@@ -1,7 +1,7 @@
 rule warmstart:
     """Make the first masks of one block by a criterion, or import them."""
     input:
-        unpack(allocated),
+        unpack(allocation_file),
         start=start_files,
         model="<results>/{model}/model.json",
         grams="<results>/<draw>/gram",

@@ -1,4 +1,4 @@
-"""Sparsity budgets: how sparse each layer becomes where a study's pattern is not the same for all of them."""
+"""Allocation of a sparsity to the layers of a model, where a study's pattern is not the same for all layers."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ Allocation = list[dict[str, Pattern]]  # of each block, by layer name
 
 
 def by_table(base: Pattern, table: Mapping[str, str | float], blocks: list[list[Layer]]) -> Allocation:
-    """The patterns of a table, and `base` for what it does not name.
+    """Return the patterns that a table says, and `base` for layers that the table does not name.
 
     Args:
         table: patterns by the name of a block ("block03"), of a layer in every block ("mlp.down_proj"), or of one layer
@@ -23,29 +23,29 @@ def by_table(base: Pattern, table: Mapping[str, str | float], blocks: list[list[
     Raises:
         InputError: a name is none of the model's, or a value is no pattern.
     """
-    table, used, found = dict(table), set(), []
+    table, used, allocation = dict(table), set(), []
     for index, layers in enumerate(blocks):
         block = f"block{index:02d}"
-        found.append({})
+        allocation.append({})
         for layer in layers:
             names = [name for name in (f"{block}.{layer.name}", layer.name, block) if name in table]
             used.update(names)
             with prefix_errors(f"config key patterns, layers.{names[0] if names else ''}"):
-                found[-1][layer.name] = parse_pattern(table[names[0]]) if names else base
+                allocation[-1][layer.name] = parse_pattern(table[names[0]]) if names else base
     if unknown := sorted(set(table) - used):
         raise InputError(f"config key patterns: layers.{unknown[0]} is no block or layer of the model")
-    return found
+    return allocation
 
 
 def outlier_share(scores: list[Tensor], threshold: float) -> float:
-    """Which part of a block's Wanda scores, of any shapes, exceeds `threshold` times their mean (OWL's LOD)."""
+    """Return the share of a block's Wanda scores, of any shapes, above `threshold` times their mean (OWL's LOD)."""
     count = sum(part.numel() for part in scores)
     limit = threshold * sum(float(part.sum(dtype=torch.float64)) for part in scores) / count
     return sum(int((part > limit).sum()) for part in scores) / count
 
 
 def by_outliers(base: PerRow, shares: list[float], spread: float, blocks: list[list[Layer]]) -> Allocation:
-    """OWL (Yin et al., ICML 2024): blocks with more outliers keep more, the model as much as `base` says in all.
+    """Let blocks with more outliers keep more, and the whole model as much as `base` says (OWL, Yin et al., ICML 2024).
 
     Densities are in proportion to the blocks' outlier shares and differ by 2 `spread` at most.
 
@@ -60,11 +60,11 @@ def by_outliers(base: PerRow, shares: list[float], spread: float, blocks: list[l
     scaled = [2 * spread * (share - lowest) / (highest - lowest) if highest > lowest else 0.0 for share in shares]
     weights = [sum(layer.d_out * layer.d_in for layer in layers) for layers in blocks]
     mean = sum(map(float.__mul__, scaled, map(float, weights))) / sum(weights)
-    found = []
+    allocation = []
     for index, (above, layers) in enumerate(zip(scaled, blocks, strict=True)):
         sparsity = float(base.sparsity) + mean - above
         if not 0 < sparsity < 1:
             raise InputError(f"block {index} would be {sparsity:.1%} sparse; lower the pattern's owl.spread")
         # Of a decimal fraction, so that counts are exact wherever it is read.
-        found.append(dict.fromkeys((layer.name for layer in layers), parse_pattern(f"{sparsity:.6f}")))
-    return found
+        allocation.append(dict.fromkeys((layer.name for layer in layers), parse_pattern(f"{sparsity:.6f}")))
+    return allocation

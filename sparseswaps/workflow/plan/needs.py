@@ -1,8 +1,8 @@
-"""What a job of each stage needs, by arithmetic from the model's sizes: memory, disk, time.
+"""The memory, disk and time that a job of each stage needs, by arithmetic from the model's sizes.
 
-`snakemake plan` prints it and every rule's `resources` ask for it. Memory is meant as an upper bound, time as an
-estimate within a factor of three. A GPU that computes holds what the CPU otherwise would, in the checkpoint's dtype
-instead of float32; the host then keeps hidden states and whatever is read and written.
+`snakemake plan` prints the needs, and every rule's `resources` ask for them. Memory is an upper bound, time an estimate
+within a factor of three. A GPU holds the tensors that the CPU would hold, in the checkpoint's dtype instead of float32.
+The host then keeps the hidden states, and the tensors that are read and written.
 """
 
 from dataclasses import dataclass, replace
@@ -13,47 +13,47 @@ from sparseswaps.pruning.progress import SWAPS
 from sparseswaps.workflow.plan.sizes import Matrices, Sizes
 
 _LIBRARIES = 1e9  # an interpreter with torch, transformers and lm-eval; 300 to 720 MB were measured
-_CUDA = 2e9  # what CUDA's libraries add to it on the host
-_CONTEXT = 1e9  # and what CUDA and its kernels take on the GPU
+_CUDA = 2e9  # CUDA's libraries on the host, beside the others
+_CONTEXT = 1e9  # CUDA and its kernels on the GPU
 
-# Seconds until a script begins, in runs of config.yaml on two shared cores, by the largest library that it imports.
+# Seconds until a job begins, by the largest library that it imports; measured in runs of config.yaml on two cores.
 _START = {"torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
-_DISK = 5e8  # bytes a second that are read and hashed, or written; assumed
-ITEMS = 2000  # items of an lm-eval task where no limit is set; assumed, as the next two are
-_ANSWERS = 4  # answers to an item, each of which is a sequence
-_ITEM = 200  # tokens of one
-TEXT = 300_000  # tokens of an evaluation text whose windows are not limited: about those of WikiText-2
+_DISK = 5e8  # bytes a second, read and hashed or written; assumed
+ITEMS = 2000  # items of an lm-eval task without a limit; this and the next two numbers are assumed
+_ANSWERS = 4  # answers to an item; each answer is a sequence
+_ITEM = 200  # tokens of a sequence
+TEXT = 300_000  # tokens of an evaluation text without a limit of windows: about as many as WikiText-2 has
 _TOKENISING = 2.0  # seconds; assumed
-_AGAIN = 6  # swaps that a row's last searches, which find nothing, take as long as
-_UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices of these warm starts
-_CHECK = 20  # bytes for each entry of a Gram matrix: a float32 copy, and where rounding is in doubt two in float64
-_PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after
-_MEASURED = 12  # and those of a refinement that is measured on its way
+_AGAIN = 6  # the last searches of a row, which make no swap, take as long as this many swaps
+_UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices in these warm starts
+_CHECK = 20  # bytes for each entry of a Gram matrix: one copy in float32, and two in float64 where rounding is in doubt
+_PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after it
+_MEASURED = 12  # correlations of all rows in a refinement that is measured on its way
 
 
 class Rates(NamedTuple):
-    """Operations a second, and how much faster than one CPU core rows are searched."""
+    """Operations a second; `search` is how many times faster than one CPU core the rows are searched."""
 
-    single: float  # of matrix products in float32, on a GPU in bfloat16
-    double: float  # and in float64
+    single: float  # matrix products in float32, on a GPU in bfloat16
+    double: float  # matrix products in float64
     cholesky: float
     search: float
-    sort: float  # weights
+    sort: float  # weights a second
 
 
-# A core: products in float32 by captures of the embedded model (its small ones reach half of what large ones do), the
-# others by `correlation_s`, `check_s` (d_in^3 / 3) and the searches in benchmarks/results/engine-cpu.json; sorting by
-# one measurement at d_in 4096.
+# One core. `single` is from captures of the embedded model, whose small products reach half the rate of large ones.
+# `double`, `cholesky` and `search` are from benchmarks/results/engine-cpu.json (`correlation_s`, `check_s` for
+# d_in^3 / 3, and the searches), `sort` is from one measurement at d_in 4096.
 _CORE = Rates(single=5e10, double=4e10, cholesky=2e10, search=1, sort=1e7)
-# A data-centre GPU, estimated and not measured: a third of the tensor cores' rate in bfloat16, its float64, and for the
-# search what its memory moves compared with what one core's cache does.
+# A data-centre GPU, estimated and not measured: a third of the tensor cores' rate in bfloat16, the rate in float64, and
+# for the search the bandwidth of its memory compared with that of one core's cache.
 _CARD = Rates(single=1e14, double=1e13, cholesky=5e12, search=100, sort=1e9)
-_FULL = 2e13  # and of products in float32, which have no tensor cores: a third of what one has besides (H100)
+_FULL = 2e13  # matrix products in float32, without tensor cores: a third of the rate of an H100
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job computes with."""
+    """The device and the threads that a job computes with."""
 
     gpu: bool
     threads: int
@@ -63,23 +63,22 @@ class Machine:
         return _CARD if self.gpu else Rates(*(self.threads * rate for rate in _CORE))
 
     def value(self, sizes: Sizes) -> int:
-        """Bytes of a parameter or an activation where it computes."""
+        """Return the bytes of a parameter or an activation on the device."""
         return sizes.bytes if self.gpu else 4
 
     def products(self, sizes: Sizes) -> float:
-        """Operations a second of matrix products in the dtype that the model runs in."""
+        """Return the operations a second of matrix products, in the dtype that the model runs in."""
         return _FULL if self.gpu and sizes.bytes > 2 else self.rates.single
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A calibration's sequences."""
+    """The sequences of a calibration; `on_disk` says whether hidden states are kept on disk."""
 
     samples: int
     held_out: int
     seqlen: int
     on_disk: bool = False
-    """Whether hidden states wait there."""
 
     @property
     def sequences(self) -> int:
@@ -91,14 +90,20 @@ class Draw:
 
     @property
     def splits(self) -> int:
-        """How many Gram matrices there are of an input."""
+        """The number of Gram matrices of an input."""
         return 2 if self.held_out else 1
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What the time of a mask depends on: its blocks, the sparsity, the warm start (None: it was made elsewhere), and
-    the most swaps of a row."""
+    """The facts about a mask that its time depends on.
+
+    Attributes:
+        whole_rows: whether the pattern is a sparsity per row.
+        sparsity: the share of weights that are pruned.
+        criterion: the criterion of the warm start; None for imported masks.
+        max_swaps: most swaps of a row; None: to the optimum.
+    """
 
     whole_rows: bool
     sparsity: float
@@ -108,7 +113,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one job needs, in bytes and seconds: memory on the host and on the GPU (0: none), disk for its artifacts."""
+    """The needs of one job: bytes on the host, on the GPU (0: no GPU) and on disk for its artifacts, and seconds."""
 
     host: float
     gpu: float
@@ -117,7 +122,7 @@ class Needs:
 
 
 def _placed(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
-    """Put what a computing stage holds where it computes; the host has its libraries and `host` besides."""
+    """Return the needs of a stage that holds `computing` bytes on its device, and `host` bytes on the host."""
     if machine.gpu:
         return Needs(_LIBRARIES + _CUDA + host, _CONTEXT + computing, disk, seconds)
     return Needs(_LIBRARIES + host + computing, 0, disk, seconds)
@@ -125,39 +130,39 @@ def _placed(machine: Machine, computing: float, host: float, disk: float, second
 
 @cache
 def small() -> Needs:
-    """Tables, figures and the report: nothing that grows with the model."""
+    """Return the needs of tables, figures and the report, which do not grow with the model."""
     return Needs(_LIBRARIES, 0, 0, 1 + _START["torch"])
 
 
 @cache
 def model(sizes: Sizes) -> Needs:
-    """Every tensor is read, checked and hashed by itself: memory for three times the largest."""
+    """Return the needs of stage model, which reads and hashes one tensor at a time: three times the largest tensor."""
     return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, _START["transformers"] + sizes.checkpoint / _DISK)
 
 
 @cache
 def samples(draw: Draw) -> Needs:
-    """A text is read and tokenised; token ids are int64."""
+    """Return the needs of stage samples, which reads and tokenises a text; token ids are int64."""
     return Needs(_LIBRARIES, 0, 8 * draw.tokens, _START["transformers"] + _TOKENISING)
 
 
 def _states(sizes: Sizes) -> int:
-    """Values of a token within a block: its norms, queries, keys and values, the MLP's two sides and their product."""
+    """Return the values of a token within a block: norms, queries, keys, values, and three in the MLP."""
     return 4 * sizes.hidden + 3 * sizes.attention + 4 * sizes.mlp
 
 
 def _scores(sizes: Sizes, seqlen: int) -> int:
-    """Bytes of a token's attention scores where they are formed: twice in float32, as they are scaled and capped."""
+    """Return the bytes of a token's attention scores where attention is not fused: two copies in float32."""
     return 8 * sizes.unfused * seqlen
 
 
 def _forward(sizes: Sizes, seqlen: int) -> float:
-    """Operations of a token in a block: its weights, and its attention to all of its sequence."""
+    """Return the operations of a token in a block: for its weights, and for its attention to its sequence."""
     return 2 * sizes.used + 4 * seqlen * sizes.attention
 
 
 def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> dict[str, int]:
-    """Bytes that capture holds at once, by term, beside its libraries.
+    """Return the bytes that capture holds at once, by term, beside its libraries.
 
     - blocks: three decoder blocks' parameters.
     - embeddings: while the pass starts.
@@ -179,7 +184,7 @@ def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -
 
 
 def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) -> float:
-    """Reading the model, so many passes through its blocks, a Gram matrix for every input, and the check of each."""
+    """Return the seconds to read the model, pass through its blocks, and sum and check the Gram matrices."""
     forward = draw.tokens * _forward(sizes, draw.seqlen) * passes
     gram = 2 * draw.tokens * sum(m.used * m.count * m.d_in**2 for m in sizes.inputs)
     checks = draw.splits * sum(m.count * m.d_in**3 / 3 for m in sizes.inputs)
@@ -189,7 +194,7 @@ def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) ->
 
 @cache
 def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
-    """See `capture_terms`; of each block Gram matrices in float32 are written, twice with held-out text."""
+    """Return the needs of stage capture (`capture_terms`), which writes Gram matrices in float32."""
     terms = capture_terms(sizes, draw, batch_size, machine)
     hidden = terms.pop("hidden")
     host = 0 if draw.on_disk else hidden
@@ -202,7 +207,7 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
 
 
 def _working(sizes: Sizes) -> int:
-    """Bytes that refine() or a warm start holds for a block's largest layer.
+    """Return the bytes that refine() or a warm start holds for a block's largest layer.
 
     A weight: as stored, in float32, in five masks, and three times the search's state of it, the correlation in
     float64, the weight and the mask (which also covers a sort and a reconstruction). A Gram entry, beside the matrix
@@ -212,9 +217,9 @@ def _working(sizes: Sizes) -> int:
 
 
 def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
-    """A job that reads a block's Gram matrices, in float32, and one weight at a time, and writes the block's masks.
+    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks.
 
-    On a GPU the largest layer's Gram matrices are there once more.
+    A GPU holds the largest layer's Gram matrices a second time.
     """
     grams, largest = draw.splits * 4 * sizes.gram, draw.splits * 4 * sizes.widest**2
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
@@ -224,8 +229,11 @@ def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: flo
 
 
 def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
-    """A warm start of a block: a sort of every row, greedy's elimination, 0.8 ns a pruned weight and column, or one of
-    those that update weights as they go; one that was made elsewhere is read."""
+    """Return the seconds of a block's warm start.
+
+    A score is sorted row by row; greedy elimination takes 0.8 ns for each pruned weight and column; SparseGPT and ADMM
+    update weights; imported masks are read.
+    """
     rates = machine.rates
     if mask.criterion is None:
         return sizes.prunable * sizes.bytes / _DISK
@@ -239,19 +247,19 @@ def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
 
 
 def _product_seconds(sizes: Sizes, rates: Rates) -> float:
-    """A product of a block's weights with their Gram matrices."""
+    """Return the seconds of one product of a block's weights with their Gram matrices."""
     return sum(m.count * 2 * m.d_out * m.d_in**2 for m in sizes.matrices) / rates.double
 
 
 def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
-    """So many such products, and one inversion of the Gram matrices."""
+    """Return the seconds of some products of weights and Gram matrices, and of one inversion of each Gram matrix."""
     inversions = sum(m.count * m.d_in**3 for m in sizes.matrices) / rates.cholesky
     return products * _product_seconds(sizes, rates) + inversions
 
 
 @cache
 def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
-    """The new weights of a block; see `_masked`. They are all held, and written."""
+    """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_masked`)."""
     weights = sizes.prunable * sizes.bytes
     needs = _masked(sizes, draw, machine, "numba", _update_seconds(sizes, iterations, machine.rates))
     return Needs(needs.host + weights, needs.gpu, weights, needs.seconds + weights / _DISK)
@@ -259,7 +267,7 @@ def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> 
 
 @cache
 def allocation(sizes: Sizes, draw: Draw) -> Needs:
-    """A block's Gram matrices and Wanda scores in float32, one block after the other."""
+    """Return the needs of stage allocation: Gram matrices and Wanda scores in float32, one block at a time."""
     grams = draw.splits * 4 * sizes.gram
     read = (grams + sizes.prunable * sizes.bytes) * sizes.blocks
     return Needs(_LIBRARIES + grams + 8 * sizes.prunable, 0, 0, _START["torch"] + read / _DISK)
@@ -267,21 +275,21 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
 
 @cache
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
-    """The first masks of a block; see `_masked`."""
+    """Return the needs of stage warmstart (`_masked`)."""
     needs = _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine))
     return replace(needs, host=needs.host + _held(sizes, mask))
 
 
 def _held(sizes: Sizes, mask: Mask) -> float:
-    """Bytes that a warm start holds all along: one that was made elsewhere may be a file of all masks."""
+    """Return the bytes that a warm start holds to its end: imported masks may be one file of all masks."""
     return _all_masks(sizes) if mask.criterion is None else 0
 
 
 def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
-    """A layer's refinement: the check of its Gram matrix, the correlations of all rows, and their swaps.
+    """Return the seconds of a layer's refinement: the check of its Gram matrix, correlations, and swaps.
 
-    A swap takes a core, by `engine_us`, 2 us + 1.17 ns d_in^1.3 over whole rows (16 at d_in 1536, 58 at 4096), and
-    2 us + 1.3 ns d_in within N:M blocks.
+    On one core a swap takes 2 us + 1.17 ns d_in^1.3 over whole rows (16 us at d_in 1536, 58 us at 4096), and
+    2 us + 1.3 ns d_in within groups of N:M (`engine_us` of benchmarks/results/engine-cpu.json).
     """
     d_in, swaps = layer.d_in, SWAPS * layer.d_in
     if mask.max_swaps is not None:
@@ -292,21 +300,23 @@ def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
 
 
 def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
-    """The refinement of a block's layers."""
+    """Return the seconds of the refinement of a block's layers."""
     measuring = _MEASURED * _product_seconds(sizes, machine.rates)
     return measuring + sum(layer.count * layer_seconds(layer, mask, machine.rates) for layer in sizes.matrices)
 
 
 @cache
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
-    """The refined masks of a block; see `_masked`."""
+    """Return the needs of stage refine (`_masked`)."""
     return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine))
 
 
 @cache
 def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
-    """What capture, refine and reconstruct, in so many iterations, hold together; every block is run twice, its masks
-    and new weights are written."""
+    """Return the needs of stage chain: those of capture, refine and reconstruct together.
+
+    Every block is run twice, and its masks and new weights are written.
+    """
     terms = capture_terms(sizes, draw, batch_size, machine)
     hidden = terms.pop("hidden")
     host = sizes.prunable + _held(sizes, mask) + (0 if draw.on_disk else hidden)
@@ -324,20 +334,20 @@ def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int
 
 
 def _all_masks(sizes: Sizes) -> float:
-    """Bytes of a whole model's masks, a bit a weight."""
+    """Return the bytes of a whole model's masks, one bit for each weight."""
     return sizes.blocks * sizes.prunable / 8
 
 
 @cache
 def masks(sizes: Sizes) -> Needs:
-    """All masks as bits, and those of a block as booleans."""
+    """Return the needs of stage masks: all masks as bits, and the masks of one block as booleans."""
     held = _all_masks(sizes)
     return Needs(_LIBRARIES + held + 2 * sizes.prunable, 0, held, _START["torch"] + 8 * held / _DISK)
 
 
 @cache
 def assemble(sizes: Sizes) -> Needs:
-    """All masks as bits, and a copy of the model, of which one tensor is in memory at a time with its mask."""
+    """Return the needs of stage assemble: all masks as bits, and one tensor of the model at a time with its mask."""
     host = _LIBRARIES + _all_masks(sizes) + sizes.largest * (sizes.bytes + 2)
     return Needs(host, 0, sizes.checkpoint, _START["torch"] + 2 * sizes.checkpoint / _DISK)
 
@@ -345,9 +355,12 @@ def assemble(sizes: Sizes) -> Needs:
 def _evaluated(
     sizes: Sizes, masked: bool, tokens: int, batch: int, seqlen: int, scored: int, machine: Machine, start: str
 ) -> Needs:
-    """The whole model, the masks that are put on it, if any, what a batch of so many sequences holds within a block,
-    and its logits; besides the greater of their copy, where a family scales them, and those of the sequences that are
-    scored at a time in float32 and as log-probabilities. A GPU's host reads the model."""
+    """Return the needs of an evaluation.
+
+    The job holds the whole model, the masks that are applied to it, a batch within a block, and the batch's logits.
+    Beside the logits it holds the larger of two tensors: their copy where a family scales them, or the logits of the
+    sequences that are scored together, in float32 and as log-probabilities. The host of a GPU reads the model.
+    """
     value, logits = machine.value(sizes), batch * seqlen * sizes.vocabulary
     computing = sizes.parameters * value + batch * seqlen * (_states(sizes) * value + _scores(sizes, seqlen))
     computing += logits * value + max(logits * value, 8 * scored * seqlen * sizes.vocabulary)
@@ -361,7 +374,7 @@ def _evaluated(
 def perplexity(
     sizes: Sizes, masked: bool, seqlen: int, windows: int | None, batch_size: int, machine: Machine
 ) -> Needs:
-    """See `_evaluated`; windows are scored one by one, and a text that is not limited counts as long as WikiText-2."""
+    """Return the needs of stage perplexity (`_evaluated`); windows are scored one by one."""
     count = max(1, TEXT // seqlen) if windows is None else windows
     batch = min(batch_size, count)
     needs = _evaluated(sizes, masked, count * seqlen, batch, seqlen, 1, machine, "transformers")
@@ -370,7 +383,7 @@ def perplexity(
 
 @cache
 def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
-    """See `_evaluated`; items are assumed to be short and to have four answers."""
+    """Return the needs of stage harness (`_evaluated`); items are assumed to be short, with four answers each."""
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
-    longest = 2 * _ITEM  # which comes first
+    longest = 2 * _ITEM  # lm-eval begins with the longest item
     return _evaluated(sizes, masked, tokens, batch_size, longest, batch_size, machine, "lm_eval")

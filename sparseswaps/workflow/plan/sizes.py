@@ -1,4 +1,4 @@
-"""The sizes of a model by its config.json, without building it: what `needs` reckons with.
+"""The sizes of a model by its config.json, without building the model; `needs` calculates with them.
 
 Families name one thing differently; the names are here and nowhere else. Where a config.json cannot say whether a
 family has something (a third matrix in the MLP, biases), it is assumed to be there: no size is below the real one.
@@ -19,7 +19,7 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Matrices(NamedTuple):
-    """So many weights [d_out, d_in] of a block; `used` is the share of all tokens that each of them sees."""
+    """`count` weights [d_out, d_in] of a block; `used` is the share of all tokens that each weight sees."""
 
     count: int
     d_out: int
@@ -63,19 +63,19 @@ class Sizes:
     @cached_property
     def matrices(self) -> tuple[Matrices, ...]:
         """The weights of a block, with every MLP gated."""
-        found = [
+        matrices = [
             Matrices(1, self.attention, self.hidden),
             Matrices(2, self.key_value, self.hidden),
             Matrices(1, self.hidden, self.attention),
         ]
         widths = [(1, self.intermediate, 1.0)]
         if self.experts:
-            found.append(Matrices(1, self.experts, self.hidden))  # the router
+            matrices.append(Matrices(1, self.experts, self.hidden))  # the router
             widths = [(self.experts, self.expert, self.active / self.experts), (1, self.shared, 1.0)]
         for count, width, used in widths:
             if width:
-                found += [Matrices(2 * count, width, self.hidden, used), Matrices(count, self.hidden, width, used)]
-        return tuple(found)
+                matrices += [Matrices(2 * count, width, self.hidden, used), Matrices(count, self.hidden, width, used)]
+        return tuple(matrices)
 
     @cached_property
     def inputs(self) -> tuple[Matrices, ...]:
@@ -100,17 +100,17 @@ class Sizes:
 
     @cached_property
     def used(self) -> float:
-        """Weights of a block's matrices that a token is multiplied with."""
+        """Weights of a block's matrices that one token is multiplied with."""
         return sum(m.used * m.count * m.d_out * m.d_in for m in self.matrices)
 
     @property
     def mlp(self) -> int:
-        """Width of what a token goes through in an MLP, all its experts together."""
+        """Width of an MLP for one token, all its experts together."""
         return self.active * self.expert + self.shared if self.experts else self.intermediate
 
     @property
     def widths(self) -> set[int]:
-        """What the layers of a block read."""
+        """The widths d_in of a block's layers."""
         return {m.d_in for m in self.matrices}
 
     @property
@@ -135,7 +135,7 @@ class Sizes:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model, with the last norm."""
+        """Parameters of the whole model, with the last norm."""
         return self.blocks * self.block + (1 if self.tied else 2) * self.embedding + 2 * self.hidden
 
     @property
@@ -150,7 +150,7 @@ class Sizes:
 
 
 def sizes_of(config: Mapping[str, Any]) -> Sizes:
-    """The sizes by a `config.json` (see `directory.read_config`). Raises InputError when one is not in it."""
+    """Return the sizes by a `config.json` (see `directory.read_config`). Raises InputError when one is not in it."""
     hidden = _needed(config, "hidden_size", "n_embd", "d_model")
     heads = first_integer(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
     key_value_heads = first_integer(config, "num_key_value_heads", "num_kv_heads") or heads
@@ -186,7 +186,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
 
 
 def _needed(config: Mapping[str, Any], *keys: str) -> int:
-    found = first_integer(config, *keys)
-    if not found:
+    value = first_integer(config, *keys)
+    if not value:
         raise InputError(f"config.json does not say {keys[0]}, without which nothing can be planned")
-    return found
+    return value
