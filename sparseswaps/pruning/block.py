@@ -94,7 +94,7 @@ def prune_block(
     Raises:
         InputError, CertificateError: a step raises it; the line names block and layer.
     """
-    result = PrunedBlock({}, {}, [], [])
+    new_masks, new_weights, losses, curves = {}, {}, [], []
     calibrated = grams.readers(layers)
     parts = [step.part(layer) for layer in calibrated for step in steps]
     with show_progress(f"block {block}", "rows", "swaps", parts) as reports:
@@ -110,14 +110,14 @@ def prune_block(
                 state.mask = masks[layer.name].to(weight.device) if masks else None
                 for step in steps:
                     step(state, next(progress))
-            result.masks[layer.name] = state.mask
+            new_masks[layer.name] = state.mask
             if state.new_weight is not None:
-                result.weights[layer.name] = state.new_weight
-            result.losses.append(state.figures)
-            result.curves.extend(names | point for point in state.curve)
+                new_weights[layer.name] = state.new_weight
+            losses.append(state.figures)
+            curves.extend(names | point for point in state.curve)
             if "loss_after" in state.figures:
                 logging.info("block %d, %s: %s", block, layer.name, summary(state.figures))
-    return result
+    return PrunedBlock(new_masks, new_weights, losses, curves)
 
 
 def check_held_out(grams: Grams) -> None:

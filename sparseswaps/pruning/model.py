@@ -161,26 +161,26 @@ def prune(
             put_weights(blocks[index], weights.layers[index], pruned.weights)
             yield pruned
 
-    result, training = Pruned({}, [], []), model.training
+    masks, losses, curves, training = {}, [], [], model.training
     model.eval()
     try:
         chained = propagate == "pruned"
         results = prune_chain(weights, ids, unseen, batch_size, prune_one) if chained else prune_on_dense_inputs()
         for index, pruned in enumerate(results):
-            result.losses.extend(pruned.losses)
-            result.curves.extend(pruned.curves)
+            losses.extend(pruned.losses)
+            curves.extend(pruned.curves)
             for layer in weights.layers[index]:
                 if layer.name in pruned.masks:
                     name, parameter = (
                         f"{prefix}.{index}.{layer.parameter}",
                         blocks[index].get_parameter(layer.parameter),
                     )
-                    if name not in result.masks:
-                        result.masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-                    layer.view_in(result.masks[name]).copy_(pruned.masks[layer.name])
+                    if name not in masks:
+                        masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+                    layer.view_in(masks[name]).copy_(pruned.masks[layer.name])
     finally:
         model.train(training)
-    return result
+    return Pruned(masks, losses, curves)
 
 
 def _check_model(model: Any) -> None:

@@ -485,7 +485,7 @@ class Tables(Stage):
     def settings(self):
         cells = {f"cell {variant.folder}": facts(self.grid, variant) for variant in self.grid.variants}
         published = identities([self.study.published] if self.study.published else [])
-        return {**cells, "texts": list(self.study.evaluation.perplexity), "published": published}
+        return {**cells, "published": published}
 
     def upstream(self):
         stages: list[Stage] = [Perplexity(self.grid, where) for where in Perplexity.jobs(self.grid)]
@@ -504,7 +504,7 @@ class Figures(Stage):
     after = ("tables",)
 
     def settings(self):
-        return {"texts": list(self.study.evaluation.perplexity), **self.study.figures.model_dump()}
+        return self.study.figures.model_dump()
 
     def upstream(self):
         return [self.at(Tables)]

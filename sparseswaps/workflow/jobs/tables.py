@@ -9,13 +9,13 @@ from sparseswaps.workflow.artifacts import block_files
 
 def run(inputs, outputs, settings, context):
     facts = {name.removeprefix("cell "): value for name, value in settings.items() if name.startswith("cell ")}
-    measured = [measurements(folder, values, inputs, settings["texts"]) for folder, values in facts.items()]
+    measured = [measurements(folder, values, inputs) for folder, values in facts.items()]
     published = inputs["published"][0] if inputs["published"] else None
     cells = write_all(measured, Path(outputs["cells"][0]).parent, published)
     return f"{len(cells)} cells"
 
 
-def measurements(folder, facts, inputs, texts):
+def measurements(folder, facts, inputs):
     """Return what was measured of one variant, whose artifacts are in `folder` below the results."""
 
     def files(name):
@@ -30,6 +30,6 @@ def measurements(folder, facts, inputs, texts):
         facts=facts,
         losses=tables("losses"),
         curves=tables("curves"),
-        perplexities={text: read_json(path) for text, path in zip(texts, files("perplexity"), strict=True)},
+        perplexities={Path(path).stem: read_json(path) for path in files("perplexity")},
         scores=read_json(scores[0])["results"] if scores else {},
     )
