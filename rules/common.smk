@@ -1,4 +1,4 @@
-"""What the rules share: the study's grid, the parameters and resources of every rule, and input functions.
+"""The study's grid, the parameters and resources of every rule, and the input functions that rules share.
 
 A path says what an artifact depends on, and nothing else. Everything else that decides it is in its rule's parameters
 (`sparseswaps/workflow/provenance.py`). No output is `update(...)`: Snakemake 9.27 restores the old output of a job that
@@ -89,7 +89,7 @@ def start_files(wildcards):
 
 
 def evaluation_inputs(wildcards):
-    """What an evaluation loads: a checkpoint, or the base model's description and a cell's masks."""
+    """Return the inputs of an evaluation: a checkpoint, or the base model's description and a cell's masks."""
     folder = f"<results>/{wildcards.model}"
     if GRID.has_checkpoint(wildcards.variant):
         return {"checkpoint": f"{folder}/{wildcards.variant}/checkpoint"}

@@ -12,7 +12,7 @@ from sparseswaps.layer.gram import Inputs, accumulate, symmetric_gram
 from sparseswaps.model.layers import Layer, Matrix
 
 MatrixInputs = dict[Matrix, list[Tensor]]
-"""What each matrix of a block reads, call by call: [..., d_in]."""
+"""The inputs of each matrix of a block, one tensor [..., d_in] for each call."""
 
 
 @dataclass

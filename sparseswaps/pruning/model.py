@@ -42,7 +42,7 @@ DEFAULTS = PruneSettings()
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` did to a model.
+    """The masks and figures that `prune` returns for a model.
 
     Attributes:
         masks: boolean, True where kept, by the name of each pruned parameter of the model, in its shape and on its

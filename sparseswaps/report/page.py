@@ -48,11 +48,11 @@ class Report:
     """Tables of the study (`tables.cells_table`, `tables.layers_table`)."""
     pictures: list[Picture]
     usage: pd.DataFrame
-    """What the jobs took, as of `usage_table`."""
+    """Seconds and memory of the jobs by stage, from `usage_table`."""
     sizes: dict[str, dict[str, int]]
     """Bytes of the files that SIZES names, by model."""
     provenance: dict[str, str]
-    """What made the study: versions, machine, models."""
+    """The versions, machine and models of the study, by name."""
     published: pd.DataFrame | None = None
     """Published values beside measured ones (`tables.compare_published`)."""
 

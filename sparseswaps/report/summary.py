@@ -1,4 +1,4 @@
-"""What people read first: the refinements that stand for a study, and its measures side by side as strings."""
+"""The summary of a study: its principal refinements, and its measures side by side as strings."""
 
 import re
 from collections.abc import Callable

@@ -175,7 +175,7 @@ class LmEval(Settings):
 
 
 class Evaluation(Settings):
-    """What every model and cell is evaluated on; configuration key `evaluation`."""
+    """The texts and tasks that every model and cell is evaluated on; configuration key `evaluation`."""
 
     perplexity: dict[Name, EvaluationText] = Field({}, description="The evaluation texts by name.")
     lm_eval: LmEval = Field(LmEval(), description="Tasks of lm-eval.")

@@ -1,4 +1,4 @@
-"""What a job knows beside its files and settings: its wildcards, its provenance, its device and its progress."""
+"""The context of a job, beside its files and settings: wildcards, provenance, device and progress."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ Paths = Mapping[str, Any]  # a path, or a list of paths, by name
 
 @dataclass(frozen=True)
 class Context:
-    """What a job knows beside its files and settings.
+    """The context of a job, beside its files and settings.
 
     Attributes:
         stage: the name of the stage.

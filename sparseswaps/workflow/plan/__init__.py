@@ -1,4 +1,4 @@
-"""What a study needs before it runs: sizes of its models, memory, disk and time of each job.
+"""The plan of a study before it runs: sizes of its models, and memory, disk and time of each job.
 
 May import: what workflow may import.
 """

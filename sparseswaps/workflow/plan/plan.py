@@ -1,4 +1,4 @@
-"""What a study needs before it runs: its jobs by the table of stages, the needs of each, and the sums."""
+"""The plan of a study before it runs: its jobs by the table of stages, their needs, and the sums."""
 
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
