@@ -64,7 +64,7 @@ def take_gpu() -> None:
 def usage_since(began: float) -> dict[str, float | str]:
     """Return what the job took since the monotonic time `began`: seconds, peak memory in MB, and its device."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
-    usage = {"seconds": round(time.monotonic() - began, 1), "peak_resident_mb": resident}
+    usage = {"seconds": round(time.monotonic() - began, 3), "peak_resident_mb": resident}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         allocated = torch.cuda.max_memory_allocated() // 2**20
