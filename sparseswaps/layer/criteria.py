@@ -1,38 +1,38 @@
-"""Criteria: functions that make a layer's warm start, its first mask.
+"""Criteria: functions that make a layer's warm start, its first mask. `WARMSTARTS` is the only list of their names.
 
-To add a criterion, write a function `(weight, gram, pattern, progress) -> mask`, enter it in `WARMSTARTS`, and add its
-name to `settings.Criterion`. `progress` receives the number of rows that are done. A criterion that ranks weights by a
-score is a function `(weight, gram) -> scores` with the decorator `@rank_by`.
+The configuration takes the names from here. So that it does not wait for torch, functions import what needs torch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
 from hashlib import sha256
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
-from sparseswaps.layer.baselines.admm import admm_mask
-from sparseswaps.layer.baselines.sparsegpt import sparsegpt_mask
-from sparseswaps.layer.gram import validate_layer
-from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import Pattern
-from sparseswaps.layer.swaps.engine import eliminate
 
-WarmStart = Callable[[Tensor, Tensor, Pattern, Report], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    WarmStart = Callable[[Tensor, Tensor, Pattern, Report], Tensor]
 
 
 def rank_by(score: Callable[[Tensor, Tensor], Tensor]) -> WarmStart:
-    """Turn a score per weight into a warm start that keeps the highest scores of each block."""
+    """Turn a score per weight into a warm start that keeps the highest scores of each group."""
 
     @wraps(score)
     def warm_start(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
+        from torch import cat
+
+        from sparseswaps.base.memory import map_slices
+        from sparseswaps.layer.masks import keep_best
+
         scores = score(weight.float(), gram.float())  # of all rows, since a score may compare rows
         rows = len(scores)
-        return torch.cat(map_slices(lambda s: keep_best(scores[s], pattern), rows, rows, "rows", progress=progress))
+        return cat(map_slices(lambda s: keep_best(scores[s], pattern), rows, rows, "rows", progress=progress))
 
     return warm_start
 
@@ -63,16 +63,31 @@ def ria(weight: Tensor, gram: Tensor) -> Tensor:
 
 
 def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
-    """Exact backward elimination on the Gram matrix (`engine.eliminate`)."""
+    from sparseswaps.layer.swaps.engine import eliminate
+
     return eliminate(weight, gram, pattern, progress=progress)
 
 
 @rank_by
 def random(weight: Tensor, gram: Tensor) -> Tensor:
     """Uniformly random scores, which depend on nothing but the weight's values: not on the machine, device or run."""
+    import torch
+
     digest = sha256(weight.detach().cpu().contiguous().numpy()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
     return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def sparsegpt(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
+    from sparseswaps.layer.baselines.sparsegpt import sparsegpt_mask
+
+    return sparsegpt_mask(weight, gram, pattern, progress=progress)
+
+
+def admm(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
+    from sparseswaps.layer.baselines.admm import admm_mask
+
+    return admm_mask(weight, gram, pattern, progress=progress)
 
 
 WARMSTARTS: dict[str, WarmStart] = {
@@ -81,12 +96,12 @@ WARMSTARTS: dict[str, WarmStart] = {
     "ria": ria,
     "greedy": greedy,
     "random": random,
-    "sparsegpt": sparsegpt_mask,
-    "admm": admm_mask,
+    "sparsegpt": sparsegpt,
+    "admm": admm,
 }
+Criterion = Literal[*WARMSTARTS]  # the type of configuration keys
 
 
-@torch.no_grad()
 def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "wanda") -> Tensor:
     """Make a layer's first mask by a criterion.
 
@@ -105,6 +120,8 @@ def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "
         InputError: the criterion is unknown, shapes or devices do not fit, a weight is not finite, the Gram matrix is
             not symmetric or not positive semidefinite, or the pattern does not divide d_in.
     """
+    from sparseswaps.layer.gram import validate_layer
+
     if criterion not in WARMSTARTS:
         raise InputError(f"criterion: {criterion!r} is unknown; use one of {', '.join(WARMSTARTS)}")
     return WARMSTARTS[criterion](*validate_layer(weight, gram), pattern)

@@ -16,29 +16,19 @@ _ROWS, _COLUMNS = 2048, 4096  # of a weight and a Gram matrix converted to float
 
 @dataclass(frozen=True)
 class Inputs:
-    """The calibration figures of one layer's inputs, on one device.
+    """The calibration figures of one layer's inputs, on one device."""
 
-    Attributes:
-        gram: float32 [d_in, d_in], the Gram matrix of the calibration text.
-        held_out: float32 [d_in, d_in], the Gram matrix of held-out text; None if there is no such text.
-        sums: float64 [d_in], the sum of each feature over the calibration tokens.
-        tokens, sequences: the numbers of calibration tokens and sequences.
-    """
-
-    gram: Tensor
-    held_out: Tensor | None
-    sums: Tensor
-    tokens: int
+    gram: Tensor  # float32 [d_in, d_in], the Gram matrix of the calibration text
+    held_out: Tensor | None  # float32 [d_in, d_in], the Gram matrix of held-out text, if there is such text
+    sums: Tensor  # float64 [d_in], the sum of each feature over the calibration tokens
+    tokens: int  # of calibration
     sequences: int
 
 
 def accumulate(total: Tensor, inputs: Tensor) -> None:
-    """Add the Gram matrix of one batch to `total`, in place.
+    """Add the Gram matrix of a batch [..., d_in] of any floating dtype to `total`, float64 [d_in, d_in], in place.
 
-    Args:
-        total: float64 [d_in, d_in].
-        inputs: [..., d_in], any floating dtype; the leading dimensions are tokens. Products are formed in float32,
-            which holds products of bfloat16 inputs exactly, and batches are summed in float64.
+    Products are formed in float32, which holds products of bfloat16 inputs exactly; batches are summed in float64.
     """
     tokens = inputs.reshape(-1, inputs.shape[-1])
     halves = tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16)
@@ -122,19 +112,13 @@ def check_gram(gram: Tensor) -> None:
             raise InputError("the Gram matrix is not positive semidefinite")
 
 
+@torch.no_grad()
 def validate_layer(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Check a layer's weight and Gram matrix, and return them in the form that every search expects.
+    """Check a layer's weight [d_out, d_in] and Gram matrix, and return them in the form that every search expects.
 
-    Args:
-        weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in] on the same device.
-
-    Returns:
-        Both contiguous; each stays float64 or becomes float32. The Gram matrix is exactly symmetric.
-
-    Raises:
-        InputError: shapes or devices differ, a weight is not finite, the Gram matrix is not symmetric or not positive
-            semidefinite, or a loss would overflow.
+    Both are then detached and contiguous, each stays float64 or becomes float32, and the Gram matrix is exactly
+    symmetric. Raises InputError if shapes or devices differ, a weight is not finite, the Gram matrix is not symmetric
+    or not positive semidefinite, or a loss would overflow.
     """
     if weight.ndim != 2 or not weight.is_floating_point() or weight.shape[1] == 0:
         raise InputError(f"weight {weight.dtype} {tuple(weight.shape)}: use a floating-point matrix [d_out, d_in]")
@@ -158,16 +142,20 @@ def validate_layer(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     return weight.contiguous(), gram.contiguous() if torch.equal(gram, gram.T) else (gram + gram.T) / 2
 
 
+def check_flags(weight: Tensor, name: str, flags: Tensor) -> None:
+    """Raise InputError unless `flags` is a boolean tensor of the weight's shape, on its device."""
+    if flags.shape != weight.shape or flags.dtype != torch.bool:
+        raise InputError(
+            f"weight {tuple(weight.shape)} needs a boolean {name} of its shape, not {flags.dtype} {tuple(flags.shape)}"
+        )
+    if flags.device != weight.device:
+        raise InputError(f"the {name} is on {flags.device}, the weight on {weight.device}")
+
+
 def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
     """Return c = G ((1 - m) * w) for each row, the correlation of the inputs with the pruned part of the output.
 
-    Args:
-        weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in], any floating dtype.
-        mask: boolean [d_out, d_in], True where kept.
-
-    Returns:
-        float64 [d_out, d_in].
+    `weight` [d_out, d_in] and `gram` have any floating dtype, `mask` is boolean. Returns float64 [d_out, d_in].
     """
     result = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
     for first in range(0, len(weight), _ROWS):
@@ -186,25 +174,14 @@ def product(rows: Tensor, gram: Tensor) -> Tensor:
 
 
 def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
-    """Return each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w).
-
-    The arguments are as for `correlation`.
-
-    Returns:
-        float64 [d_out], never negative.
-    """
+    """Return each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w): float64 [d_out]."""
     return output_error(weight, gram, weight.masked_fill(~mask, 0))
 
 
 def output_error(weight: Tensor, gram: Tensor, new: Tensor) -> Tensor:
     """Return each row's error ||v X - w X||^2 = (v - w)^T G (v - w) with new weights v in place of its weights w.
 
-    Args:
-        weight, new: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in], any floating dtype.
-
-    Returns:
-        float64 [d_out], never negative.
+    All arguments have any floating dtype. Returns float64 [d_out], never negative.
     """
     errors = torch.empty(len(weight), dtype=torch.float64, device=weight.device)
     for first in range(0, len(weight), _ROWS):

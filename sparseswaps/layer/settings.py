@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from sparseswaps.base.settings import Settings, wrong
 
-Criterion = Literal["magnitude", "wanda", "ria", "greedy", "random", "sparsegpt", "admm"]
-
 
 class RefinementSettings(Settings):
     """How a mask is refined; configuration key `refinements`."""

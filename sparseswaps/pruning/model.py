@@ -14,8 +14,9 @@ from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.calibration.sampling import check_vocabulary, draw
 from sparseswaps.calibration.settings import BatchSize, Calibration, Seed
+from sparseswaps.layer.criteria import Criterion
 from sparseswaps.layer.pattern import counting_rule, parse_pattern
-from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
+from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer

@@ -12,8 +12,9 @@ from sparseswaps.base.settings import Settings, unknown, wrong
 from sparseswaps.calibration.settings import BatchSize, Calibration, NonEmpty, Seed, TextSource
 from sparseswaps.embedded import TASKS
 from sparseswaps.evaluation.settings import EvaluationText
+from sparseswaps.layer.criteria import Criterion
 from sparseswaps.layer.pattern import PerRow, parse_pattern, slug_of
-from sparseswaps.layer.settings import Criterion, Reconstruction, RefinementSettings
+from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.directory import locate
 
 

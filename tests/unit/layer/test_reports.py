@@ -5,7 +5,7 @@ import torch
 from helpers import FAST, ON_CUDA, layer, limit_memory
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.layer import criteria, refinement
+from sparseswaps.layer import masks, refinement
 from sparseswaps.layer.criteria import WARMSTARTS, ria, wanda
 from sparseswaps.layer.gram import Inputs, row_loss
 from sparseswaps.layer.masks import keep_best
@@ -129,7 +129,7 @@ HALVED = [(11, "rows", 5), (5, "rows", 2)]
 
 def test_a_warm_start_in_parts_is_the_same(monkeypatch, caplog, problem):
     weight, gram, _, pattern, start = problem
-    monkeypatch.setattr(criteria, "keep_best", limit_memory(keep_best, 3))
+    monkeypatch.setattr(masks, "keep_best", limit_memory(keep_best, 3))
     assert torch.equal(ria(weight, gram, pattern), start)
     assert [record.args for record in caplog.records] == HALVED
 

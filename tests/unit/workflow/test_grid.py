@@ -1,10 +1,6 @@
-from typing import get_args
-
 import pytest
 from helpers import tiny_study
 
-from sparseswaps.layer.criteria import WARMSTARTS
-from sparseswaps.layer.settings import Criterion
 from sparseswaps.workflow.grid import Cell, Grid
 from sparseswaps.workflow.study import load_study
 
@@ -57,7 +53,3 @@ def test_rows_differ_where_the_method_lets_them(config, tiny_model):
 
 def test_blocks_are_named_by_their_number(config):
     assert Grid(load_study(config)).blocks == {"tiny": ["block00", "block01"]}
-
-
-def test_every_criterion_is_a_warm_start():
-    assert get_args(Criterion) == tuple(WARMSTARTS)
