@@ -14,14 +14,9 @@ _ROUGHLY = 0.01  # of a matrix's weights
 
 
 def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
-    """Return the mask that keeps the weights of highest score, with the exact count in every block of every row.
+    """Return the mask, boolean [d_out, d_in], that keeps the weights of highest score in every block of every row.
 
-    Args:
-        scores: [d_out, d_in], any floating dtype; of equal scores the leftmost is kept.
-        pattern: which scores compete.
-
-    Returns:
-        boolean [d_out, d_in].
+    `scores` is [d_out, d_in] of any floating dtype; of equal scores the leftmost is kept.
     """
     size, kept = pattern.blocks(scores.shape[1])
     grouped = scores.reshape(scores.shape[0], -1, size)
@@ -31,14 +26,12 @@ def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
 
 
 def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> None:
-    """Raise InputError unless a mask keeps as many weights as its pattern asks for.
+    """Raise InputError unless a mask [d_out, d_in] keeps as many weights as its pattern asks for.
 
-    Args:
-        mask: boolean [d_out, d_in].
-        counted: where the kept weights are counted. "rows": in every block of every row. "matrix": for a sparsity, in
-            the whole matrix; for N:M, in every block. "roughly", for imported masks: in the whole matrix, within 1 % of
-            all weights or one weight a row, and no N:M block keeps more than N; other tools round differently, and zero
-            weights of the base model look pruned.
+    `counted` says where the kept weights are counted. "rows": in every block of every row. "matrix": for a sparsity, in
+    the whole matrix; for N:M, in every block. "roughly", for imported masks: in the whole matrix, within 1 % of all
+    weights or one weight a row, and no N:M block keeps more than N; other tools round differently, and zero weights of
+    the base model look pruned.
     """
     size, kept = pattern.blocks(mask.shape[1])
     counts = mask.reshape(mask.shape[0], -1, size).sum(-1)

@@ -39,7 +39,7 @@ class PerRow:
 
 @dataclass(frozen=True)
 class NM:
-    """N:M sparsity: each block of `m` consecutive weights keeps `n` weights."""
+    """N:M sparsity: each `m` consecutive weights keep `n` weights."""
 
     n: int
     m: int
@@ -49,7 +49,6 @@ class NM:
         return f"{self.n}:{self.m}"
 
     def blocks(self, d_in: int) -> Blocks:
-        """Return the division of a row. Raises InputError when `m` does not divide `d_in`."""
         if d_in % self.m:
             raise InputError(f"pattern {self.label} does not divide d_in = {d_in}: choose one whose M divides it")
         return Blocks(self.m, self.n)

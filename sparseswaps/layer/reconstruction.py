@@ -22,23 +22,17 @@ def reconstruct_layer(
     figures: dict[str, Any],
     progress: Report = ignore_progress,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Compute new values for a layer's kept weights.
+    """Compute new values for the kept weights of a layer [d_out, d_in], all arguments on one device.
 
-    Args:
-        weight: [d_out, d_in], floating; `inputs` and `mask` are on the same device.
-        figures: the figures of the mask's refinement.
-        progress: receives the number of rows that are done.
-
-    Returns:
-        The new weights in the dtype of `weight`, zero where pruned, and the figures with the losses of these weights.
+    Returns the new weights in the dtype of `weight`, zero where pruned, and the `figures` of the mask's refinement with
+    the losses of these weights.
     """
     began = time.monotonic()
     if settings.method == "sparsegpt":
         new = sparsegpt_update(weight, inputs.gram, mask, settings.damping, progress=progress)
-    elif settings.method == "admm":
-        new = admm_update(weight, inputs.gram, mask, settings.damping, settings.iterations, progress)
     else:
-        new = least_squares(weight, inputs.gram, mask, settings.damping, settings.iterations, progress)
+        update = admm_update if settings.method == "admm" else least_squares
+        new = update(weight, inputs.gram, mask, settings.damping, settings.iterations, progress)
     new = new.to(weight.dtype)  # before the losses are measured: a checkpoint has rounded weights
     losses = {"loss_after": _total_error(weight, inputs.gram, new)}
     if inputs.held_out is not None:
@@ -48,6 +42,5 @@ def reconstruct_layer(
 
 
 def _total_error(weight: Tensor, gram: Tensor, new: Tensor) -> float:
-    """Return `output_error`, summed over all rows."""
     rows = len(weight)
     return sum(map_slices(lambda part: float(output_error(weight[part], gram, new[part]).sum()), rows, rows, "rows"))

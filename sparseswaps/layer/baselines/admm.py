@@ -20,34 +20,18 @@ from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import Pattern
 
 
-@torch.no_grad()
+_DAMPING = 0.1
+
+
 def admm_mask(
-    weight: Tensor,
-    gram: Tensor,
-    pattern: Pattern,
-    damping: float = 0.1,
-    picks: int = 15,
-    progress: Report = ignore_progress,
+    weight: Tensor, gram: Tensor, pattern: Pattern, picks: int = 15, progress: Report = ignore_progress
 ) -> Tensor:
-    """Return the mask of the last round that picks one. A round keeps the weights of largest |W + U|; the first round
-    picks Wanda's mask.
+    """Return the mask of the last of `picks` rounds, each of which keeps the weights of largest |W + U|.
 
-    Args:
-        weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in] on the same device, float32 or float64.
-        pattern: how many weights every round keeps.
-        damping: added to the diagonal of the scaled Gram matrix, as a share of the diagonal's mean.
-        picks: rounds that pick a mask, at least one.
-        progress: receives the number of rows that are done.
-
-    Returns:
-        boolean [d_out, d_in], True where kept.
-
-    Raises:
-        InputError: as `gram.validate_layer`, or the pattern does not divide d_in.
+    The first round picks Wanda's mask.
     """
     weight, gram = validate_layer(weight, gram)
-    scale, matrix, inverse = _scale_problem(gram, damping, weight.dtype)
+    scale, matrix, inverse = _scale_problem(gram, _DAMPING, weight.dtype)
 
     def keep_largest(state: Tensor) -> Tensor:
         return keep_best(state.abs(), pattern)
@@ -58,23 +42,15 @@ def admm_mask(
     return torch.cat(map_slices(pick_masks, len(weight), len(weight), "rows", progress=progress))
 
 
-@torch.no_grad()
 def admm_update(
     weight: Tensor,
     gram: Tensor,
     mask: Tensor,
-    damping: float = 0.1,
+    damping: float = _DAMPING,
     iterations: int = 20,
     progress: Report = ignore_progress,
 ) -> Tensor:
-    """Return weights on a mask that approach the least damped error of the layer's output.
-
-    The arguments and errors are as for `admm_mask`. `mask` is boolean [d_out, d_in] and may keep any weights;
-    `iterations` is the number of rounds.
-
-    Returns:
-        float32 [d_out, d_in], exactly zero outside the mask.
-    """
+    """Return weights on a mask, after `iterations` rounds, that approach the least damped error of the output."""
     weight, gram = validate_layer(weight, gram)
     scale, matrix, inverse = _scale_problem(gram, damping, weight.dtype)
 

@@ -10,7 +10,6 @@ from sparseswaps.layer.gram import validate_layer
 from sparseswaps.layer.pattern import NM, Pattern
 
 
-@torch.no_grad()
 def dsnot(
     weight: Tensor,
     gram: Tensor,
@@ -33,21 +32,8 @@ def dsnot(
     A weight moves at most once (as in the authors' code). A row also stops when it has no weight left to regrow or to
     prune. Of equal weights the leftmost one moves.
 
-    Args:
-        weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in] on the same device, float32 or float64, summed over all calibration tokens.
-        mask: boolean [d_out, d_in], True where kept; not modified.
-        pattern: which weights may change places.
-        sums: float64 [d_in], the sum of x_j over all calibration tokens.
-        tokens, sequences: the numbers of calibration tokens and of sequences.
-        cycles: the most weights that a row regrows.
-        threshold: the error at which a row stops.
-
-    Returns:
-        boolean [d_out, d_in]; every block keeps as many weights as in `mask`.
-
-    Raises:
-        InputError: as `gram.validate_layer`, or the pattern does not divide d_in.
+    `gram` and `sums`, float64 [d_in], the sum of each x_j, are over all `tokens` of all `sequences`. A row stops when it
+    has regrown `cycles` weights, or when its error is at most `threshold`. Every block keeps as many weights as before.
     """
     weight, gram = validate_layer(weight, gram)
     size = pattern.blocks(weight.shape[1]).size if isinstance(pattern, NM) else None

@@ -20,7 +20,6 @@ from sparseswaps.layer.pattern import NM, Pattern
 _ATTEMPTS = 4  # to factor a Gram matrix, each with ten times the damping of the attempt before
 
 
-@torch.no_grad()
 def sparsegpt_mask(
     weight: Tensor,
     gram: Tensor,
@@ -36,20 +35,9 @@ def sparsegpt_mask(
     compete in each `block` of columns: rows may keep different numbers of weights, and the matrix keeps d_out times the
     pattern's number for a row. N:M holds in every M columns of every row, which are chosen when the sweep reaches them.
 
-    Args:
-        weight: [d_out, d_in], any floating dtype.
-        gram: [d_in, d_in] on the same device, float32 or float64.
-        pattern: how many weights are kept.
-        damping: added to the diagonal of the Gram matrix, as a share of the diagonal's mean.
-        block: the number of columns whose weights compete; for N:M, the number of columns swept at a time.
-        progress: receives the number of rows times the share of columns that are done.
-
-    Returns:
-        boolean [d_out, d_in], True where kept. Of equal scores the upper row's is kept, then the leftmost.
-
-    Raises:
-        InputError: as `gram.validate_layer`, the pattern does not divide d_in, or the Gram matrix has no Cholesky
-            factor even with 1000 times the damping.
+    Of equal scores the upper row's is kept, then the leftmost. For N:M, `block` is only the number of columns swept at a
+    time. `progress` receives the number of rows times the share of columns that are done. Raises InputError if the Gram
+    matrix has no Cholesky factor even with 1000 times the damping.
     """
     weight, gram = validate_layer(weight, gram)
     d_out, d_in = weight.shape
@@ -72,7 +60,6 @@ def sparsegpt_mask(
     return mask
 
 
-@torch.no_grad()
 def sparsegpt_update(
     weight: Tensor,
     gram: Tensor,
@@ -83,11 +70,8 @@ def sparsegpt_update(
 ) -> Tensor:
     """Return the weights that SparseGPT's sweep makes for any mask.
 
-    The arguments and errors are as for `sparsegpt_mask`. `mask` is boolean [d_out, d_in] and may keep any weights;
-    `block` is the number of columns swept at a time, which changes only the rounding.
-
-    Returns:
-        float32 [d_out, d_in], exactly zero outside the mask and for dead features.
+    The weights of dead features become zero, too. `block` is the number of columns swept at a time, which changes only
+    the rounding. Progress and errors are as for `sparsegpt_mask`.
     """
     weight, gram = validate_layer(weight, gram)
     return _sweep(weight, gram, mask, damping, block, progress).float()
@@ -103,16 +87,10 @@ def _sweep(
     choose: Callable[[Tensor, int], Tensor] | None = None,
     together: int = 1,
 ) -> Tensor:
-    """Prune column by column, and compensate each column's error in the columns to its right.
+    """Prune column by column, and compensate each column's error in the columns to its right; return the new weights.
 
-    Args:
-        mask: boolean [d_out, d_in]; written by `choose`, if there is one.
-        choose: a function of the scores [d_out, <= together] of some columns and of the first column's index; returns
-            the columns' mask. The sweep calls it when it reaches the columns.
-        together: the number of columns that `choose` gets at a time.
-
-    Returns:
-        The new weights, [d_out, d_in] in the dtype of `weight`.
+    When the sweep reaches `together` columns, it writes their mask, if it has a `choose`: a function of their scores
+    [d_out, <= together] and of the first column's index.
     """
     factor = _factor(gram, damping).to(weight.dtype)
     # Transposed, so that the sweep reads contiguous columns.

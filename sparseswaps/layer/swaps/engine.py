@@ -1,7 +1,7 @@
 """The public functions of the swap engine: check the input, search with a backend, and verify the result."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
-from sparseswaps.layer.gram import correlation, loss_from_correlation, validate_layer
+from sparseswaps.layer.gram import check_flags, correlation, loss_from_correlation, validate_layer
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.layer.swaps.backends import Backend, Rows, select_backend
 from sparseswaps.layer.swaps.between_rows import exchange
@@ -27,8 +27,7 @@ class Refinement:
     Attributes:
         mask: boolean [d_out, d_in], True where kept.
         swaps: int64 [d_out], swaps made.
-        loss_before, loss_after: float64 [d_out], the pruning error ||w X - (m * w) X||^2 of each row, a sum over the
-            tokens of the Gram matrix.
+        loss_before, loss_after: float64 [d_out], the pruning error ||w X - (m * w) X||^2, summed over the tokens.
         certified: boolean [d_out], True where no 1-swap lowers the row's loss beyond rounding.
         drift: float64 [d_out], the largest difference between the correlation vector that the search updated and the
             correlation vector of the final mask, relative to the latter's largest entry.
@@ -42,10 +41,6 @@ class Refinement:
     drift: Tensor
 
 
-_COLUMNS = [field.name for field in fields(Refinement)]
-
-
-@torch.no_grad()
 def refine(
     weight: Tensor,
     gram: Tensor,
@@ -73,12 +68,8 @@ def refine(
         backend: `reference`, `cpu`, `cuda` or `batched`; None takes the fastest one for the device.
         frozen: boolean [d_out, d_in], the kept weights that no swap may prune.
         between_rows: whether two rows may also exchange a kept and a pruned weight (`between_rows.exchange`), in turn
-            with the swaps within rows until neither improves. The matrix keeps as many weights as before; its rows need
-            not.
+            with the swaps within rows until neither improves. Then only the matrix keeps as many weights as before.
         progress: receives the number of rows that are done and the number of swaps made.
-
-    Returns:
-        A `Refinement` on the weight's device.
 
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is not symmetric or not
@@ -92,7 +83,6 @@ def refine(
     return last
 
 
-@torch.no_grad()
 def walk(
     weight: Tensor,
     gram: Tensor,
@@ -110,20 +100,13 @@ def walk(
     a row as done when the row is at its optimum, since another budget may follow.
     """
     weight, gram = validate_layer(weight, gram)
-    d_in = weight.shape[1]
-    for name, flags in (("mask", mask), ("frozen", mask if frozen is None else frozen)):
-        if flags.shape != weight.shape or flags.dtype != torch.bool:
-            raise InputError(
-                f"weight {tuple(weight.shape)} needs a boolean {name} of its shape, "
-                f"not {flags.dtype} {tuple(flags.shape)}"
-            )
-        if flags.device != weight.device:
-            raise InputError(f"the {name} is on {flags.device}, the weight on {weight.device}")
-    size = pattern.blocks(d_in).size
-    if between_rows and size != d_in:
+    frozen = torch.zeros_like(mask) if frozen is None else frozen
+    check_flags(weight, "mask", mask)
+    check_flags(weight, "frozen", frozen)
+    size = pattern.blocks(weight.shape[1]).size
+    if between_rows and size != weight.shape[1]:
         raise InputError(f"between_rows: pattern {pattern.label} fixes the kept weights of every block; use a sparsity")
-    frozen = torch.zeros_like(mask) if frozen is None else mask & frozen
-    search = _LayerSearch(select_backend(weight, backend), weight, gram, mask, frozen, size, progress)
+    search = _LayerSearch(select_backend(weight, backend), weight, gram, mask, mask & frozen, size, progress)
     unlimited = torch.iinfo(torch.int64).max
     for budget in budgets:
         if budget is not None and not (isinstance(budget, int) and budget >= 0):
@@ -132,36 +115,28 @@ def walk(
         search.advance(allowed)
         while between_rows and search.exchange_between_rows(allowed):
             search.advance(allowed)
-        yield search.result()
-        if search.certified.all():
+        yield Refinement(**{name: column.clone() for name, column in vars(search.result).items()})
+        if search.result.certified.all():
             return
 
 
 class _LayerSearch:
-    """The search for a layer's best mask, from budget to budget.
-
-    Attributes:
-        mask, swaps, loss_before, loss_after, certified, drift: the current columns of `Refinement`.
-        frozen: boolean [d_out, d_in], the kept weights that no swap may prune.
-        size: columns per block.
-    """
+    """The search for a layer's best mask, from budget to budget; `result` is what it has reached."""
 
     def __init__(
         self, backend: Backend, weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int, progress: Report
     ) -> None:
-        rows, device = len(weight), weight.device
         self.backend, self.weight, self.gram, self.size, self.progress = backend, weight, gram, size, progress
-        self.mask = mask.clone(memory_format=torch.contiguous_format)
-        self.frozen = frozen.contiguous()
-        self.swaps = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.loss_before, self.loss_after, self.drift = torch.zeros(3, rows, dtype=torch.float64, device=device)
-        self.certified = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.started = False
+        self.frozen, self.started = frozen.contiguous(), False
+        mask = mask.clone(memory_format=torch.contiguous_format)
+        swaps = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+        before, after, drift = torch.zeros(3, len(weight), dtype=torch.float64, device=weight.device)
+        self.result = Refinement(mask, swaps, before, after, torch.zeros_like(swaps, dtype=torch.bool), drift)
 
     def advance(self, allowed: int) -> None:
         """Refine every row that has no certificate, until it has one or has made `allowed` swaps in all."""
-        open_rows = (~self.certified).nonzero().flatten()
-        all_open = len(open_rows) == len(self.mask)
+        open_rows = (~self.result.certified).nonzero().flatten()
+        all_open = len(open_rows) == len(self.weight)
 
         def refine_part(part: slice) -> None:
             self._refine_rows(part if all_open else open_rows[part], allowed)  # a slice copies no rows
@@ -171,34 +146,33 @@ class _LayerSearch:
 
     def exchange_between_rows(self, allowed: int) -> bool:
         """Swap weights between rows, whose certificates are then void; return whether any swap was made."""
-        exchanged = exchange(self.weight, self.gram, self.mask, self.frozen, allowed - self.swaps)
-        self.swaps += exchanged
-        self.certified &= exchanged == 0
+        result = self.result
+        exchanged = exchange(self.weight, self.gram, result.mask, self.frozen, allowed - result.swaps)
+        result.swaps.add_(exchanged)
+        result.certified.logical_and_(exchanged == 0)
         return bool(exchanged.any())
 
-    def result(self) -> Refinement:
-        """Return a copy of the current columns."""
-        return Refinement(**{name: getattr(self, name).clone() for name in _COLUMNS})
-
     def _refine_rows(self, rows: slice | Tensor, allowed: int) -> None:
-        """Refine some rows. The columns change only at the end, so the call can be repeated when memory runs out."""
-        weight, frozen, start = self.weight[rows], self.frozen[rows], self.mask[rows]
-        ended_before, made_before = int(self.certified.sum()), int(self.swaps.sum())
+        """Refine some rows. The result changes only at the end, so the call can be repeated when memory runs out."""
+        result, weight, frozen, start = self.result, self.weight[rows], self.frozen[rows], self.result.mask[rows]
+        ended_before, made_before = int(result.certified.sum()), int(result.swaps.sum())
 
         def report(ended: int, made: int) -> None:
             self.progress(ended_before + ended, made_before + made)
 
-        part, unfinished = self._search(weight, start, frozen, allowed - self.swaps[rows], report)
+        part, unfinished = self._search(weight, start, frozen, allowed - result.swaps[rows], report)
         self._check_counts(start, part.mask, frozen)
-        wrong = torch.cat([unfinished, self._wrongly_certified(weight, part, frozen)])
-        if len(wrong):
-            row = torch.arange(len(self.mask), device=wrong.device)[rows][wrong[0]]
+        sample = part.certified.nonzero().flatten()
+        sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
+        wrong = sample[improvable_rows(weight[sample], self.gram, part.mask[sample], frozen[sample], self.size)]
+        if len(wrong := torch.cat([unfinished, wrong])):
+            row = torch.arange(len(self.weight), device=wrong.device)[rows][wrong[0]]
             raise CertificateError(f"row {row} is not at the optimum that the search reported: a defect, report it")
         if not self.started:
-            self.loss_before[rows] = part.loss_before
-        self.mask[rows], self.loss_after[rows], self.certified[rows] = part.mask, part.loss_after, part.certified
-        self.swaps[rows] += part.swaps
-        self.drift[rows] = torch.maximum(self.drift[rows], part.drift)
+            result.loss_before[rows] = part.loss_before
+        result.mask[rows], result.loss_after[rows], result.certified[rows] = part.mask, part.loss_after, part.certified
+        result.swaps[rows] += part.swaps
+        result.drift[rows] = torch.maximum(result.drift[rows], part.drift)
 
     def _search(
         self, weight: Tensor, start: Tensor, frozen: Tensor, budget: Tensor, report: Report
@@ -206,7 +180,7 @@ class _LayerSearch:
         """Search from the masks `start` [rows, d_in], which stay as they are.
 
         Rows that moved are searched again from freshly computed correlations, so that the rounding of their updates
-        does not decide the result. Returns the columns of these rows, and the rows that moved in every pass.
+        does not decide the result. Returns the result of these rows, and the rows that moved in every pass.
         """
         gram, size = self.gram, self.size
         mask = start.clone(memory_format=torch.contiguous_format)
@@ -241,26 +215,14 @@ class _LayerSearch:
         if (frozen & ~mask).any():
             raise CertificateError("the search pruned a frozen weight: a defect, report it")
 
-    def _wrongly_certified(self, weight: Tensor, part: Refinement, frozen: Tensor) -> Tensor:
-        """Return the rows, of a few certified ones, that a swap still improves: int64 indices into the part."""
-        sample = part.certified.nonzero().flatten()
-        sample = sample[:: max(1, -(-len(sample) // _CHECKED_ROWS))]
-        return sample[improvable_rows(weight[sample], self.gram, part.mask[sample], frozen[sample], self.size)]
 
-
-@torch.no_grad()
 def eliminate(
     weight: Tensor, gram: Tensor, pattern: Pattern, backend: str | None = None, progress: Report = ignore_progress
 ) -> Tensor:
     """Make a mask by exact backward elimination: from the dense row, prune repeatedly the weight of least cost.
 
     Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error, with c = G ((1 - m) * w). A block that keeps
-    only as many weights as the pattern asks for loses no more.
-
-    The arguments and the input errors are as for `refine`.
-
-    Returns:
-        boolean [d_out, d_in], True where kept.
+    only as many weights as the pattern asks for loses no more. The arguments and the input errors are as for `refine`.
     """
     weight, gram = validate_layer(weight, gram)
     size, kept = pattern.blocks(weight.shape[1])
