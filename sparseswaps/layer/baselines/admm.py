@@ -19,7 +19,6 @@ from sparseswaps.layer.gram import validate_layer
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import Pattern
 
-
 _DAMPING = 0.1
 
 

@@ -29,11 +29,9 @@ def dsnot(
     zero. For N:M it prunes the kept weight of least score in the block of the regrown weight, and a row stops before
     its error changes sign (both as in the authors' code).
 
-    A weight moves at most once (as in the authors' code). A row also stops when it has no weight left to regrow or to
-    prune. Of equal weights the leftmost one moves.
-
-    `gram` and `sums`, float64 [d_in], the sum of each x_j, are over all `tokens` of all `sequences`. A row stops when it
-    has regrown `cycles` weights, or when its error is at most `threshold`. Every block keeps as many weights as before.
+    A weight moves at most once (as in the authors' code). Of equal weights the leftmost one moves. A row stops when it
+    has regrown `cycles` weights, has no weight left to regrow or to prune, or has an error of at most `threshold`. Every
+    block keeps as many weights as before. `gram` and `sums`, float64 [d_in], the sums of x_j, are over all `tokens`.
     """
     weight, gram = validate_layer(weight, gram)
     size = pattern.blocks(weight.shape[1]).size if isinstance(pattern, NM) else None

@@ -35,9 +35,9 @@ def sparsegpt_mask(
     compete in each `block` of columns: rows may keep different numbers of weights, and the matrix keeps d_out times the
     pattern's number for a row. N:M holds in every M columns of every row, which are chosen when the sweep reaches them.
 
-    Of equal scores the upper row's is kept, then the leftmost. For N:M, `block` is only the number of columns swept at a
-    time. `progress` receives the number of rows times the share of columns that are done. Raises InputError if the Gram
-    matrix has no Cholesky factor even with 1000 times the damping.
+    For N:M, `block` is only the number of columns swept at a time. Of equal scores the upper row's is kept, then the
+    leftmost. `progress` receives the number of rows times the share of columns that are done. Raises InputError if the
+    Gram matrix has no Cholesky factor even with 1000 times the damping.
     """
     weight, gram = validate_layer(weight, gram)
     d_out, d_in = weight.shape
