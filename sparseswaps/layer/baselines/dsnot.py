@@ -30,8 +30,8 @@ def dsnot(
     its error changes sign (both as in the authors' code).
 
     A weight moves at most once (as in the authors' code). Of equal weights the leftmost one moves. A row stops when it
-    has regrown `cycles` weights, has no weight left to regrow or to prune, or has an error of at most `threshold`. Every
-    block keeps as many weights as before. `gram` and `sums`, float64 [d_in], the sums of x_j, are over all `tokens`.
+    has regrown `cycles` weights, has no weight left to regrow or to prune, or has an error of at most `threshold`.
+    `gram` and `sums`, float64 [d_in], the sums of x_j, are over all `tokens`.
     """
     weight, gram = validate_layer(weight, gram)
     size = pattern.blocks(weight.shape[1]).size if isinstance(pattern, NM) else None

@@ -13,25 +13,15 @@ BACKENDS = ("reference", "cpu", "cuda", "batched")
 
 
 class Rows(NamedTuple):
-    """Rows of a layer to refine.
+    """Rows of a layer to refine. A search modifies `mask`, and updates `correlation` with it."""
 
-    Attributes:
-        weight: [rows, d_in], float32 or float64.
-        gram: [d_in, d_in], in the dtype of `weight`.
-        mask: boolean [rows, d_in], True where kept; a search modifies it.
-        frozen: boolean [rows, d_in], the kept weights that no swap may prune.
-        correlation: float64 [rows, d_in], c = G ((1 - m) * w); a search updates it with the mask.
-        size: columns per block; both weights of a swap are in the same block.
-        budget: int64 [rows], the most swaps of each row.
-    """
-
-    weight: Tensor
-    gram: Tensor
-    mask: Tensor
-    frozen: Tensor
-    correlation: Tensor
-    size: int
-    budget: Tensor
+    weight: Tensor  # [rows, d_in], float32 or float64
+    gram: Tensor  # [d_in, d_in], float32 or float64
+    mask: Tensor  # boolean [rows, d_in], True where kept
+    frozen: Tensor  # boolean [rows, d_in], the kept weights that no swap may prune
+    correlation: Tensor  # float64 [rows, d_in], c = G ((1 - m) * w)
+    size: int  # columns per block; both weights of a swap are in the same block
+    budget: Tensor  # int64 [rows], the most swaps of each row
 
 
 class Backend(Protocol):
@@ -40,31 +30,21 @@ class Backend(Protocol):
     def swap_rows(self, rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
         """Swap weights in every row until no swap improves the row, or the row has spent its budget.
 
-        `progress` receives the number of rows at their optimum and the number of swaps made.
-
-        Returns:
-            The swaps made, int64 [rows], and whether no swap improves the row any more, boolean [rows].
+        Returns the swaps made, int64 [rows], and whether no swap improves the row any more, boolean [rows]. `progress`
+        receives the number of rows at their optimum and the number of swaps made.
         """
-        ...
 
     def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
         """Prune the cheapest weight of every row repeatedly, until each block of `size` columns keeps `kept` weights.
 
-        `progress` receives the number of rows that are done. Returns the mask, boolean [rows, d_in].
+        Returns the mask, boolean [rows, d_in]. `progress` receives the number of rows that are done.
         """
-        ...
 
 
 def select_backend(weight: Tensor, name: str | None) -> Backend:
-    """Import and return a backend.
+    """Import and return the backend of a name for the device of a weight; raise InputError if it is for another device.
 
-    Args:
-        weight: a tensor on the device to compute on.
-        name: one of `BACKENDS`; None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a
-            GPU without Triton.
-
-    Raises:
-        InputError: the name is unknown, or the backend is for another device.
+    None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a GPU without Triton.
     """
     device = weight.device.type
     if name is None:

@@ -64,10 +64,9 @@ def best_in_block(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, siz
 
 
 def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound: Tensor) -> Best:
-    """Return the cheapest improving swap of each row among all pairs (cost 0 if there is none), by peeling.
+    """Return the cheapest improving swap of each row among all pairs (cost 0 if there is none), by peeling (see `cpu`).
 
-    `bound` [rows, d_in] is rho_i s_i^2. The search tries the kept weight of lowest bound with all pruned weights and
-    closes it, then the pruned weight of lowest bound with all kept weights, until no open pair can beat the best pair.
+    `bound` [rows, d_in] is rho_i s_i^2.
     """
     row = torch.arange(len(w), device=w.device)
     best = torch.zeros(len(w), dtype=torch.float64, device=w.device)

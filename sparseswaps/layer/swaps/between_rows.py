@@ -23,7 +23,6 @@ _NEVER = torch.finfo(torch.float64).max  # the cost of a forbidden change: no ga
 _PASSES = 16  # searches from freshly computed correlations; usually the second one makes no swap
 
 
-@torch.no_grad()
 def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
     """Swap weights between rows, in place, until no such swap lowers the matrix's error beyond rounding.
 
@@ -31,18 +30,8 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
     pairs the pair of the lowest rows, of equal weights of a row the leftmost). The next round compares the rows that
     took part again. A row may lose all of its weights, or keep all of them.
 
-    Args:
-        weight: [d_out, d_in], float32 or float64.
-        gram: [d_in, d_in] on the same device, float32 or float64.
-        mask: boolean [d_out, d_in], True where kept; modified.
-        frozen: boolean [d_out, d_in], the weights that no swap may prune; None if all may be pruned.
-        budget: int64 [d_out], the most swaps of each row.
-
-    Returns:
-        int64 [d_out], the number of swaps that each row took part in.
-
-    Raises:
-        CertificateError: the number of kept weights changed, or the search does not end: a defect.
+    The arguments are as in `backends.Rows`, for all rows of a matrix; None freezes no weight. Returns the number of
+    swaps that each row took part in, int64 [d_out]. Raises CertificateError if the search has a defect.
     """
     swaps, kept = torch.zeros_like(budget), mask.sum()
     for _ in range(_PASSES):
@@ -58,20 +47,14 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
 
 
 class _ExchangePass:
-    """One search between rows, with correlations that are updated swap by swap and so gather rounding errors.
-
-    Attributes:
-        correlation: float64 [d_out, d_in] of the current mask.
-        swaps: int64 [d_out], the swaps that each row took part in.
-        cost: float64 [2, d_out], the cost of each row's cheapest weight to prune, and of its cheapest weight to keep.
-        column: int64 [2, d_out], the columns of these weights.
-    """
+    """One search between rows, with correlations that are updated swap by swap and so gather rounding errors."""
 
     def __init__(self, weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> None:
         (d_out, d_in), device = weight.shape, weight.device
         self.weight, self.gram, self.mask, self.frozen, self.budget = weight, gram, mask, frozen, budget
         self.correlation = correlation(weight, gram, mask)
         self.swaps = torch.zeros_like(budget)
+        # The cost of each row's cheapest weight to prune, and of its cheapest weight to keep; their columns.
         self.cost = torch.empty(2, d_out, dtype=torch.float64, device=device)
         self.column = torch.empty(2, d_out, dtype=torch.int64, device=device)
         self.chunk = max(1, (_CACHED if device.type == "cpu" else _MOST) // d_in)  # rows handled at a time
@@ -87,7 +70,6 @@ class _ExchangePass:
         return self.swaps
 
     def _find_cheapest(self, rows: Tensor) -> None:
-        """Update `cost` and `column` of some rows."""
         for part in rows.split(self.chunk):
             kept, s = self.mask[part], norms(self.weight[part], self.gram)
             alone = s * s + rounding(s)[:, None] * s  # rounding is part of a cost, as within rows
@@ -100,7 +82,7 @@ class _ExchangePass:
                 self.cost[side, part], self.column[side, part] = least.add_(spent, alpha=_NEVER), column
 
     def _flip(self, rows: Tensor, columns: Tensor) -> None:
-        """Prune or keep one weight of each row, and update the row's correlation."""
+        """Prune or keep one weight of each row."""
         for part, column in zip(rows.split(self.chunk), columns.split(self.chunk), strict=True):
             kept, w = self.mask[part, column], self.weight[part, column].double()
             self.correlation[part] += torch.where(kept, w, -w)[:, None] * self.gram[column]
@@ -111,25 +93,20 @@ class _ExchangePass:
 def best_pairs(pruning: list[float], keeping: list[float]) -> list[tuple[int, int]]:
     """Pair rows that prune with rows that keep: the best pair, then the best pair of the other rows, and so on.
 
-    Args:
-        pruning, keeping: the least cost of pruning and of keeping a weight, of each row.
-
-    Returns:
-        Pairs (row that prunes, row that keeps); no row is in two pairs.
+    `pruning` and `keeping` are the least cost of pruning and of keeping a weight, of each row.
     """
-    sides = []  # the rows that may be in an improving pair, the cheapest last
+    sides = []  # (cost, row) of the rows that may be in an improving pair, the cheapest last
     for mine, other in ((pruning, keeping), (keeping, pruning)):
         least = min(other)
-        candidates = (row for row, cost in enumerate(mine) if cost + least < 0)
-        sides.append(sorted(candidates, key=lambda row, costs=mine: (costs[row], row), reverse=True))
+        sides.append(sorted(((cost, row) for row, cost in enumerate(mine) if cost + least < 0), reverse=True))
     pairs, taken = [], set()
     while True:
         fronts = []  # the two cheapest rows of each side, since the cheapest of both sides may be the same row
         for side in sides:
-            while side and side[-1] in taken:
+            while side and side[-1][1] in taken:
                 side.pop()
-            fronts.append(list(islice((row for row in reversed(side) if row not in taken), 2)))
-        options = ((pruning[u] + keeping[p], u, p) for u in fronts[0] for p in fronts[1] if u != p)
+            fronts.append(list(islice((entry for entry in reversed(side) if entry[1] not in taken), 2)))
+        options = ((a + b, u, p) for a, u in fronts[0] for b, p in fronts[1] if u != p)
         cost, *pair = min(options, default=(0, -1, -1))
         if cost >= 0:
             return pairs

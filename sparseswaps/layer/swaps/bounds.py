@@ -18,14 +18,9 @@ LAMBDA = 0.7  # any positive value is exact
 
 
 def strongest_correlation(gram: Tensor, size: int) -> Tensor:
-    """Return rho_i = max |G_ij| / sqrt(G_ii G_jj) over j != i in i's block of `size` columns; 0 for dead features.
+    """Return rho_i = max |G_ij| / sqrt(G_ii G_jj) over j != i in i's block of `size` columns: float64 [d_in].
 
-    Args:
-        gram: [d_in, d_in], floating.
-        size: columns per block; d_in if all pairs are feasible.
-
-    Returns:
-        float64 [d_in].
+    Dead features have 0.
     """
     block = torch.arange(len(gram), device=gram.device) // size
     parts = [shared.masked_fill(block[rows, None] != block, 0).amax(1) for rows, shared in _correlations(gram)]
@@ -35,8 +30,7 @@ def strongest_correlation(gram: Tensor, size: int) -> Tensor:
 def strongest_by_tile(gram: Tensor, tile: int) -> Tensor:
     """Return the strongest correlation of feature i with another feature of each tile of `tile` columns.
 
-    Returns:
-        float32 [d_in, ceil(d_in / tile)], rounded up, so that the values stay bounds.
+    The values, float32 [d_in, ceil(d_in / tile)], are rounded up, so that they stay bounds.
     """
     parts = []
     for _, shared in _correlations(gram):

@@ -14,17 +14,9 @@ class CertificateError(RuntimeError):
 
 
 def improvable_rows(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, size: int) -> Tensor:
-    """Return which rows have a swap that lowers their loss by more than twice the rounding error.
+    """Return which rows have a swap that lowers their loss by more than twice the rounding error: boolean [rows].
 
-    Args:
-        weight: [rows, d_in], floating.
-        gram: [d_in, d_in], floating.
-        mask: boolean [rows, d_in].
-        frozen: boolean [rows, d_in], the weights that no swap may prune.
-        size: columns per block; both weights of a swap are in the same block.
-
-    Returns:
-        boolean [rows].
+    The arguments are as in `backends.Rows`.
     """
     s = norms(weight, gram)
     uncertain = 2 * rounding(s)[:, None] * s

@@ -60,7 +60,6 @@ def _lowest_difference(cost, bound):
 
 @_compiled
 def _lowest_pair(cost, w, row, twice):
-    """Return the lowest of cost_j - twice w_j row_j."""
     lowest = inf
     for j in range(len(cost)):
         lowest = _minimum(lowest, cost[j] - twice * w[j] * row[j])
@@ -69,7 +68,6 @@ def _lowest_pair(cost, w, row, twice):
 
 @_compiled
 def _fill_floors(cost, bound, floors):
-    """Store the lowest cost - bound of each tile in `floors`."""
     for tile in range(len(floors)):
         columns = slice(tile * _TILE, (tile + 1) * _TILE)
         floors[tile] = _lowest_difference(cost[columns], bound[columns])
@@ -118,7 +116,7 @@ def _partner_index(cost, w, row, twice, start):
 
 @_compiled
 def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, floors_p):
-    """Return the cost and the pair of the cheapest swap of a row, or (0, -1, -1) if none improves.
+    """Return the pair of the cheapest swap of a row, or (-1, -1) if none improves.
 
     `pruning` [d_in] is the cost of pruning each kept weight alone, `keeping` [d_in] the cost of keeping each pruned
     weight alone. Both are infinite for the other weights, and the search overwrites both. `rho` [d_in, tiles] is the
@@ -152,30 +150,26 @@ def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, 
         else:
             lowest_p = _lowest_value(floors)
         kept_side = not kept_side
-    return best, u, p
+    return u, p
 
 
 @_compiled
 def _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
-    """Return the cost and the pair of the cheapest swap within a block of `size` columns, or (0, -1, -1).
-
-    Blocks whose bound is too high are skipped.
-    """
+    """Return the pair of the cheapest swap within a block of `size` columns, or (-1, -1) if none improves."""
     for block in range(len(floors)):
         lowest_u, lowest_p = inf, inf
         for i in range(block * size, (block + 1) * size):
             lowest_u = _minimum(lowest_u, pruning[i] - bound_u[i])
             lowest_p = _minimum(lowest_p, keeping[i] - bound_p[i])
         floors[block] = lowest_u + lowest_p
-    best, u, p = 0.0, -1, -1
-    likely = 0
+    best, u, p, likely = 0.0, -1, -1, 0
     for block in range(len(floors)):
         if floors[block] < floors[likely]:
             likely = block
     for turn in range(-1, len(floors)):  # the likeliest block first, since a low cost skips other blocks
         block = likely if turn < 0 else turn
         if floors[block] > best:
-            continue
+            continue  # no pair of the block is cheap enough
         for i in range(block * size, (block + 1) * size):
             if pruning[i] == inf:
                 continue
@@ -183,7 +177,7 @@ def _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
                 cost = pruning[i] + keeping[j] - 2 * w[i] * w[j] * gram[i, j]
                 if cost < best or (cost == best and u >= 0 and (i < u or (i == u and j < p))):
                     best, u, p = cost, i, j
-    return best, u, p
+    return u, p
 
 
 @_compiled
@@ -215,9 +209,9 @@ def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, frozen, c, size, budget):
     while True:
         _move(c, slope, prune, keep, pruning, keeping, gram[u], gram[p], w_u, w_p)
         if size == d_in:
-            _, u, p = _best_in_row(w, gram, s, rho_tiles, pruning, keeping, bound_u, bound_p, floors_u, floors_p)
+            u, p = _best_in_row(w, gram, s, rho_tiles, pruning, keeping, bound_u, bound_p, floors_u, floors_p)
         else:
-            _, u, p = _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors_u)
+            u, p = _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors_u)
         if u < 0:
             return swaps, True
         if swaps >= budget:
