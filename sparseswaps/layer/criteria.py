@@ -103,7 +103,7 @@ Criterion = Literal[*WARMSTARTS]  # the type of configuration keys
 
 
 def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "wanda") -> Tensor:
-    """Make a layer's first mask by a criterion.
+    """Make a layer's first mask by a criterion: boolean [d_out, d_in], True where kept.
 
     Args:
         weight: [d_out, d_in], any floating dtype.
@@ -112,9 +112,6 @@ def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "
         criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
             `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows keep
             different numbers of weights; or `admm` (arXiv 2401.02938).
-
-    Returns:
-        boolean [d_out, d_in], True where kept.
 
     Raises:
         InputError: the criterion is unknown, shapes or devices do not fit, a weight is not finite, the Gram matrix is

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, count, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,20 +18,23 @@ from sparseswaps.layer.swaps.cost import norms
 from sparseswaps.layer.swaps.engine import walk
 
 
-@dataclass(frozen=True)
-class RefinedLayer:
-    """The refined mask of a layer.
+class RefinedLayer(NamedTuple):
+    """The refined mask of a layer; figures of held-out text are None where there is none."""
 
-    Attributes:
-        mask: boolean [d_out, d_in].
-        figures: the layer's figures by the names of their columns; None for held-out figures without held-out text.
-        curve: the losses by the number of swaps that a row could make so far, as rows of columns `budget`, `loss`,
-            `held_out`.
-    """
+    mask: Tensor  # boolean [d_out, d_in]
+    figures: dict[str, Any]  # by the names of their columns
+    curve: list[dict[str, Any]]  # `loss` and `held_out` by `budget`, the number of swaps that a row could make so far
+
+
+class _Step(NamedTuple):
+    """A layer at one step of its refinement: mask, swaps and certificates as in `Refinement`, losses of all rows."""
 
     mask: Tensor
-    figures: dict[str, Any]
-    curve: list[dict[str, Any]]
+    swaps: Tensor
+    certified: Tensor
+    drift: float
+    loss: float
+    held_out: float | None
 
 
 def refine_layer(
@@ -43,16 +45,10 @@ def refine_layer(
     settings: RefinementSettings,
     progress: Report = ignore_progress,
 ) -> RefinedLayer:
-    """Refine a layer's mask, and measure its losses on the way.
+    """Refine the mask `start` of a layer [d_out, d_in], and measure its losses on the way, all on one device.
 
-    Args:
-        weight: [d_out, d_in], floating; `inputs` and the warm start `start` are on the same device.
-        settings: with `stop="held_out"` the result is the mask of the last step before the held-out loss rose, if
-            there is held-out text.
-        progress: receives the number of rows that are done and the number of swaps made.
-
-    Raises:
-        InputError, CertificateError: as `refine`.
+    With `stop: held_out` the result is the mask of the last step before the held-out loss rose, if there is held-out
+    text. Progress and errors are as for `refine`.
     """
     began = time.monotonic()
     if settings.method == "dsnot":
@@ -61,8 +57,7 @@ def refine_layer(
         steps = _swap_steps(weight, inputs, start, pattern, settings, progress)
     best, curve = None, []
     for step in steps:
-        rises = best is not None and step.held_out is not None and step.held_out >= best.held_out
-        if settings.stop == "held_out" and rises:
+        if settings.stop == "held_out" and curve and step.held_out is not None and step.held_out >= best.held_out:
             break
         best = step
         curve.append({"budget": int(step.swaps.max()), "loss": step.loss, "held_out": step.held_out})
@@ -85,18 +80,6 @@ def refine_layer(
     return RefinedLayer(best.mask, figures, curve)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A layer at one step of its refinement: mask, swaps and certificates as in `Refinement`, losses of all rows."""
-
-    mask: Tensor
-    swaps: Tensor
-    certified: Tensor
-    drift: float
-    loss: float
-    held_out: float | None
-
-
 def ladder(most: int | None) -> Iterator[int | None]:
     """Yield the budgets at which a refinement is measured: 0, 1, 2, 5, 10, 25, 50, 100, ... and finally `most`."""
     rungs = chain([0, 1, 2, 5], (rung * 10**power for power in count() for rung in (10, 25, 50)))
@@ -113,17 +96,10 @@ def _swap_steps(
     loss = _MaskLoss(weight, inputs.gram) if settings.shrinkage else None  # else the search has measured it
     held_out = None if inputs.held_out is None else _MaskLoss(weight, inputs.held_out)
     budgets = ladder(settings.max_swaps)
-    for result in walk(
-        weight, gram, start, pattern, budgets, frozen=frozen, between_rows=settings.between_rows, progress=progress
-    ):
-        yield _Step(
-            result.mask,
-            result.swaps,
-            result.certified,
-            drift=float(result.drift.max()),
-            loss=loss.measure(result.mask) if loss else float(result.loss_after.sum()),
-            held_out=held_out and held_out.measure(result.mask),
-        )
+    for step in walk(weight, gram, start, pattern, budgets, None, frozen, settings.between_rows, progress):
+        step_loss = loss.measure(step.mask) if loss else float(step.loss_after.sum())
+        step_held_out = held_out and held_out.measure(step.mask)
+        yield _Step(step.mask, step.swaps, step.certified, float(step.drift.max()), step_loss, step_held_out)
 
 
 def _dsnot_steps(
