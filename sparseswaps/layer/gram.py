@@ -158,18 +158,16 @@ def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
     `weight` [d_out, d_in] and `gram` have any floating dtype, `mask` is boolean. Returns float64 [d_out, d_in].
     """
     result = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
-    for first in range(0, len(weight), _ROWS):
-        rows = slice(first, first + _ROWS)
-        result[rows] = product(weight[rows].double().masked_fill(mask[rows], 0), gram)
+    for part, own, kept in zip(result.split(_ROWS), weight.split(_ROWS), mask.split(_ROWS), strict=True):
+        part.copy_(product(own.double().masked_fill(kept, 0), gram))
     return result
 
 
 def product(rows: Tensor, gram: Tensor) -> Tensor:
     """Return rows @ G in float64 for float64 rows [rows, d_in], without a float64 copy of a large Gram matrix."""
     result = torch.empty_like(rows)
-    for left in range(0, len(gram), _COLUMNS):
-        columns = slice(left, left + _COLUMNS)
-        result[:, columns] = rows @ gram[:, columns].double()
+    for part, columns in zip(result.split(_COLUMNS, 1), gram.split(_COLUMNS, 1), strict=True):
+        part.copy_(rows @ columns.double())
     return result
 
 
@@ -183,12 +181,11 @@ def output_error(weight: Tensor, gram: Tensor, new: Tensor) -> Tensor:
 
     All arguments have any floating dtype. Returns float64 [d_out], never negative.
     """
-    errors = torch.empty(len(weight), dtype=torch.float64, device=weight.device)
-    for first in range(0, len(weight), _ROWS):
-        rows = slice(first, first + _ROWS)
-        change = new[rows].double() - weight[rows]
-        errors[rows] = (product(change, gram) * change).sum(1)
-    return errors.clamp_min_(0)
+    errors = []
+    for own, replaced in zip(weight.split(_ROWS), new.split(_ROWS), strict=True):
+        change = replaced.double() - own
+        errors.append((product(change, gram) * change).sum(1))
+    return torch.cat(errors).clamp_min_(0)
 
 
 def loss_from_correlation(weight: Tensor, correlation: Tensor, mask: Tensor) -> Tensor:

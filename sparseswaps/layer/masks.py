@@ -34,18 +34,17 @@ def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> Non
     the base model look pruned.
     """
     size, kept = pattern.blocks(mask.shape[1])
-    counts = mask.reshape(mask.shape[0], -1, size).sum(-1)
+    counts = mask.reshape(len(mask), -1, size).sum(-1)
     total, asked, every = int(counts.sum()), kept * counts.numel(), mask.numel()
-    whole_rows = size == mask.shape[1]
     asks, remedy = f"pattern {pattern.label} asks for", ""
     if counted == "roughly":
         remedy = "; exclude this warm start for the pattern, or give the layer its own pattern by `layers`"
-    if counted == "roughly" and abs(total - asked) > max(_ROUGHLY * every, len(mask)):
-        shares = (1 - total / every, 1 - asked / every)
-        raise InputError(f"{shares[0]:.2%} of the weights are pruned, but {asks} {shares[1]:.2%}{remedy}")
-    if counted == "matrix" and whole_rows and total != asked:
-        raise InputError(f"{total} weights are kept, but {asks} {asked}")
-    if counted != "rows" and whole_rows:
+        if abs(total - asked) > max(_ROUGHLY * every, len(mask)):
+            pruned, wanted = 1 - total / every, 1 - asked / every
+            raise InputError(f"{pruned:.2%} of the weights are pruned, but {asks} {wanted:.2%}{remedy}")
+    if counted != "rows" and size == mask.shape[1]:
+        if counted == "matrix" and total != asked:
+            raise InputError(f"{total} weights are kept, but {asks} {asked}")
         return
     wrong = (counts > kept if counted == "roughly" else counts != kept).nonzero()
     if len(wrong):

@@ -9,8 +9,6 @@ from torch import Tensor
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.progress import Report
 
-BACKENDS = ("reference", "cpu", "cuda", "batched")
-
 
 class Rows(NamedTuple):
     """Rows of a layer to refine. A search modifies `mask`, and updates `correlation` with it."""
@@ -48,8 +46,7 @@ def select_backend(weight: Tensor, name: str | None) -> Backend:
     """
     device = weight.device.type
     if name is None:
-        ready = {"cpu": True, "cuda": find_spec("triton") is not None}
-        name = device if ready.get(device) else "batched"
+        name = device if device == "cpu" or (device == "cuda" and find_spec("triton")) else "batched"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels then run on the CPU
     if name in ("cpu", "cuda") and name != device and not (name == "cuda" and interpreted):
         raise InputError(f"backend {name!r} does not run on {device}, where the weight is; leave `backend` out")
@@ -62,5 +59,5 @@ def select_backend(weight: Tensor, name: str | None) -> Backend:
     elif name == "batched":
         from sparseswaps.layer.swaps import batched as module
     else:
-        raise InputError(f"backend {name!r} is unknown; use one of {', '.join(BACKENDS)}")
+        raise InputError(f"backend {name!r} is unknown; use one of reference, cpu, cuda, batched")
     return module
