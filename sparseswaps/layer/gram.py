@@ -55,10 +55,7 @@ def gram_matrix(inputs: Tensor | Iterable[Tensor]) -> Tensor:
 
     Args:
         inputs: [..., d_in], any floating dtype; the leading dimensions are tokens. Or an iterable of such batches.
-            Products are formed in float32 and summed in float64.
-
-    Returns:
-        float32 [d_in, d_in], on the device of the inputs.
+            Products are formed in float32 and summed in float64. The result is float32, on the inputs' device.
 
     Raises:
         InputError: there are no inputs, they are not floating-point tensors of one width, or they hold NaN or Inf.

@@ -1,7 +1,6 @@
-"""SparseGPT (Frantar & Alistarh, arXiv 2301.00774), split into a warm start (the mask) and a reconstruction (the
-weight update).
+"""SparseGPT (Frantar & Alistarh, arXiv 2301.00774), split into a warm start (the mask) and a weight update.
 
-The sweep's update of a column depends only on the masks of the columns up to it. `sparsegpt_update` on the mask of
+The update of a column depends only on the masks of the columns up to it. `sparsegpt_update` on the mask of
 `sparsegpt_mask` therefore returns exactly SparseGPT's weights.
 """
 

@@ -1,7 +1,6 @@
 """The search in batched torch operations in float64, for any device with float64. All rows step together.
 
-Within N:M blocks the search forms every pair. A whole row has up to d_in^2 / 4 pairs; there the bounds of `bounds`
-exclude nearly all of them.
+Whole rows are searched by peeling (docs/engine.md), N:M blocks by forming every pair.
 """
 
 from math import inf
@@ -64,10 +63,7 @@ def best_in_block(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, siz
 
 
 def best_in_row(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, bound: Tensor) -> Best:
-    """Return the cheapest improving swap of each row among all pairs (cost 0 if there is none), by peeling (see `cpu`).
-
-    `bound` [rows, d_in] is rho_i s_i^2.
-    """
+    """Return the cheapest improving swap of each row (cost 0 if there is none); `bound` [rows, d_in] is rho_i s_i^2."""
     row = torch.arange(len(w), device=w.device)
     best = torch.zeros(len(w), dtype=torch.float64, device=w.device)
     pair = torch.full((2, len(w)), -1, device=w.device)  # u, p

@@ -1,12 +1,7 @@
 """Swaps between two rows of a matrix, which keep the number of kept weights of the matrix but not of its rows.
 
-When row r prunes its kept weight u and another row r' keeps its pruned weight p, the matrix's error changes by
-
-    (2 w_u c_u + w_u^2 G_uu)  +  (-2 w_p c_p + w_p^2 G_pp),
-
-where each part has the weights and the correlation vector c = G ((1 - m) * w) of its own row. Weights of two rows do
-not interact (unlike in `cost.swap_cost`). So the cheapest u and the cheapest p of all rows are the best pair, if they
-are in different rows.
+The weights of two rows do not interact (unlike in `cost.swap_cost`). So the cheapest weight to prune and the cheapest
+weight to keep of all rows are the best pair, if they are in different rows.
 """
 
 from itertools import islice
@@ -23,15 +18,15 @@ _NEVER = torch.finfo(torch.float64).max  # the cost of a forbidden change: no ga
 _PASSES = 16  # searches from freshly computed correlations; usually the second one makes no swap
 
 
-def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> Tensor:
+def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, budget: Tensor) -> Tensor:
     """Swap weights between rows, in place, until no such swap lowers the matrix's error beyond rounding.
 
     A round makes the best swap of all, then the best swap of the rows that are left, while swaps improve (of equal
     pairs the pair of the lowest rows, of equal weights of a row the leftmost). The next round compares the rows that
     took part again. A row may lose all of its weights, or keep all of them.
 
-    The arguments are as in `backends.Rows`, for all rows of a matrix; None freezes no weight. Returns the number of
-    swaps that each row took part in, int64 [d_out]. Raises CertificateError if the search has a defect.
+    The arguments are as in `backends.Rows`, for all rows of a matrix. Returns the number of swaps that each row took
+    part in, int64 [d_out]. Raises CertificateError if the search has a defect.
     """
     swaps, kept = torch.zeros_like(budget), mask.sum()
     for _ in range(_PASSES):
@@ -49,7 +44,7 @@ def exchange(weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, 
 class _ExchangePass:
     """One search between rows, with correlations that are updated swap by swap and so gather rounding errors."""
 
-    def __init__(self, weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor | None, budget: Tensor) -> None:
+    def __init__(self, weight: Tensor, gram: Tensor, mask: Tensor, frozen: Tensor, budget: Tensor) -> None:
         (d_out, d_in), device = weight.shape, weight.device
         self.weight, self.gram, self.mask, self.frozen, self.budget = weight, gram, mask, frozen, budget
         self.correlation = correlation(weight, gram, mask)
@@ -74,7 +69,7 @@ class _ExchangePass:
             kept, s = self.mask[part], norms(self.weight[part], self.gram)
             alone = s * s + rounding(s)[:, None] * s  # rounding is part of a cost, as within rows
             slope = 2 * self.weight[part] * self.correlation[part]
-            closed = ~kept if self.frozen is None else ~kept | self.frozen[part]
+            closed = ~kept | self.frozen[part]
             spent = (self.swaps[part] >= self.budget[part]).double()
             for side, (costs, forbidden) in enumerate([(alone + slope, closed), (alone - slope, kept)]):
                 # Filling by a mask would take half of the search's time.

@@ -1,12 +1,7 @@
-"""Bounds on the interaction of a swap, which make the search cheap and keep it exact.
+"""Bounds on the interaction of a swap, which make the search cheap and keep it exact (docs/engine.md).
 
-With s_i = |w_i| sqrt(G_ii) and rho_i the strongest correlation of feature i with another feature, the interaction of a
-swap is bounded for any lambda > 0:
-
-    |2 w_u w_p G_up|  <=  2 s_u s_p min(rho_u, rho_p)  <=  lambda rho_u s_u^2 + rho_p s_p^2 / lambda
-
-So a pair costs at least the sum of one number for u and one number for p. If the lowest of these sums is above the cost
-of a known pair, no better pair exists.
+With s_i = |w_i| sqrt(G_ii) and rho_i the strongest correlation of feature i with another feature,
+|2 w_u w_p G_up| <= lambda rho_u s_u^2 + rho_p s_p^2 / lambda: a number for u plus a number for p.
 """
 
 from collections.abc import Iterator
@@ -18,10 +13,7 @@ LAMBDA = 0.7  # any positive value is exact
 
 
 def strongest_correlation(gram: Tensor, size: int) -> Tensor:
-    """Return rho_i = max |G_ij| / sqrt(G_ii G_jj) over j != i in i's block of `size` columns: float64 [d_in].
-
-    Dead features have 0.
-    """
+    """Return max |G_ij| / sqrt(G_ii G_jj) over j != i in i's block of `size` columns, 0 if dead: float64 [d_in]."""
     block = torch.arange(len(gram), device=gram.device) // size
     parts = [shared.masked_fill(block[rows, None] != block, 0).amax(1) for rows, shared in _correlations(gram)]
     return torch.cat(parts)

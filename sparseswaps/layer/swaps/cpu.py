@@ -1,10 +1,7 @@
 """The search on CPU cores: compiled, in float64, one row at a time, so that a row's state stays in a core's cache.
 
-Threads take rows as they become free. The result of a row depends on that row alone.
-
-`_best_in_row` finds the best swap of a whole row by *peeling*. It tries the kept weight of lowest bound with all pruned
-weights, which takes one pass over a row of the Gram matrix, and closes this weight. It does the same with the pruned
-weight of lowest bound, and so on in turn, until no open pair can beat the best pair.
+Threads take rows as they become free; the result of a row depends on that row alone. Whole rows are searched by peeling
+(docs/engine.md).
 """
 
 from collections.abc import Callable, Iterator

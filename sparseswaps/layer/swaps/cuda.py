@@ -1,8 +1,7 @@
 """The search on a GPU, in Triton: one program refines one row until no swap improves it. All decisions are in float64.
 
-Rows never wait for each other: a multiprocessor that has finished a row gets the next one. The state of a row is in
-memory, and each sweep over the row reads it in chunks. So registers limit neither d_in nor the number of rows on a
-multiprocessor.
+A row's state is in memory and read in chunks, so registers limit neither d_in nor the number of rows on a
+multiprocessor, which gets a new row when it has finished one.
 """
 
 from math import inf
@@ -171,12 +170,11 @@ def _swap_row(
     weight, gram, mask, correlation, norm, unit, budget, swaps, certified, strongest, low, listed,
     d_in, lam: tl.constexpr, chunk: tl.constexpr, few: tl.constexpr,
 ):  # fmt: skip
-    """Refine a row in which any two features may change places.
+    """Refine a row in which any two features may change places, by peeling (docs/engine.md).
 
-    Peeling finds the best pair (see `bounds`): it tries the open kept feature u of lowest bound a with the pruned
-    features, and the open pruned feature p of lowest bound b with the kept features, and closes both. It tries only
-    features near enough to be in a better pair, and lists them. Once the list holds all of them, the search continues
-    in registers.
+    A step tries the open kept feature u of lowest bound a with the pruned features, and the open pruned feature p of
+    lowest bound b with the kept features, and closes both. It tries only features near enough to be in a better pair,
+    and lists them. Once the list holds all of them, the search continues in registers.
     """
     i = tl.program_id(0).to(tl.int64)
     weight, mask, correlation, low = weight + i * d_in, mask + i * d_in, correlation + i * d_in, low + i * d_in

@@ -1,15 +1,8 @@
 """Algorithm 1 of the paper (arXiv 2512.10922) as printed: float64, one row at a time, every pair tried.
 
-A row has weights w, a mask m (1: kept) and the Gram matrix G = X X^T of its inputs. In the paper's terms
-
-    loss          L(m) = ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w)
-    correlation   c = G ((1 - m) * w)
-    swap cost     L(m with u pruned and p kept) - L(m)
-                  = 2 w_u c_u + w_u^2 G_uu - 2 w_p c_p + w_p^2 G_pp - 2 w_u w_p G_up
-
-and Algorithm 1 makes the swap (u, p) of least cost until no swap has a negative cost or the budget is spent.
-
-This module is the oracle of the tests. Nothing else imports it, except for `backend="reference"`.
+A row with weights w, mask m (1: kept) and Gram matrix G has the loss L(m) = (w - m * w)^T G (w - m * w) and the
+correlation vector c = G ((1 - m) * w). Algorithm 1 prunes u and keeps p for the pair (u, p) of least `swap_cost`, until
+no swap has a negative cost or the budget is spent. This is the oracle of the tests, and the backend `reference`.
 """
 
 import torch

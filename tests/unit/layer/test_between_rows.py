@@ -118,8 +118,9 @@ def test_a_wrong_search_is_an_error(monkeypatch, kept, made):
             return torch.tensor([made])
 
     monkeypatch.setattr(between, "_ExchangePass", WrongPass)
+    mask = torch.zeros(1, 2).bool()
     with pytest.raises(CertificateError):
-        exchange(torch.ones(1, 2), torch.eye(2), torch.zeros(1, 2).bool(), None, torch.tensor([UNLIMITED]))
+        exchange(torch.ones(1, 2), torch.eye(2), mask, mask.clone(), torch.tensor([UNLIMITED]))
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=8))
@@ -146,7 +147,7 @@ def test_by_hand():
     one, two = mask.clone(), mask.clone()
     assert exchange(weight, torch.eye(4), one, frozen, torch.tensor([1, 1, 1])).tolist() == [1, 1, 0]
     assert one.tolist() == [[False, True, True, True], [False, True, True, False], [True, True, False, True]]
-    assert exchange(weight, torch.eye(4), two, None, budget).tolist() == [2, 2, 0]
+    assert exchange(weight, torch.eye(4), two, frozen, budget).tolist() == [2, 2, 0]
     assert two.tolist() == [[False, False, True, True], [True, True, True, False], [True, True, False, True]]
     frozen[0, :2] = True
     three = mask.clone()
@@ -169,12 +170,12 @@ def test_a_layer_in_turn_with_its_rows_own_swaps():
     weight, inputs = layer(3, 40, 60)
     gram, pattern = inputs @ inputs.T, parse_pattern("60%")
     mask = refine(weight, gram, wanda(weight, gram, pattern), pattern).mask
-    losses, kept = [row_loss(weight, gram, mask).sum()], mask.sum()
+    losses, kept, frozen = [row_loss(weight, gram, mask).sum()], mask.sum(), torch.zeros_like(mask)
     for turn in range(3):
         again = mask.clone()
-        swaps = exchange(weight, gram, mask, None, torch.full((40,), UNLIMITED))
+        swaps = exchange(weight, gram, mask, frozen, torch.full((40,), UNLIMITED))
         losses.append(row_loss(weight, gram, mask).sum())
-        exchange(weight, gram, again, None, torch.full((40,), UNLIMITED))
+        exchange(weight, gram, again, frozen, torch.full((40,), UNLIMITED))
         assert torch.equal(mask, again)
         mask = refine(weight, gram, mask, pattern).mask
         losses.append(row_loss(weight, gram, mask).sum())
