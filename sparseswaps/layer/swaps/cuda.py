@@ -28,8 +28,6 @@ def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
     count, d_in = weight.shape
     swaps = torch.zeros_like(budget)
     certified = torch.zeros(count, dtype=torch.bool, device=weight.device)
-    if not count:
-        return swaps, certified
     unit = torch.cat([rounding(norms(part, gram)) for part in weight.split(256)])  # float64 for some rows at a time
     state = mask.to(torch.int8) + (mask & frozen)  # 0: pruned, 1: kept, 2: kept and never to be pruned
     row = (weight, gram, state, correlation, feature_norms(gram), unit)
@@ -57,12 +55,11 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress:
     """Make a mask by backward elimination, as `backends.Backend` says."""
     rows, d_in = weight.shape
     mask = torch.ones(rows, d_in, dtype=torch.bool, device=weight.device)
-    if rows:
-        width = triton.next_power_of_2(d_in)
-        warps = min(32, max(1, width // 1024))
-        arguments = (weight, gram, mask.view(torch.int8), feature_norms(gram), d_in, size, kept, width)
-        with torch.cuda.device_of(weight):
-            _eliminate[(rows,)](*arguments, num_warps=warps, maxnreg=min(255, 2048 // warps), enable_fp_fusion=_FUSED)
+    width = triton.next_power_of_2(d_in)
+    warps = min(32, max(1, width // 1024))
+    arguments = (weight, gram, mask.view(torch.int8), feature_norms(gram), d_in, size, kept, width)
+    with torch.cuda.device_of(weight):
+        _eliminate[(rows,)](*arguments, num_warps=warps, maxnreg=min(255, 2048 // warps), enable_fp_fusion=_FUSED)
     progress(rows, 0)
     return mask
 
