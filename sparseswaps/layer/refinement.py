@@ -107,8 +107,7 @@ def _dsnot_steps(
 ) -> Iterator[_Step]:
     """Refine by DSnoT in two steps: the warm start, and the final mask."""
     limit = {} if max_swaps is None else {"cycles": max_swaps}
-    final = dsnot(weight, inputs.gram, start, pattern, inputs.sums, inputs.tokens, inputs.sequences, **limit)
-    for mask in (start, final):
+    for mask in (start, dsnot(weight, inputs, start, pattern, **limit)):
         swaps = (start & ~mask).sum(1)
         certified = torch.zeros_like(swaps, dtype=torch.bool)
         loss = _MaskLoss(weight, inputs.gram).measure(mask)

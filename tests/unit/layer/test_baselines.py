@@ -13,6 +13,7 @@ from sparseswaps.layer.baselines.admm import admm_mask, admm_update
 from sparseswaps.layer.baselines.dsnot import dsnot
 from sparseswaps.layer.baselines.sparsegpt import sparsegpt_mask, sparsegpt_update
 from sparseswaps.layer.criteria import random, wanda
+from sparseswaps.layer.gram import Inputs
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
 
@@ -269,7 +270,7 @@ def test_dsnot_by_hand(sign, sequences, cycles, threshold, kept):
     gram = torch.diag(4 * (torch.tensor([4.0, 1.0, 1.0, 1.0, 1.0, 1.0]) + 1))
     start = torch.tensor([[False, False, False, True, True, True]])
     sums = torch.full((6,), 4.0).double()
-    mask = dsnot(weight, gram, start, HALF, sums, 4, sequences, cycles, threshold)
+    mask = dsnot(weight, Inputs(gram, None, sums, 4, sequences), start, HALF, cycles, threshold)
     assert mask[0].nonzero().flatten().tolist() == kept
     assert start.tolist() == [[False, False, False, True, True, True]]
 
@@ -307,7 +308,7 @@ def test_dsnot_is_the_loop_over_rows(pattern, cycles, threshold):
     start, tokens = wanda(weight, gram, pattern), inputs.shape[1]
     variance = inputs.var(1, correction=0)
     effect = weight * sums / 6
-    mask = dsnot(weight, gram, start, pattern, sums, tokens, 6, cycles, threshold)
+    mask = dsnot(weight, Inputs(gram, None, sums, tokens, 6), start, pattern, cycles, threshold)
     for row in range(40):
         columns = (weight[row], inputs.norm(dim=1), variance, effect[row])
         kept = start[row].nonzero().flatten().tolist()
@@ -328,8 +329,9 @@ def test_dsnot_takes_features_that_do_not_vary(rounding):
     certain = ~start[:, 3] & (effect[:, 3] * effect.masked_fill(start, 0).sum(1) > 0)
     assert certain.any()
     gram[3, 3] = sums[3] ** 2 / inputs.shape[1] * (1 + rounding)
-    assert dsnot(weight, gram, start, HALF, sums, inputs.shape[1], 2, cycles=1)[certain, 3].all()
-    mask = dsnot(weight, gram, start, HALF, sums, inputs.shape[1], 2)
+    figures = Inputs(gram, None, sums, inputs.shape[1], 2)
+    assert dsnot(weight, figures, start, HALF, cycles=1)[certain, 3].all()
+    mask = dsnot(weight, figures, start, HALF)
     check_mask(mask, HALF)
     assert torch.equal(mask[:, 12], start[:, 12])
 
@@ -338,7 +340,8 @@ def test_dsnot_takes_features_that_do_not_vary(rounding):
 def test_dsnot_leaves_rows_with_nothing_to_regrow_or_prune(kept):
     weight, inputs = layer(8, 16, 24)
     start = torch.full((16, 24), kept)
-    assert torch.equal(dsnot(weight, inputs @ inputs.T, start, HALF, inputs.sum(1), 72, 2), start)
+    figures = Inputs(inputs @ inputs.T, None, inputs.sum(1), 72, 2)
+    assert torch.equal(dsnot(weight, figures, start, HALF), start)
 
 
 # Random masks
@@ -358,6 +361,10 @@ def test_random_masks_depend_on_the_weight_alone():
 MASK = torch.eye(2, 4, dtype=torch.bool)
 
 
+def dsnot_of_gram(weight, gram):
+    dsnot(weight, Inputs(gram, None, torch.ones(4).double(), 4, 1), MASK, HALF)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [
@@ -365,7 +372,7 @@ MASK = torch.eye(2, 4, dtype=torch.bool)
         (sparsegpt_update, (MASK,)),
         (admm_mask, (HALF,)),
         (admm_update, (MASK,)),
-        (dsnot, (MASK, HALF, torch.ones(4).double(), 4, 1)),
+        (dsnot_of_gram, ()),
     ],
 )
 @pytest.mark.parametrize("gram", [torch.full((4, 4), inf), torch.eye(3), -torch.eye(4)])
