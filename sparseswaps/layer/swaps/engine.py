@@ -74,8 +74,7 @@ def refine(
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is not symmetric or not
             positive semidefinite, a loss overflows, `max_swaps` is negative, the backend is unknown or of another
-            device, the pattern does not divide d_in or forbids swaps between rows, or one row needs too much
-            memory.
+            device, the pattern does not divide d_in or forbids swaps between rows, or one row needs too much memory.
         CertificateError: a float64 check over every pair of some rows contradicts the search.
     """
     *_, last = walk(weight, gram, mask, pattern, [max_swaps], backend, frozen, between_rows, progress)
