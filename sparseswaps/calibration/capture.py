@@ -25,7 +25,7 @@ def capture(
     keep: Keep = keep_in_memory,
     progress: Report = ignore_progress,
 ) -> Iterator[Grams]:
-    """Capture the Gram matrices of every prunable layer's inputs, block by block.
+    """Capture the Gram matrices of every prunable layer's inputs, float32 on the model's device, block by block.
 
     Without `prune`, the inputs are the dense model's. With `prune`, the earlier blocks are pruned already: `capture`
     puts the weights that `prune` returns into each block before it runs the block for the inputs of the next one.
@@ -39,17 +39,11 @@ def capture(
     its input has features is given every token of its layer instead (`Grams.unrouted`).
 
     Args:
-        weights: the weights of a causal language model.
         samples: int64 [samples, seqlen] token ids of the calibration text.
         held_out: int64 [any number, seqlen] token ids of held-out text.
         batch_size: sequences per forward pass.
-        prune: prunes a block.
-        keep: stores hidden states.
         progress: is told the number of blocks done, and of sequences run through a block. Each sequence goes through a
             block once, and once more for experts and for `prune`.
-
-    Yields:
-        One `Grams` per block, in order, float32 on the model's device.
 
     Raises:
         InputError: an activation is NaN or infinite (names the layer), or a single sequence is too much for the

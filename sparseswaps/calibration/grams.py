@@ -60,13 +60,7 @@ class Grams:
 
 
 class GramSum:
-    """Sums up the Gram matrices of one block, batch by batch.
-
-    Attributes:
-        place: the block's dotted name.
-        layers: the prunable layers of the block.
-        grams: the sums so far, in float64.
-    """
+    """Sums up the Gram matrices of one block, batch by batch, in float64. `place` is the block's dotted name."""
 
     def __init__(self, place: str, layers: list[Layer], sequences: int) -> None:
         self.place, self.layers, self.grams = place, layers, Grams(sequences=sequences)
@@ -75,16 +69,15 @@ class GramSum:
     def add(self, inputs: MatrixInputs, held_out: bool) -> None:
         """Add one batch. Raises InputError naming a layer when an activation is NaN or infinite."""
         grams = self.grams
+        layers = [layer for layer in self.layers if layer.matrix in inputs]
         first: dict[Any, str] = {}
-        for layer in self.layers:
-            if layer.matrix in inputs:
-                reader = first.setdefault(layer.matrix, layer.name)
-                # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
-                address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
-                grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
+        for layer in layers:
+            reader = first.setdefault(layer.matrix, layer.name)
+            # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
+            address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
+            grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
         totals = grams.held_out if held_out else grams.matrix
-        sources = [layer for layer in self.layers if layer.matrix in inputs and layer.matrix in self._wanted]
-        sources = [layer for layer in sources if grams.reads.get(layer.name) == layer.name]
+        sources = [layer for layer in layers if grams.reads[layer.name] == layer.name and layer.matrix in self._wanted]
         for layer in sources:  # before anything is added: if memory runs out here, the batch can be tried again
             if layer.name not in totals:
                 device = inputs[layer.matrix][0].device
@@ -124,8 +117,7 @@ class GramSum:
             source = grams.reads.get(layer.name)
             if source is None:
                 logging.warning("%s.%s: never called with an input of its own, left dense", self.place, layer.name)
-            elif grams.tokens.get(source, 0) < min(layer.d_in, tokens):
-                count = grams.tokens.get(source, 0)
+            elif (count := grams.tokens.get(source, 0)) < min(layer.d_in, tokens):
                 logging.warning("%s.%s: sees %d tokens, left dense", self.place, layer.name, count)
                 del grams.reads[layer.name]
         for source in {*grams.matrix, *grams.held_out} - set(grams.reads.values()):

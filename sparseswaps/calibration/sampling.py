@@ -18,8 +18,7 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
 
 
 def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
-    """Raise InputError when a token id has no embedding in the model. `vocabulary` is the number of embeddings, if
-    known."""
+    """Raise InputError when a token id has no embedding in the model, which has embeddings for `vocabulary` ids."""
     if vocabulary is not None and (largest := int(ids.max())) >= vocabulary:
         raise InputError(
             f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only, so the "
@@ -28,24 +27,14 @@ def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
 
 
 def draw(
-    documents: Sequence[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    samples: int,
-    held_out: int,
-    seqlen: int,
-    seed: int,
+    documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", samples: int, held_out: int, seqlen: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Draw token windows for calibration, and further windows to hold out. No two windows overlap.
 
     Documents longer than `seqlen` tokens are visited in a seeded random order. Each gives one window, at a random place
     (the usual C4 protocol). When all documents have been visited, long documents give further windows. Documents that
-    are not visited are not read.
-
-    Returns:
-        int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen].
-
-    Raises:
-        InputError: the text has too few windows.
+    are not visited are not read. Returns int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen]. Raises
+    InputError when the text has too few windows.
     """
     random = torch.Generator().manual_seed(seed)
     wanted = samples + held_out
