@@ -11,31 +11,20 @@ from sparseswaps.base.errors import InputError
 from sparseswaps.layer.gram import Inputs, accumulate, symmetric_gram
 from sparseswaps.model.layers import Layer, Matrix
 
-MatrixInputs = dict[Matrix, list[Tensor]]
-"""The inputs of each matrix of a block, one tensor [..., d_in] for each call."""
+MatrixInputs = dict[Matrix, list[Tensor]]  # the inputs of each matrix of a block, [..., d_in] for each call
 
 
 @dataclass
 class Grams:
-    """The Gram matrices of one decoder block's inputs. Layers that read the same tensor share one distinct input.
+    """The Gram matrices of one decoder block's inputs. Layers that read the same tensor share one distinct input."""
 
-    Attributes:
-        reads: the distinct input of each layer, named for the first layer that reads it.
-        matrix: [d_in, d_in] per distinct input, summed over the calibration tokens: in float64, then float32.
-        sums: float64 [d_in] per distinct input, its features summed over the calibration tokens.
-        held_out: [d_in, d_in] per distinct input, summed over the held-out tokens; empty without held-out text.
-        tokens: the number of calibration tokens per distinct input.
-        unrouted: the experts' inputs that saw too few tokens, and are summed over all tokens of their layer.
-        sequences: the number of calibration sequences.
-    """
-
-    reads: dict[str, str] = field(default_factory=dict)
-    matrix: dict[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    held_out: dict[str, Tensor] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    unrouted: list[str] = field(default_factory=list)
-    sequences: int = 0
+    reads: dict[str, str] = field(default_factory=dict)  # the input of each layer, named for its first reader
+    matrix: dict[str, Tensor] = field(default_factory=dict)  # [d_in, d_in] per input, over the calibration tokens
+    sums: dict[str, Tensor] = field(default_factory=dict)  # float64 [d_in] per input, over the calibration tokens
+    held_out: dict[str, Tensor] = field(default_factory=dict)  # as `matrix`; empty without held-out text
+    tokens: dict[str, int] = field(default_factory=dict)  # the number of calibration tokens per input
+    unrouted: list[str] = field(default_factory=list)  # experts' inputs summed over all tokens, since they saw too few
+    sequences: int = 0  # of the calibration text
 
     def readers(self, layers: list[Layer]) -> list[Layer]:
         """Return the layers that were calibrated; the other layers of the block stay dense."""

@@ -20,19 +20,13 @@ _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf"
 
 def is_hub_id(source: str) -> bool:
     """Return whether a model's `source` is `name` or `organisation/name` on the hub; a local directory goes first."""
-    local = source == "embedded" or Path(source).exists()
-    return not local and HUB_ID.fullmatch(source) is not None
+    return source != "embedded" and not Path(source).exists() and HUB_ID.fullmatch(source) is not None
 
 
 def locate(source: str, revision: str | None) -> Path:
-    """Return the directory of a model.
+    """Return the directory of a model: of a hub id with its commit hash, of a directory, or of `embedded`.
 
-    Args:
-        source: a hub id, a directory or `embedded`.
-        revision: the commit hash of a hub id; None for the others.
-
-    Raises:
-        InputError: a hub id is not in the cache, where `hub.resolve` puts it.
+    Raises InputError when a hub id is not in the cache, where `hub.resolve` puts it.
     """
     if revision is None:
         return MODEL if source == "embedded" else Path(source)
@@ -50,27 +44,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises InputError when the file is missing or broken, announces quantised weights, or makes transformers load other
     weights than the folder's, or code from the hub.
     """
-    parts = _parts(folder)
+    parts, path = _parts(folder), folder / "config.json"
     if any(part.get("quantization_config") for part in parts):
         raise InputError(
-            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned; "
-            "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
+            f"{path}: has a quantization_config, and quantised weights cannot be pruned; take the model that they were "
+            "made from (in bfloat16, float16 or float32), and quantise after pruning"
         )
     if "transformers_weights" in parts[0]:
-        raise InputError(f"{folder / 'config.json'}: transformers_weights names other weights; delete that key")
+        raise InputError(f"{path}: transformers_weights names other weights; delete that key")
     for key in ("attn_implementation", "experts_implementation"):
         if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
-            raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
+            raise InputError(f"{path}: {key} names code on the hub; delete that key")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model again")
     return parts[-1]
 
 
 def _parts(folder: Path) -> list[dict[str, Any]]:
-    """Read a model's `config.json`, and its language part if there are others.
-
-    Raises InputError when the file is missing or broken.
-    """
+    """Read a model's `config.json`, and its language part if there are others."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{str(folder)!r} is not a model directory: it has no config.json; check the path")
     config = read_json(folder / "config.json")
@@ -116,12 +107,10 @@ def entry_file(source: str, names: Collection[str]) -> str:
             return name
     if any(Path(name).suffix in _PICKLES for name in names):
         target = f"{Path(source).name}-safetensors"
-        convert = "; ".join(
-            [
-                "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T",
-                f"M.from_pretrained({source!r}, dtype='auto').save_pretrained({target!r})",
-                f"T.from_pretrained({source!r}).save_pretrained({target!r})",
-            ]
+        convert = (
+            "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"M.from_pretrained({source!r}, dtype='auto').save_pretrained({target!r}); "
+            f"T.from_pretrained({source!r}).save_pretrained({target!r})"
         )
         raise InputError(
             f"{source!r} holds no {SINGLE} or {INDEX}, only pickled weights, which can run code when they are read; if "
@@ -131,10 +120,7 @@ def entry_file(source: str, names: Collection[str]) -> str:
 
 
 def indexed_files(index: Path) -> list[str]:
-    """Return the names of an index's weight files, in order.
-
-    Raises InputError when the file is not an index, or names a file outside its own folder.
-    """
+    """Return the names of an index's weight files, in order. Raises InputError when it names other files."""
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -149,8 +135,7 @@ def indexed_files(index: Path) -> list[str]:
 def weight_files(folder: Path) -> list[str]:
     """Return the names of the safetensors files that transformers reads: the single file, or the files of the index.
 
-    Names are of the folder itself; a file may be a symbolic link to any place. Raises InputError when a file is
-    missing.
+    A file may be a symbolic link to any place. Raises InputError when a file is missing.
     """
     entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
     names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
@@ -163,10 +148,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def check_files(folder: Path) -> None:
-    """Check that a model's files are there and that their safetensors headers are sound. Reads no tensor.
-
-    Raises InputError naming a file that is missing, truncated or not in safetensors format.
-    """
+    """Raise InputError naming a file of a model that is missing or has a broken safetensors header. Reads no tensor."""
     companion_files(folder)
     for name in weight_files(folder):
         with open_tensors(folder / name, "np"):
@@ -205,18 +187,12 @@ def _is_packed(config: Any) -> bool:
 
 
 def is_companion(name: str) -> bool:
-    """Return whether a file belongs to a model beside its weights: configuration, tokenizer, licence.
-
-    Weights in other formats and the model card do not.
-    """
+    """Return whether a file belongs to a model beside its weights, as configuration, tokenizer and licence do."""
     return Path(name).suffix not in _NO_COMPANIONS and not name.startswith(".") and name != "README.md"
 
 
 def companion_files(folder: Path) -> list[str]:
-    """Return the names of the files that belong to a model beside its weights.
-
-    A file may be a symbolic link to any place. Raises InputError when a link leads nowhere.
-    """
+    """Return the names of the files that belong to a model beside its weights. Raises InputError for a dead link."""
     paths = sorted(path for path in folder.iterdir() if is_companion(path.name))
     for path in paths:
         if path.is_symlink() and not path.exists():

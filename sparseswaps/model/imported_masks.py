@@ -18,18 +18,12 @@ from sparseswaps.model.mask_file import read_mask_file
 def import_masks(path: str | Path, model: Model) -> Callable[[Layer], Tensor]:
     """Open the masks that another program or study made for a model.
 
-    Args:
-        path: a directory in Hugging Face layout whose pruned weights are zero, of any dtype; or the mask file of a
-            whole model, in which layers without a mask are dense.
-        model: the model to prune.
+    `path` is a directory in Hugging Face layout whose pruned weights are zero, of any dtype; or the mask file of a
+    whole model, in which layers without a mask are dense. Returns a function from a layer of `model` to its mask,
+    boolean [d_out, d_in], True where kept. It reads one layer's weights of a directory at a time.
 
-    Returns:
-        A function that returns the mask of a layer of `model`, boolean [d_out, d_in], True where kept. It reads one
-        layer's weights of a directory at a time.
-
-    Raises:
-        InputError: the directory lacks a layer of the model, or has it in another shape; the mask file is broken, or
-            belongs to another model.
+    Raises InputError when the directory lacks a layer of the model, or has it in another shape; or when the mask file
+    is broken, or belongs to another model.
     """
     return _import_zeros(Path(path), model) if Path(path).is_dir() else _import_mask_file(Path(path), model)
 

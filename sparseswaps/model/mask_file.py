@@ -14,9 +14,7 @@ from sparseswaps.layer.masks import unpack
 class Masks(Mapping[str, Tensor]):
     """The masks of a file by name. Memory holds bits; a mask becomes boolean, in its tensor's shape, when it is read.
 
-    Args:
-        packed: the bits of each mask.
-        d_in: the number of columns of each mask.
+    `d_in` is the number of columns of each mask.
     """
 
     def __init__(self, packed: dict[str, Tensor], d_in: dict[str, int]) -> None:
@@ -38,14 +36,10 @@ class Masks(Mapping[str, Tensor]):
 
 
 def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
-    """Read a mask file of a whole model outside the workflow.
+    """Read a mask file of a whole model outside the workflow: the masks by tensor name, and `Model.base`.
 
-    Returns:
-        The masks by tensor name, and the base model (`Model.base`). Its `tensors` are the SHA-256 of the tensors that
-        have a mask.
-
-    Raises:
-        InputError: the file cannot be read, or is not a mask file of a whole model.
+    The `tensors` of the base are the SHA-256 of the tensors that have a mask. Raises InputError when the file cannot be
+    read, or is not a mask file of a whole model.
     """
     tensors, header = read_tensors(path)
     try:
