@@ -1,18 +1,15 @@
 """Tokenise text, and draw windows of tokens from documents for calibration."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from sparseswaps.base.errors import InputError
 
-if TYPE_CHECKING:  # takes seconds to import; a caller with a tokenizer has imported it
-    from transformers import PreTrainedTokenizerBase
 
-
-def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Return the token ids of one text, int64 [tokens], with the special tokens that the tokenizer adds."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
@@ -27,7 +24,7 @@ def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
 
 
 def draw(
-    documents: Sequence[str], tokenizer: "PreTrainedTokenizerBase", samples: int, held_out: int, seqlen: int, seed: int
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, samples: int, held_out: int, seqlen: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Draw token windows for calibration, and further windows to hold out. No two windows overlap.
 

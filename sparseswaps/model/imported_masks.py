@@ -1,7 +1,6 @@
 """Masks that another program or study made: the zeros of a checkpoint, or a mask file."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -49,11 +48,8 @@ def _import_mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
     masks, base = read_mask_file(path)
     if any(model.tensors.get(name) != digest for name, digest in base["tensors"].items()):
         raise InputError(f"{path}: belongs to another model, {base['source']}, not to {model.source}")
-    unpack = lru_cache(maxsize=1)(masks.__getitem__)  # one tensor may hold all experts of a block
 
     def mask_of(layer: Layer) -> Tensor:
-        if layer.tensor not in masks:
-            return torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
-        return layer.read_with(lambda name, expert: unpack(name) if expert is None else unpack(name)[expert])
+        return masks.of(layer) if layer.tensor in masks else torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
 
     return mask_of

@@ -9,6 +9,7 @@ from torch import Tensor
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.tensor_file import read_tensors
 from sparseswaps.layer.masks import unpack
+from sparseswaps.model.layers import Layer
 
 
 class Masks(Mapping[str, Tensor]):
@@ -29,9 +30,16 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._packed)
 
+    def of(self, layer: Layer) -> Tensor:
+        """Return the mask of a layer, [d_out, d_in]."""
+
+        def read(name: str, expert: int | None) -> Tensor:
+            return unpack(self._packed[name][... if expert is None else expert], self._d_in[name])
+
+        return layer.read_with(read)
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each mask."""
         return {name: (*packed.shape[:-1], self._d_in[name]) for name, packed in self._packed.items()}
 
 

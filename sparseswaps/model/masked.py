@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks, find_layers
+from sparseswaps.model.layers import file_tensors
 from sparseswaps.model.loading import load_model
 from sparseswaps.model.mask_file import read_mask_file
 
@@ -35,35 +36,28 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     stored_masks, base = read_mask_file(path)
     prefix, blocks = find_blocks(model)
     masks: dict[str, Tensor] = {}
-    used = set()  # the names of the file's masks that have been copied
+    missing = set(stored_masks)
     for index, layers in enumerate(find_layers(model, stored_masks.shapes)):
+        parameters = {layer.name: blocks[index].get_parameter(layer.parameter).detach() for layer in layers}
+        weights = {layer.name: layer.view_in(parameters[layer.name]) for layer in layers}
+        for tensor, weight in file_tensors(layers, weights).items():
+            if not _has_digest(weight, base["tensors"][tensor]):
+                raise InputError(f"{path}: {tensor} has other values in the base model {base['source']}; load that one")
         for layer in layers:
-            parameter = blocks[index].get_parameter(layer.parameter).detach()
             name = f"{prefix}.{index}.{layer.parameter}"
-            mask = masks.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device))
-            if layer.fused and layer.tensor in used:  # the first expert's layer has copied the masks of all experts
-                continue
-            if not layer.fused:
-                parameter, mask = layer.view_in(parameter), layer.view_in(mask)
-                if layer.transposed:  # as in the file
-                    parameter, mask = parameter.T, mask.T
-            if not _has_digest(parameter, base["tensors"][layer.tensor]):
-                raise InputError(f"{path}: {name} has other values than the base model {base['source']}; load that one")
-            mask.copy_(stored_masks[layer.tensor])
-            used.add(layer.tensor)
-    if missing := sorted(set(stored_masks) - used):
-        raise InputError(f"{path}: this model lacks {missing[0]} of the base model {base['source']}; load that one")
-    parameters = dict(model.named_parameters())
+            if name not in masks:
+                masks[name] = torch.ones_like(parameters[layer.name], dtype=torch.bool)
+            layer.view_in(masks[name]).copy_(stored_masks.of(layer))
+        missing -= {layer.tensor for layer in layers}
+    if missing:
+        raise InputError(f"{path}: this model lacks {min(missing)} of the base model {base['source']}; load that one")
     for name, mask in masks.items():
-        parameters[name].data.masked_fill_(~mask, 0)
+        model.get_parameter(name).data.masked_fill_(~mask, 0)
     return masks
 
 
 def load_pruned(folder: str, masks: str | Path | None, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a model as `load_model` does, and apply a mask file if one is given.
-
-    Raises InputError as `load_model` and `apply_masks` do.
-    """
+    """Load a model as `load_model` does, and apply a mask file if one is given; raise InputError as these do."""
     model = load_model(folder, device, trust_remote_code)
     if masks is not None:
         try:
