@@ -13,7 +13,7 @@ from sparseswaps.base.progress import Report, ignore_progress
 T = TypeVar("T")
 
 
-def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: str | None = None) -> tuple[T, int]:
+def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: str = "") -> tuple[T, int]:
     """Call `step(size)`; halve the size, with a line in the log, each time the GPU runs out of memory.
 
     A call of `step` that fails must change nothing. `what` names the things that `size` counts, in the plural; `lower`
@@ -36,12 +36,7 @@ def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: s
 
 
 def map_slices(
-    step: Callable[[slice], T],
-    count: int,
-    size: int,
-    what: str,
-    lower: str | None = None,
-    progress: Report = ignore_progress,
+    step: Callable[[slice], T], count: int, size: int, what: str, lower: str = "", progress: Report = ignore_progress
 ) -> list[T]:
     """Call `step` for consecutive slices of `range(count)`, and return the results.
 

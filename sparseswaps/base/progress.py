@@ -1,7 +1,6 @@
 """Progress of long work: functions report it, and jobs show it in their log and on a terminal.
 
-A function that may take minutes takes a `Report` and calls it from its own thread. It reports totals since its own
-start, so that work which starts again (after memory ran out) is not counted twice.
+A function that may take minutes tells a `Report` totals since its own start, so work that is repeated counts once.
 """
 
 import logging

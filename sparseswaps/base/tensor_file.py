@@ -55,10 +55,7 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read the tensors and the header that `write_tensors` wrote; both are empty if another program wrote the file.
-
-    Raises BrokenFileError when the file was damaged or edited.
-    """
+    """Read what `write_tensors` wrote, and nothing from other files. Raises BrokenFileError for a damaged file."""
     with open_tensors(path, remedy=BrokenFileError.RERUN) as file:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])

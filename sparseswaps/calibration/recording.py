@@ -15,10 +15,7 @@ from sparseswaps.model.layers import Matrix
 
 @contextmanager
 def record_inputs(block: nn.Module, unrouted: set[Matrix] = frozenset()) -> Iterator[MatrixInputs]:
-    """Record the inputs of a block's matrices, call by call, while the block runs.
-
-    `unrouted` are the experts' matrices whose input is recorded over all tokens of their layer.
-    """
+    """Record the inputs of a block's matrices while it runs; of `unrouted` experts, over all tokens of their layer."""
     inputs: MatrixInputs = {}
     with ExitStack() as stack:
         for name, layer in linear_layers(block).items():

@@ -1,7 +1,4 @@
-"""The decoder blocks of a model, run one by one on batches of text.
-
-Nothing here knows a model family: every block is run with the arguments that the model itself gives it.
-"""
+"""The decoder blocks of a model of any family, run one by one with the arguments that the model gives them."""
 
 import math
 from collections.abc import Callable
@@ -39,13 +36,7 @@ class Batch:
 
 
 class Replay:
-    """Runs a model's decoder blocks one by one. If the device's memory runs out, all batches are halved.
-
-    Attributes:
-        batches: the sequences, with the hidden states that the next block reads.
-        extra_outputs: what blocks return in a tuple after hidden states; None if they return only these.
-        sequences_run: the number of sequences that went through a block so far; a sequence counts once for each run.
-    """
+    """Runs a model's decoder blocks one by one. If the device's memory runs out, all batches are halved."""
 
     @torch.inference_mode()
     def __init__(
@@ -54,7 +45,7 @@ class Replay:
         """Observe what the model gives its blocks. The arguments and errors are those of `capture`."""
         self.weights, self.keep, self.progress = weights, keep, progress
         self.prefix, self.blocks = find_blocks(weights.model)
-        self.sequences_run = 0
+        self.sequences_run = 0  # through a block; a sequence counts once for each run
         self.extra_outputs = self._observe_extra_outputs(samples[:1])
         self._position = 0  # of the batch that a block is run on
 
@@ -70,6 +61,7 @@ class Replay:
         self.weights.model(input_ids=ids.to(self.weights.device), use_cache=False)
 
     def _observe_extra_outputs(self, ids: Tensor) -> tuple | None:
+        """Return what the first block returns in a tuple after hidden states; None if it returns only these."""
         hook = self.blocks[0].register_forward_hook(_stop)
         try:
             with self.weights.stem(), self.weights.block(0), record_inputs(self.blocks[0]):
@@ -85,10 +77,8 @@ class Replay:
         """Observe what the model gives its blocks: the first block's hidden states, and all blocks' other arguments.
 
         `pieces` are token ids [batch, seqlen], and whether they are held-out text. The other arguments (masks, position
-        tables) usually depend only on the batch's shape, and are then kept once.
-
-        Raises InputError when blocks cannot be run one by one, since the model changes hidden states between them, or
-        gives the blocks arguments that depend on hidden states.
+        tables) usually depend only on the batch's shape, and are then kept once. Raises InputError when blocks cannot
+        be run one by one: the model changes hidden states between them, or gives arguments that depend on them.
         """
         batches, known = [], {}  # the arguments by the shape of a batch
         with self.weights.stem():
@@ -160,10 +150,7 @@ def _stop(_module: nn.Module, _args: tuple, output: Any) -> None:
 
 
 class _Probe:
-    """Stands in for all blocks in one forward pass of the model, and notes what the model gives them.
-
-    With `disturb`, every block appears to change hidden states.
-    """
+    """Stands in for all blocks in one forward pass, and notes what they are given; `disturb` changes hidden states."""
 
     def __init__(self, replay: Replay, ids: Tensor, disturb: bool = False) -> None:
         self.replay, self.disturb = replay, disturb
@@ -200,10 +187,7 @@ def _replace_hidden(arguments: Arguments, hidden: Tensor | None) -> Arguments:
 
 
 def _same(some: Any, others: Any) -> bool:
-    """Return whether two trees of arguments hold the same plain values and equal tensors in the same places.
-
-    Other objects, by which blocks may hand things to each other, are never the same.
-    """
+    """Return whether two trees of arguments have equal tensors and plain values; other objects are never the same."""
     (some, shape), (others, other) = tree_flatten(some), tree_flatten(others)
     if shape != other:
         return False

@@ -1,7 +1,6 @@
 """The decoder blocks of a transformers causal language model, and the matrices in them that can be pruned.
 
-Nothing here knows a model family. The blocks are the module list whose length is the depth in the configuration. The
-prunable matrices are the blocks' linear layers, and the experts that transformers holds in one parameter for all.
+Nothing here knows a model family. Prunable are linear layers, and experts that share one parameter in transformers.
 """
 
 import math
@@ -55,11 +54,8 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
 
 
 def expert_modules(block: nn.Module) -> dict[str, nn.Module]:
-    """Find the modules of a block that hold all experts in parameters of three dimensions, by name within the block.
-
-    transformers marks these modules by `use_experts_implementation`. `expert_parameters` names their matrices.
-    """
-    marks = ("has_gate", "is_transposed", "num_experts")
+    """Find the modules of a block that hold all experts in parameters of three dimensions, by name within the block."""
+    marks = ("has_gate", "is_transposed", "num_experts")  # set by transformers' `use_experts_implementation`
     modules = block.named_modules()
     return {name: module for name, module in modules if all(hasattr(module, mark) for mark in marks)}
 
@@ -136,27 +132,37 @@ def _layers_in_pieces(
     return layers if sum(layer.d_out for layer in layers) == math.prod(shape[:-1]) else []
 
 
-def check_linear_layers(folder: Path, model: PreTrainedModel, layers: list[list[Layer]], shapes: Shapes) -> None:
-    """Check that a folder's files hold every linear layer's weight in the shape of the configuration.
+def find_unpruned(folder: Path, model: PreTrainedModel, layers: list[list[Layer]], shapes: Shapes) -> list[str]:
+    """Return the names of the blocks' matrices that belong to no layer. Biases of experts do not count as matrices.
 
-    Raises InputError naming a weight that is missing or of another shape, or when no block has a layer.
+    Raises InputError when the folder's files lack a linear layer's weight or hold it in another shape, or when nothing
+    can be pruned.
     """
     prefix, blocks = find_blocks(model)
+    names = []
     for index, block in enumerate(blocks):
-        known = {layer.parameter for layer in layers[index]}
-        for name, module in linear_layers(block).items():
-            if f"{name}.weight" in known:
-                continue
-            parameter, expected = f"{prefix}.{index}.{name}.weight", tuple(module.weight.shape)
-            pieces = revert_weight_conversion(model, {parameter: module.weight})
-            if len(pieces) > 1 and any(piece in shapes for piece in pieces):
-                continue  # the files hold the weight in tensors that are not whole rows: the layer stays dense
-            for tensor in _file_names(model, parameter):
-                if tensor in shapes:
-                    raise InputError(f"{folder}: {parameter} is {shapes[tensor]}, its configuration says {expected}")
-            raise InputError(f"{folder}: holds no tensor {parameter!r}, which its configuration calls for")
+        pruned = {layer.parameter for layer in layers[index]}
+        linear = {f"{name}.weight" for name in linear_layers(block)}
+        for name, weight in block.named_parameters():
+            if weight.ndim >= 2 and not name.endswith("bias") and name not in pruned:
+                names.append(f"{prefix}.{index}.{name}")
+                if name in linear:
+                    _check_stored(folder, model, names[-1], weight, shapes)
     if not any(layers):
         raise InputError(f"{folder}: its decoder blocks hold no linear layers or experts, so nothing can be pruned")
+    return names
+
+
+def _check_stored(folder: Path, model: PreTrainedModel, parameter: str, weight: Tensor, shapes: Shapes) -> None:
+    """Raise InputError unless the files hold a linear layer's weight in tensors that are not whole rows."""
+    pieces = revert_weight_conversion(model, {parameter: weight})
+    if len(pieces) > 1 and any(piece in shapes for piece in pieces):
+        return
+    for tensor in _file_names(model, parameter):
+        if tensor in shapes:
+            expected = tuple(weight.shape)
+            raise InputError(f"{folder}: {parameter} is {shapes[tensor]}, its configuration says {expected}")
+    raise InputError(f"{folder}: holds no tensor {parameter!r}, which its configuration calls for")
 
 
 def put_weights(block: nn.Module, layers: list[Layer], weights: dict[str, Tensor]) -> None:
@@ -166,22 +172,8 @@ def put_weights(block: nn.Module, layers: list[Layer], weights: dict[str, Tensor
             layer.view_in(block.get_parameter(layer.parameter).data).copy_(weights[layer.name])
 
 
-def unpruned_matrices(model: PreTrainedModel, layers: list[list[Layer]]) -> list[str]:
-    """Return the names of the blocks' matrices that belong to no layer. Biases of experts do not count as matrices."""
-    prefix, blocks = find_blocks(model)
-    names = []
-    for index, block in enumerate(blocks):
-        pruned = {layer.parameter for layer in layers[index]}
-        matrices = [name for name, tensor in block.named_parameters() if tensor.ndim >= 2 and not name.endswith("bias")]
-        names += [f"{prefix}.{index}.{name}" for name in matrices if name not in pruned]
-    return names
-
-
 def skeleton(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Build a model in eval mode without its weights: the parameters are on the meta device, the buffers are computed.
-
-    Raises InputError when transformers cannot build it.
-    """
+    """Build a model in eval mode, with parameters on the meta device. Raises InputError when transformers cannot."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         dtype = dtype or config.dtype or torch.float32

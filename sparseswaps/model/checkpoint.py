@@ -84,18 +84,12 @@ def write_pruned(
 ) -> None:
     """Copy a model folder, and set pruned weights to zero.
 
-    Weight files keep their names, headers and tensor order: each file is copied, and its pruned tensors are overwritten
-    in place. All other bytes stay the same, and memory holds one tensor at a time.
+    `masks` are boolean (True = kept), by tensor name and in the tensor's shape. `weights` returns new values of a
+    tensor by its name, in its dtype and shape. `about` is the content of the new sparseswaps.json, to which the CRC-32
+    of every other file is added. `progress` is told the number of tensors overwritten.
 
-    Args:
-        masks: boolean masks (True = kept) by tensor name, in the shape of the tensor.
-        target: the folder to write; complete or not there at all.
-        about: the content of the folder's sparseswaps.json. The CRC-32 of every other file is added.
-        weights: returns new values of a tensor's kept weights by its name, in its dtype and shape.
-        progress: is told the number of tensors overwritten.
-
-    Raises:
-        InputError: a mask's tensor is missing from the source, or has another shape or dtype.
+    Weight files are copied, and their pruned tensors are overwritten in place. All other bytes stay the same, and
+    memory holds one tensor at a time. Raises InputError when a mask's tensor is missing or has another shape or dtype.
     """
     by_file: dict[str, list[str]] = {name: [] for name in companion_files(source.folder) if name != _ABOUT}
     by_file |= {name: [] for name in weight_files(source.folder)}  # the tensors to overwrite
@@ -138,10 +132,7 @@ def _overwrite(
 
 
 def read_pruned(folder: str | Path) -> dict[str, Any]:
-    """Read the sparseswaps.json of a pruned checkpoint, and check the CRC-32 of its other files.
-
-    Raises BrokenFileError when a file was damaged, edited or deleted.
-    """
+    """Read a pruned checkpoint's sparseswaps.json. Raises BrokenFileError unless the other files have their CRC-32."""
     about_path = Path(folder) / _ABOUT
     about = read_json(about_path)
     try:

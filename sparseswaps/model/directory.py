@@ -24,10 +24,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def locate(source: str, revision: str | None) -> Path:
-    """Return the directory of a model: of a hub id with its commit hash, of a directory, or of `embedded`.
-
-    Raises InputError when a hub id is not in the cache, where `hub.resolve` puts it.
-    """
+    """Return the directory of a model. Raises InputError when the commit of a hub id has gone from the cache."""
     if revision is None:
         return MODEL if source == "embedded" else Path(source)
     from huggingface_hub import try_to_load_from_cache  # takes 0.25 s to import
@@ -46,10 +43,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     parts, path = _parts(folder), folder / "config.json"
     if any(part.get("quantization_config") for part in parts):
-        raise InputError(
-            f"{path}: has a quantization_config, and quantised weights cannot be pruned; take the model that they were "
-            "made from (in bfloat16, float16 or float32), and quantise after pruning"
-        )
+        remedy = "take the model that they were made from, and quantise after pruning"
+        raise InputError(f"{path}: quantised weights (quantization_config) cannot be pruned; {remedy}")
     if "transformers_weights" in parts[0]:
         raise InputError(f"{path}: transformers_weights names other weights; delete that key")
     for key in ("attn_implementation", "experts_implementation"):
@@ -98,10 +93,7 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def entry_file(source: str, names: Collection[str]) -> str:
-    """Return the file by which transformers finds a model's weights: the single safetensors file, or the index.
-
-    Raises InputError when neither is among the names. If there are pickled weights, the error says how to convert them.
-    """
+    """Return the file by which transformers finds weights: the only one, or the index. Raises InputError if absent."""
     for name in (SINGLE, INDEX):
         if name in names:
             return name
@@ -133,10 +125,7 @@ def indexed_files(index: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the safetensors files that transformers reads: the single file, or the files of the index.
-
-    A file may be a symbolic link to any place. Raises InputError when a file is missing.
-    """
+    """Return the names of the safetensors files that transformers reads. Raises InputError when one is missing."""
     entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
     names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
     for path in (folder / name for name in names):

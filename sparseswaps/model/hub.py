@@ -1,7 +1,6 @@
 """Models of the Hugging Face hub: find the commit of a revision, and download its files into the usual cache.
 
-Files in the cache are used without asking the hub. `huggingface_hub` is imported inside the functions, because every
-start of the workflow would pay for the import, and most studies do not need it.
+`huggingface_hub` is imported in the functions: most starts of the workflow need no hub, and would pay for the import.
 """
 
 from collections.abc import Iterator

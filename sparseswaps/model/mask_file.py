@@ -13,10 +13,7 @@ from sparseswaps.model.layers import Layer
 
 
 class Masks(Mapping[str, Tensor]):
-    """The masks of a file by name. Memory holds bits; a mask becomes boolean, in its tensor's shape, when it is read.
-
-    `d_in` is the number of columns of each mask.
-    """
+    """The masks of a file by name. Memory holds bits; a mask becomes boolean [..., d_in] when it is read."""
 
     def __init__(self, packed: dict[str, Tensor], d_in: dict[str, int]) -> None:
         self._packed, self._d_in = packed, d_in
