@@ -102,10 +102,9 @@ def _path(details: Any, values: Any) -> tuple[str | int, ...]:
         try:
             values = values[part]
         except (KeyError, IndexError, TypeError):
-            if details["type"] == "missing" and part == details["loc"][-1]:
-                path.append(part)
-        else:
-            path.append(part)
+            if details["type"] != "missing" or part != details["loc"][-1]:
+                continue
+        path.append(part)
     return (*path, details["ctx"]["key"]) if details["type"] == "wrong_key" else tuple(path)
 
 

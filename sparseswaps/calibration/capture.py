@@ -12,8 +12,7 @@ from sparseswaps.calibration.replay import Replay
 from sparseswaps.model.blocks import expert_modules, put_weights
 from sparseswaps.model.weights import Weights
 
-Prune = Callable[[int, Grams], dict[str, Tensor]]
-"""Returns new weights of a block, [d_out, d_in] by layer name, for its number and Gram matrices."""
+Prune = Callable[[int, Grams], dict[str, Tensor]]  # from a block's number to new weights, [d_out, d_in] by layer name
 
 
 def capture(

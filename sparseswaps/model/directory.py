@@ -158,10 +158,8 @@ def mask_files(path: str | Path) -> list[Path]:
                 raise InputError(f"{str(path)!r} is not a mask file; for a model, name its directory")
         return [path]
     if any(_is_packed(part.get("quantization_config")) for part in _parts(path)):
-        raise InputError(
-            f"{path / 'config.json'}: has a quantization_config, and zeros cannot be read from compressed or quantised "
-            "weights; save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
-        )
+        remedy = "save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
+        raise InputError(f"{path / 'config.json'}: weights of a quantization_config do not show zeros; {remedy}")
     check_files(path)
     return [path / name for name in weight_files(path)]
 

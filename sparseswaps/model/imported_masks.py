@@ -15,14 +15,11 @@ from sparseswaps.model.mask_file import read_mask_file
 
 
 def import_masks(path: str | Path, model: Model) -> Callable[[Layer], Tensor]:
-    """Open the masks that another program or study made for a model.
+    """Return a function from a layer of `model` to its mask in `path`, boolean [d_out, d_in], True where kept.
 
     `path` is a directory in Hugging Face layout whose pruned weights are zero, of any dtype; or the mask file of a
-    whole model, in which layers without a mask are dense. Returns a function from a layer of `model` to its mask,
-    boolean [d_out, d_in], True where kept. It reads one layer's weights of a directory at a time.
-
-    Raises InputError when the directory lacks a layer of the model, or has it in another shape; or when the mask file
-    is broken, or belongs to another model.
+    whole model, in which layers without a mask are dense. Raises InputError when a layer is missing or has another
+    shape, or when the mask file is broken or belongs to another model.
     """
     return _import_zeros(Path(path), model) if Path(path).is_dir() else _import_mask_file(Path(path), model)
 

@@ -41,10 +41,9 @@ class Masks(Mapping[str, Tensor]):
 
 
 def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
-    """Read a mask file of a whole model outside the workflow: the masks by tensor name, and `Model.base`.
+    """Read a mask file of a whole model: the masks by tensor name, and `Model.base` for the tensors that have a mask.
 
-    The `tensors` of the base are the SHA-256 of the tensors that have a mask. Raises InputError when the file cannot be
-    read, or is not a mask file of a whole model.
+    Raises InputError when the file cannot be read, or is not a mask file of a whole model.
     """
     tensors, header = read_tensors(path)
     try:
