@@ -13,9 +13,8 @@ Matrix = tuple[str, int | None]  # a matrix of a model's block: the name of its 
 class Layer:
     """A prunable matrix of a decoder block, [d_out, d_in]: the weight of a linear layer or of one expert.
 
-    `Layer` records where a matrix is in the checkpoint file and where it is in the loaded model. In a file, a matrix is
-    a tensor, or one slice of a tensor of all experts. In a model, a matrix is a parameter, or rows of a parameter, or
-    rows of one expert's slice of a parameter of all experts.
+    In a file, a matrix is a tensor, or one slice of a tensor of all experts. In a loaded model, it is a parameter, or
+    rows of a parameter, or rows of one expert's slice of a parameter of all experts.
     """
 
     name: str  # within the block, as in the file

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks, find_layers
-from sparseswaps.model.layers import file_tensors
 from sparseswaps.model.loading import load_model
 from sparseswaps.model.mask_file import read_mask_file
 
@@ -38,17 +37,17 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     missing = set(stored_masks)
     for index, layers in enumerate(find_layers(model, stored_masks.shapes)):
-        parameters = {layer.name: blocks[index].get_parameter(layer.parameter).detach() for layer in layers}
-        weights = {layer.name: layer.view_in(parameters[layer.name]) for layer in layers}
-        for tensor, weight in file_tensors(layers, weights).items():
-            if not _has_digest(weight, base["tensors"][tensor]):
-                raise InputError(f"{path}: {tensor} has other values in the base model {base['source']}; load that one")
         for layer in layers:
+            parameter = blocks[index].get_parameter(layer.parameter).detach()
             name = f"{prefix}.{index}.{layer.parameter}"
+            if layer.tensor in missing:  # a tensor of all experts is checked once
+                missing.remove(layer.tensor)
+                weight = parameter if layer.fused or layer.transposed else layer.view_in(parameter)  # as in the file
+                if not _has_digest(weight, base["tensors"][layer.tensor]):
+                    raise InputError(f"{path}: {name} has other values than the base {base['source']}; load that one")
             if name not in masks:
-                masks[name] = torch.ones_like(parameters[layer.name], dtype=torch.bool)
+                masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
             layer.view_in(masks[name]).copy_(stored_masks.of(layer))
-        missing -= {layer.tensor for layer in layers}
     if missing:
         raise InputError(f"{path}: this model lacks {min(missing)} of the base model {base['source']}; load that one")
     for name, mask in masks.items():
