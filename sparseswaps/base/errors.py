@@ -10,12 +10,7 @@ class InputError(ValueError):
 
 
 class BrokenFileError(InputError):
-    """A file that is damaged, incomplete, or of another kind or model than expected.
-
-    Attributes:
-        path: the file.
-        what: what is wrong with the file.
-    """
+    """A file (`path`) that is damaged, incomplete, or of another kind or model than expected (`what`)."""
 
     RERUN = "delete it and run snakemake again"
 
@@ -30,8 +25,7 @@ def one_line(error: object) -> str:
 
 
 def transformers_message(error: Exception) -> str:
-    """Return the first line of an error of transformers; if it refuses to run a model's own code, the key that allows
-    it."""
+    """Return the first line of an error of transformers, or the key that lets it run a model's own code."""
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
         return "it needs the code in its own files; if you trust that, set models.<name>.trust_remote_code: true"

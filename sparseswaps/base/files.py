@@ -14,12 +14,8 @@ from uuid import uuid4
 
 from sparseswaps.base.errors import BrokenFileError, InputError
 
-_REMEDIES = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
-}
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room")
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES), "make it writable")
 
 
 @contextmanager
@@ -42,8 +38,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        message = f"cannot be written: {error.strerror}; {_REMEDIES[error.errno]} and run snakemake again"
-        raise InputError(f"{path}: {message}") from None
+        remedy = f"{_REMEDIES[error.errno]} and run snakemake again"
+        raise InputError(f"{path}: cannot be written: {error.strerror}; {remedy}") from None
     finally:
         _remove(partial)
 
@@ -72,10 +68,7 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
-    """Read the rows that `write_csv` wrote, with numbers, truth values and None as they were.
-
-    Raises BrokenFileError when the file is incomplete.
-    """
+    """Read the rows that `write_csv` wrote, as they were. Raises BrokenFileError when the file is incomplete."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
         rows = list(csv.DictReader(StringIO(text, newline="")))
@@ -87,12 +80,10 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
     return [{name: _parse(field) for name, field in row.items()} for row in rows]
 
 
-_WORDS = {"True": True, "False": False, "": None}
-
-
 def _parse(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
+    words = {"True": True, "False": False, "": None}
+    if text in words:
+        return words[text]
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)

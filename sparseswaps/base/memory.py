@@ -13,21 +13,12 @@ from sparseswaps.base.progress import Report, ignore_progress
 T = TypeVar("T")
 
 
-def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: str | None = None) -> tuple[T, int]:
+def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: str = "") -> tuple[T, int]:
     """Call `step(size)`; halve the size, with a line in the log, each time the GPU runs out of memory.
 
-    Args:
-        step: a function whose memory grows with its argument. It may be called again, so a failed call must change
-            nothing.
-        size: the first size, at least 1.
-        what: the things that `size` counts, in the plural.
-        lower: the setting that makes each of these things smaller, if there is one.
-
-    Returns:
-        The result of `step`, and the size that fitted.
-
-    Raises:
-        InputError: size 1 does not fit either.
+    A call of `step` that fails must change nothing. `what` names the things that `size` counts, in the plural; `lower`
+    is the setting that makes each of them smaller. Returns the result of `step`, and the size that fitted. Raises
+    InputError when size 1 does not fit either.
     """
     while True:
         try:
@@ -45,12 +36,7 @@ def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: s
 
 
 def map_slices(
-    step: Callable[[slice], T],
-    count: int,
-    size: int,
-    what: str,
-    lower: str | None = None,
-    progress: Report = ignore_progress,
+    step: Callable[[slice], T], count: int, size: int, what: str, lower: str = "", progress: Report = ignore_progress
 ) -> list[T]:
     """Call `step` for consecutive slices of `range(count)`, and return the results.
 

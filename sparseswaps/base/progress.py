@@ -1,7 +1,6 @@
 """Progress of long work: functions report it, and jobs show it in their log and on a terminal.
 
-A function that may take minutes takes a `Report` and calls it from its own thread. It reports totals since its own
-start, so that work which starts again (after memory ran out) is not counted twice.
+A function that may take minutes tells a `Report` totals since its own start, so work that is repeated counts once.
 """
 
 import logging
@@ -26,17 +25,11 @@ def ignore_progress(done: int, made: int) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of long work.
+    """A part of long work."""
 
-    Attributes:
-        count: the number of units to do.
-        cost: the time that a unit takes, relative to units of other parts.
-        likely: the expected number of things made in all. It tells the progress before the first unit is done.
-    """
-
-    count: int
-    cost: float = 1.0
-    likely: float = inf
+    count: int  # units to do
+    cost: float = 1.0  # the time that a unit takes, relative to units of other parts
+    likely: float = inf  # the expected number of things made; it tells the progress before the first unit is done
 
     def share(self, done: int, made: int) -> float:
         """Return the share of the part that is done, from 0 to 1."""
@@ -47,16 +40,8 @@ class Part:
 def show_progress(name: str, unit: str, makes: str, parts: Sequence[Part]) -> Iterator[list[Report]]:
     """Show the progress of the work in the block: a line in the log every `EVERY` seconds, and a bar on a terminal.
 
-    The bar disappears at the end of the block.
-
-    Args:
-        name: the bar's label.
-        unit: the units of the work, in the plural.
-        makes: the things that the work makes, in the plural; empty if it makes none.
-        parts: the parts of the work. The time left is estimated from their costs and the time spent.
-
-    Yields:
-        A `Report` for each part.
+    `name` is the bar's label, `unit` and `makes` what the work does and makes, in the plural; `makes` may be empty. The
+    time left is estimated from the costs of the parts and the time spent. Yields a `Report` for each part.
     """
     from tqdm import tqdm  # imported here, since it takes 0.1 s, which the start of the workflow saves
 

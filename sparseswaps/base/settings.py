@@ -10,19 +10,11 @@ from pydantic_core import PydanticCustomError
 
 from sparseswaps.base.errors import InputError, one_line
 
-_ALLOWED = {  # what a value must be, by the type of pydantic's error
-    "string_type": "a string",
+_ALLOWED = {  # what a value must be, by the type of pydantic's error, where pydantic's own words are not plain
     "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
     "bool_type": "true or false",
-    "list_type": "a list",
     "dict_type": "a table of keys",
     "model_type": "a table of keys",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
     "too_short": "a list or table with at least {min_length} entry",
     "string_too_short": "a string of at least {min_length} character",
     "string_too_long": "a string of at most {max_length} characters",
@@ -32,7 +24,7 @@ _ALLOWED = {  # what a value must be, by the type of pydantic's error
 
 def _describe_presets(schema: dict[str, Any], settings: type["Settings"]) -> None:
     """Add the presets of a class to its JSON schema."""
-    field, presets = settings.PRESETS or ("", {})
+    field, presets = settings.PRESETS
     for value, defaults in presets.items():
         properties = {key: {"default": default} for key, default in defaults.items()}
         condition = {"required": [field], "properties": {field: {"const": value}}}
@@ -42,22 +34,16 @@ def _describe_presets(schema: dict[str, Any], settings: type["Settings"]) -> Non
 class Settings(BaseModel):
     """The settings of one function or one part of a configuration: immutable, with strict types.
 
-    A subclass declares a field for each key. The field is the only place of the key's type, bounds, default and
-    description.
-
-    Attributes:
-        PRESETS: other defaults that a value of one field implies: the field's name, and for each of its values the
-            defaults by key.
-
-    Raises:
-        InputError: an argument is unknown or wrong; one line that names the argument and says what is allowed.
+    A subclass declares a field for each key: the only place of the key's type, bounds, default and description. Raises
+    InputError when an argument is unknown or wrong: one line that names the argument and says what is allowed.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, json_schema_extra=_describe_presets
     )
 
-    PRESETS: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]] | None] = None
+    # Other defaults that a value of a field implies: the name of the field, and for each of its values defaults by key.
+    PRESETS: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("", {})
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -83,7 +69,7 @@ class Settings(BaseModel):
         for key in values:
             if key not in keys:
                 raise wrong(str(key), unknown(key, sorted(keys)))
-        field, presets = cls.PRESETS or ("", {})
+        field, presets = cls.PRESETS
         return {**presets.get(str(values.get(field)), {}), **values}
 
 
@@ -100,13 +86,7 @@ def unknown(value: object, choices: Iterable[object]) -> str:
 
 
 def input_error(error: ValidationError, values: Any, prefix: str = "") -> InputError:
-    """Turn the errors of pydantic into one line about the first of them: the key's path, the value, what is allowed.
-
-    Args:
-        error: the errors.
-        values: the input of the settings.
-        prefix: text before the path.
-    """
+    """Return one line about the first error of `values`: prefix, the key's path, the value, what is allowed."""
     errors = [(_path(details, values), details) for details in error.errors(include_url=False)]
     # Every type of a union has its own errors. The type that fits best has the longest path, or not the wrong type.
     path, first = min(errors, key=lambda pair: (pair[1]["type"] != "wrong_key", -len(pair[0]), _is_type_error(pair[1])))
@@ -122,10 +102,9 @@ def _path(details: Any, values: Any) -> tuple[str | int, ...]:
         try:
             values = values[part]
         except (KeyError, IndexError, TypeError):
-            if details["type"] == "missing" and part == details["loc"][-1]:
-                path.append(part)
-        else:
-            path.append(part)
+            if details["type"] != "missing" or part != details["loc"][-1]:
+                continue
+        path.append(part)
     return (*path, details["ctx"]["key"]) if details["type"] == "wrong_key" else tuple(path)
 
 
@@ -140,12 +119,7 @@ def _is_type_error(details: Any) -> bool:
 
 
 def _message(first: Any, type_errors: list[Any]) -> str:
-    """Say what is wrong with a value and what is allowed.
-
-    Args:
-        first: the error to tell.
-        type_errors: the errors of the same value that expect another type.
-    """
+    """Say what is wrong and what is allowed. `type_errors` are those of the same value that expect another type."""
     kind, context = first["type"], first.get("ctx", {})
     if kind == "wrong_key":
         return context["message"]
@@ -155,9 +129,14 @@ def _message(first: Any, type_errors: list[Any]) -> str:
         return one_line(context["error"])
     value = one_line(repr(first["input"]))
     value = value if len(value) <= 80 else f"{value[:77]}..."
-    types = list(dict.fromkeys(_ALLOWED.get(details["type"], details["msg"]) for details in type_errors))
+    types = list(dict.fromkeys(map(_allowed, type_errors)))
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
         return f"{value} is {unknown(first['input'], [*choices, *types])}"
-    allowed = " or ".join(types) if _is_type_error(first) else _ALLOWED.get(kind, first["msg"]).format(**context)
-    return f"must be {allowed}, not {value}"
+    return f"must be {' or '.join(types) if _is_type_error(first) else _allowed(first)}, not {value}"
+
+
+def _allowed(details: Any) -> str:
+    if details["type"] in _ALLOWED:
+        return _ALLOWED[details["type"]].format(**details.get("ctx", {}))
+    return details["msg"].removeprefix("Input should be ").replace(" valid ", " ")

@@ -18,10 +18,7 @@ _MOST_HEADER = 20_000_000  # bytes; they take 0.8 GB of memory at worst. The hea
 
 
 def open_tensors(path: str | Path, framework: str = "pt", remedy: str = "copy, download or make it again") -> safe_open:
-    """Open a safetensors file, and check that its tensors fill the file without gaps or overlaps.
-
-    Raises BrokenFileError when the file is not in safetensors format.
-    """
+    """Open a safetensors file. Raises BrokenFileError when its tensors do not fill it without gaps or overlaps."""
     try:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -34,10 +31,7 @@ def open_tensors(path: str | Path, framework: str = "pt", remedy: str = "copy, d
 
 
 def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], header: dict[str, Any]) -> None:
-    """Write tensors under a header of plain JSON, with a CRC-32 of header and tensors.
-
-    Raises InputError when the disk is full or read-only.
-    """
+    """Write tensors under a header of plain JSON, with a CRC-32 of both. Raises as `write_atomically` does."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -61,10 +55,7 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read the tensors and the header that `write_tensors` wrote; both are empty if another program wrote the file.
-
-    Raises BrokenFileError when the file was damaged or edited.
-    """
+    """Read what `write_tensors` wrote, and nothing from other files. Raises BrokenFileError for a damaged file."""
     with open_tensors(path, remedy=BrokenFileError.RERUN) as file:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])

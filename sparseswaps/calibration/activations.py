@@ -1,8 +1,10 @@
 """Storage for the hidden states of batches that wait for their turn: host memory, or a file."""
 
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from os import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -12,10 +14,8 @@ from torch import Tensor
 
 from sparseswaps.base.errors import InputError
 
-Load = Callable[[], Tensor]
-"""Returns a stored tensor, on the CPU."""
-Keep = Callable[[Tensor], Load]
-"""Stores a tensor."""
+Load = Callable[[], Tensor]  # returns a stored tensor, on the CPU
+Keep = Callable[[Tensor], Load]  # stores a tensor
 
 
 def keep_in_memory(tensor: Tensor) -> Load:
@@ -33,26 +33,20 @@ class KeepOnDisk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 (the last reference to it closes it)
-        self._free: list[tuple[int, int]] = []  # begin and length of the free spaces, in bytes
-        self._end = 0
+        self._free: dict[int, list[int]] = defaultdict(list)  # where spaces are free, by their length in bytes
 
     def __call__(self, tensor: Tensor) -> Load:
         """Store a tensor. Raises InputError when the disk is full."""
         data = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
-        space = next((space for space in self._free if space[1] == len(data)), None)
-        if space is None:
-            space = self._end, len(data)
-            self._end += len(data)
-        else:
-            self._free.remove(space)
+        free = self._free[len(data)]
         try:
-            self._file.seek(space[0])
+            begin = self._file.seek(free.pop()) if free else self._file.seek(0, SEEK_END)
             self._file.write(data.data)
             self._file.flush()
         except OSError as error:
             raise InputError(f"activations: disk: {self.folder}: {error.strerror}; make room there") from None
-        load = partial(self._load, *space, tensor.dtype, tensor.shape)
-        weakref.finalize(load, self._free.append, space)
+        load = partial(self._load, begin, len(data), tensor.dtype, tensor.shape)
+        weakref.finalize(load, free.append, begin)
         return load
 
     def _load(self, begin: int, length: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:

@@ -12,8 +12,7 @@ from sparseswaps.calibration.replay import Replay
 from sparseswaps.model.blocks import expert_modules, put_weights
 from sparseswaps.model.weights import Weights
 
-Prune = Callable[[int, Grams], dict[str, Tensor]]
-"""Returns new weights of a block, [d_out, d_in] by layer name, for its number and Gram matrices."""
+Prune = Callable[[int, Grams], dict[str, Tensor]]  # from a block's number to new weights, [d_out, d_in] by layer name
 
 
 def capture(
@@ -25,35 +24,19 @@ def capture(
     keep: Keep = keep_in_memory,
     progress: Report = ignore_progress,
 ) -> Iterator[Grams]:
-    """Capture the Gram matrices of every prunable layer's inputs, block by block.
+    """Capture the Gram matrices of every prunable layer's inputs, float32 on the model's device, block by block.
 
-    Without `prune`, the inputs are the dense model's. With `prune`, the earlier blocks are pruned already: `capture`
-    puts the weights that `prune` returns into each block before it runs the block for the inputs of the next one.
+    `samples` and `held_out` are int64 [any number, seqlen] token ids. Without `prune`, the inputs are the dense ones.
+    With `prune`, `capture` puts the weights that it returns into each block before the block gives the next inputs.
 
     Memory holds the weights and Gram matrices of one block and the hidden states of one batch at a time. `keep` stores
-    the hidden states of the other batches. If the device's memory runs out, batches are halved.
+    the hidden states of the other batches. If the device's memory runs out, batches are halved. `progress` is told the
+    number of blocks done, and of sequences run through a block: once each, and once more for experts and for `prune`.
 
     A layer that the model never calls, but takes the weight of (Mamba's), is named in the log and has no Gram matrix.
+    An expert that sees fewer tokens than its input has features is given all tokens of its layer (`Grams.unrouted`).
 
-    An expert has Gram matrices of its own, over the tokens that are routed to it. An expert that sees fewer tokens than
-    its input has features is given every token of its layer instead (`Grams.unrouted`).
-
-    Args:
-        weights: the weights of a causal language model.
-        samples: int64 [samples, seqlen] token ids of the calibration text.
-        held_out: int64 [any number, seqlen] token ids of held-out text.
-        batch_size: sequences per forward pass.
-        prune: prunes a block.
-        keep: stores hidden states.
-        progress: is told the number of blocks done, and of sequences run through a block. Each sequence goes through a
-            block once, and once more for experts and for `prune`.
-
-    Yields:
-        One `Grams` per block, in order, float32 on the model's device.
-
-    Raises:
-        InputError: an activation is NaN or infinite (names the layer), or a single sequence is too much for the
-            device's memory.
+    Raises InputError when an activation is NaN or infinite, or a single sequence is too much for the device's memory.
     """
     replay = Replay(weights, samples, held_out, batch_size, keep, progress)
     for index in range(len(weights.layers)):

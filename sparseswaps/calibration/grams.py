@@ -11,31 +11,20 @@ from sparseswaps.base.errors import InputError
 from sparseswaps.layer.gram import Inputs, accumulate, symmetric_gram
 from sparseswaps.model.layers import Layer, Matrix
 
-MatrixInputs = dict[Matrix, list[Tensor]]
-"""The inputs of each matrix of a block, one tensor [..., d_in] for each call."""
+MatrixInputs = dict[Matrix, list[Tensor]]  # the inputs of each matrix of a block, [..., d_in] for each call
 
 
 @dataclass
 class Grams:
-    """The Gram matrices of one decoder block's inputs. Layers that read the same tensor share one distinct input.
+    """The Gram matrices of one decoder block's inputs. Layers that read the same tensor share one distinct input."""
 
-    Attributes:
-        reads: the distinct input of each layer, named for the first layer that reads it.
-        matrix: [d_in, d_in] per distinct input, summed over the calibration tokens: in float64, then float32.
-        sums: float64 [d_in] per distinct input, its features summed over the calibration tokens.
-        held_out: [d_in, d_in] per distinct input, summed over the held-out tokens; empty without held-out text.
-        tokens: the number of calibration tokens per distinct input.
-        unrouted: the experts' inputs that saw too few tokens, and are summed over all tokens of their layer.
-        sequences: the number of calibration sequences.
-    """
-
-    reads: dict[str, str] = field(default_factory=dict)
-    matrix: dict[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    held_out: dict[str, Tensor] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    unrouted: list[str] = field(default_factory=list)
-    sequences: int = 0
+    reads: dict[str, str] = field(default_factory=dict)  # the input of each layer, named for its first reader
+    matrix: dict[str, Tensor] = field(default_factory=dict)  # [d_in, d_in] per input, over the calibration tokens
+    sums: dict[str, Tensor] = field(default_factory=dict)  # float64 [d_in] per input, over the calibration tokens
+    held_out: dict[str, Tensor] = field(default_factory=dict)  # as `matrix`; empty without held-out text
+    tokens: dict[str, int] = field(default_factory=dict)  # the number of calibration tokens per input
+    unrouted: list[str] = field(default_factory=list)  # experts' inputs summed over all tokens, since they saw too few
+    sequences: int = 0  # of the calibration text
 
     def readers(self, layers: list[Layer]) -> list[Layer]:
         """Return the layers that were calibrated; the other layers of the block stay dense."""
@@ -60,13 +49,7 @@ class Grams:
 
 
 class GramSum:
-    """Sums up the Gram matrices of one block, batch by batch.
-
-    Attributes:
-        place: the block's dotted name.
-        layers: the prunable layers of the block.
-        grams: the sums so far, in float64.
-    """
+    """Sums up the Gram matrices of one block, batch by batch, in float64. `place` is the block's dotted name."""
 
     def __init__(self, place: str, layers: list[Layer], sequences: int) -> None:
         self.place, self.layers, self.grams = place, layers, Grams(sequences=sequences)
@@ -75,16 +58,15 @@ class GramSum:
     def add(self, inputs: MatrixInputs, held_out: bool) -> None:
         """Add one batch. Raises InputError naming a layer when an activation is NaN or infinite."""
         grams = self.grams
+        layers = [layer for layer in self.layers if layer.matrix in inputs]
         first: dict[Any, str] = {}
-        for layer in self.layers:
-            if layer.matrix in inputs:
-                reader = first.setdefault(layer.matrix, layer.name)
-                # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
-                address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
-                grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
+        for layer in layers:
+            reader = first.setdefault(layer.matrix, layer.name)
+            # All inputs are alive at once, so equal addresses mean the same tensor; an empty one has no address.
+            address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
+            grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
         totals = grams.held_out if held_out else grams.matrix
-        sources = [layer for layer in self.layers if layer.matrix in inputs and layer.matrix in self._wanted]
-        sources = [layer for layer in sources if grams.reads.get(layer.name) == layer.name]
+        sources = [layer for layer in layers if grams.reads[layer.name] == layer.name and layer.matrix in self._wanted]
         for layer in sources:  # before anything is added: if memory runs out here, the batch can be tried again
             if layer.name not in totals:
                 device = inputs[layer.matrix][0].device
@@ -124,8 +106,7 @@ class GramSum:
             source = grams.reads.get(layer.name)
             if source is None:
                 logging.warning("%s.%s: never called with an input of its own, left dense", self.place, layer.name)
-            elif grams.tokens.get(source, 0) < min(layer.d_in, tokens):
-                count = grams.tokens.get(source, 0)
+            elif (count := grams.tokens.get(source, 0)) < min(layer.d_in, tokens):
                 logging.warning("%s.%s: sees %d tokens, left dense", self.place, layer.name, count)
                 del grams.reads[layer.name]
         for source in {*grams.matrix, *grams.held_out} - set(grams.reads.values()):

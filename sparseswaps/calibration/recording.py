@@ -15,24 +15,17 @@ from sparseswaps.model.layers import Matrix
 
 @contextmanager
 def record_inputs(block: nn.Module, unrouted: set[Matrix] = frozenset()) -> Iterator[MatrixInputs]:
-    """Record the inputs of a block's matrices, call by call, while the block runs.
-
-    Args:
-        block: a decoder block.
-        unrouted: the experts' matrices whose input is recorded over all tokens of their layer.
-    """
+    """Record the inputs of a block's matrices while it runs; of `unrouted` experts, over all tokens of their layer."""
     inputs: MatrixInputs = {}
     with ExitStack() as stack:
         for name, layer in linear_layers(block).items():
 
-            def record(
-                _module: nn.Module, args: tuple, kwargs: dict, matrix: Matrix = (f"{name}.weight", None)
-            ) -> None:
-                inputs.setdefault(matrix, []).append(args[0] if args else next(iter(kwargs.values())))
+            def record(_module: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
+                inputs.setdefault((f"{name}.weight", None), []).append(args[0] if args else next(iter(kwargs.values())))
 
             stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
         for name, experts in expert_modules(block).items():
-            stack.enter_context(replace_forward(experts, ExpertRecorder(experts, name, unrouted, inputs).forward))
+            stack.enter_context(replace_forward(experts, _ExpertRecorder(experts, name, unrouted, inputs).forward))
         yield inputs
 
 
@@ -49,27 +42,15 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
             module.forward = own
 
 
-class ExpertRecorder:
-    """Runs transformers' fused experts one at a time, and records what their matrices read.
-
-    Attributes:
-        experts: a module of `expert_modules`.
-        name: the name of the module within its block.
-        unrouted: the matrices whose input is recorded over all tokens.
-        inputs: the recorded inputs.
-    """
+class _ExpertRecorder:
+    """Runs transformers' fused experts one at a time, and records into `inputs` what their matrices read."""
 
     def __init__(self, experts: nn.Module, name: str, unrouted: set[Matrix], inputs: MatrixInputs) -> None:
         self.experts, self.name, self.unrouted, self.inputs = experts, name, unrouted, inputs
         self.first, self.last = expert_parameters(experts)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Run the experts as transformers does.
-
-        Args:
-            hidden_states: [tokens, width].
-            top_k_index, top_k_weights: [tokens, experts per token].
-        """
+        """Run the experts as transformers does, on [tokens, width] and twice [tokens, experts per token]."""
         output = torch.zeros_like(hidden_states)
         for expert in range(self.experts.num_experts):
             token, slot = (top_k_index == expert).nonzero(as_tuple=True)

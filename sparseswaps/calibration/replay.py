@@ -1,7 +1,4 @@
-"""The decoder blocks of a model, run one by one on batches of text.
-
-Nothing here knows a model family: every block is run with the arguments that the model itself gives it.
-"""
+"""The decoder blocks of a model of any family, run one by one with the arguments that the model gives them."""
 
 import math
 from collections.abc import Callable
@@ -16,8 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import halve_until_it_fits
-from sparseswaps.base.progress import Report, ignore_progress
-from sparseswaps.calibration.activations import Keep, Load, keep_in_memory
+from sparseswaps.base.progress import Report
+from sparseswaps.calibration.activations import Keep, Load
 from sparseswaps.calibration.grams import MatrixInputs
 from sparseswaps.calibration.recording import record_inputs, replace_forward
 from sparseswaps.model.blocks import find_blocks
@@ -25,55 +22,30 @@ from sparseswaps.model.layers import Matrix
 from sparseswaps.model.weights import Weights
 
 Arguments = tuple[tuple, dict]
-Record = Callable[[MatrixInputs, bool], None]
-"""Takes what a block's matrices read for a batch, and whether the batch is held-out text."""
+Record = Callable[[MatrixInputs, bool], None]  # takes what matrices read for a batch, and whether it is held-out text
 
 
 @dataclass
 class Batch:
-    """Sequences that are run together.
+    """Sequences that are run together."""
 
-    Attributes:
-        ids: int64 [batch, seqlen].
-        held_out: whether the sequences are held-out text.
-        arguments: each block's arguments beside hidden states.
-        hidden: loads the input of the next block, [batch, seqlen, width].
-    """
-
-    ids: Tensor
+    ids: Tensor  # int64 [batch, seqlen]
     held_out: bool
-    arguments: list[Arguments]
-    hidden: Load | None = None
+    arguments: list[Arguments]  # of each block, beside hidden states
+    hidden: Load | None = None  # loads the input of the next block, [batch, seqlen, width]
 
 
 class Replay:
-    """Runs a model's decoder blocks one by one, with the arguments that the model gives them.
-
-    If the device's memory runs out, all batches are halved.
-
-    Attributes:
-        weights: the model and its weights.
-        prefix: the dotted name of the blocks.
-        blocks: the decoder blocks.
-        batches: the sequences, with the hidden states that the next block reads.
-        extra_outputs: what blocks return in a tuple after hidden states; None if they return only these.
-        sequences_run: the number of sequences that went through a block so far; a sequence counts once for each run.
-    """
+    """Runs a model's decoder blocks one by one. If the device's memory runs out, all batches are halved."""
 
     @torch.inference_mode()
     def __init__(
-        self,
-        weights: Weights,
-        samples: Tensor,
-        held_out: Tensor,
-        batch_size: int,
-        keep: Keep = keep_in_memory,
-        progress: Report = ignore_progress,
+        self, weights: Weights, samples: Tensor, held_out: Tensor, batch_size: int, keep: Keep, progress: Report
     ) -> None:
         """Observe what the model gives its blocks. The arguments and errors are those of `capture`."""
         self.weights, self.keep, self.progress = weights, keep, progress
         self.prefix, self.blocks = find_blocks(weights.model)
-        self.sequences_run = 0
+        self.sequences_run = 0  # through a block; a sequence counts once for each run
         self.extra_outputs = self._observe_extra_outputs(samples[:1])
         self._position = 0  # of the batch that a block is run on
 
@@ -84,14 +56,19 @@ class Replay:
 
         self.batches, _ = halve_until_it_fits(start, batch_size, "sequences", "the calibration's seqlen")
 
+    def run_model(self, ids: Tensor) -> None:
+        """Run the model on token ids [batch, seqlen], until a `_Stopped`."""
+        self.weights.model(input_ids=ids.to(self.weights.device), use_cache=False)
+
     def _observe_extra_outputs(self, ids: Tensor) -> tuple | None:
         """Return what the first block returns in a tuple after hidden states; None if it returns only these."""
         hook = self.blocks[0].register_forward_hook(_stop)
         try:
             with self.weights.stem(), self.weights.block(0), record_inputs(self.blocks[0]):
-                self.weights.model(input_ids=ids.to(self.weights.device), use_cache=False)
+                self.run_model(ids)
         except _Stopped as stopped:
-            return stopped.output[1:] if isinstance(stopped.output, tuple | list) else None
+            (output,) = stopped.args
+            return output[1:] if isinstance(output, tuple | list) else None
         finally:
             hook.remove()
 
@@ -99,15 +76,9 @@ class Replay:
     def observe(self, pieces: list[tuple[Tensor, bool]], keep: Keep = lambda _: None) -> list[Batch]:
         """Observe what the model gives its blocks: the first block's hidden states, and all blocks' other arguments.
 
-        The other arguments (masks, position tables) usually depend only on the batch's shape, and are then kept once.
-
-        Args:
-            pieces: token ids [batch, seqlen], and whether they are held-out text.
-            keep: stores the first block's hidden states; the default does not.
-
-        Raises:
-            InputError: blocks cannot be run one by one, since the model changes hidden states between them, or gives
-                the blocks arguments that depend on hidden states.
+        `pieces` are token ids [batch, seqlen], and whether they are held-out text. The other arguments (masks, position
+        tables) usually depend only on the batch's shape, and are then kept once. Raises InputError when blocks cannot
+        be run one by one: the model changes hidden states between them, or gives arguments that depend on them.
         """
         batches, known = [], {}  # the arguments by the shape of a batch
         with self.weights.stem():
@@ -129,11 +100,8 @@ class Replay:
     ) -> None:
         """Run a block, whose weights are on the device, on every batch.
 
-        Args:
-            index: the number of the block.
-            record: takes the inputs of the block's matrices, batch by batch.
-            unrouted: the experts' matrices whose input is recorded over all tokens of their layer.
-            advance: whether the block's output takes the place of its input, for the next block.
+        `unrouted` are the experts' matrices whose input is recorded over all tokens of their layer. `advance` puts the
+        block's output in the place of its input, for the next block.
         """
 
         def attempt(size: int) -> None:
@@ -149,11 +117,10 @@ class Replay:
             self._position += 1
 
     def _run_batch(self, batch: Batch, index: int, record: Record | None, unrouted: set[Matrix], advance: bool) -> None:
-        block = self.blocks[index]
         arguments = _replace_hidden(batch.arguments[index], batch.hidden())
         args, kwargs = _to_device(self.weights.device, arguments)
-        with record_inputs(block, unrouted) as inputs:
-            output = block(*args, **kwargs)
+        with record_inputs(self.blocks[index], unrouted) as inputs:
+            output = self.blocks[index](*args, **kwargs)
         if record is not None:
             record(inputs, batch.held_out)
         if advance:
@@ -177,33 +144,24 @@ class Replay:
 class _Stopped(Exception):  # noqa: N818
     """Ends a forward pass early, with the output of the module that ended it."""
 
-    def __init__(self, output: Any = None) -> None:
-        self.output = output
-
 
 def _stop(_module: nn.Module, _args: tuple, output: Any) -> None:
     raise _Stopped(output)
 
 
 class _Probe:
-    """Stands in for all blocks in one forward pass of the model, and notes what the model gives them.
-
-    Attributes:
-        hidden: the first block's hidden states.
-        arguments: the other arguments of each block.
-    """
+    """Stands in for all blocks in one forward pass, and notes what they are given; `disturb` changes hidden states."""
 
     def __init__(self, replay: Replay, ids: Tensor, disturb: bool = False) -> None:
-        """Run the model on token ids [batch, seqlen]. With `disturb`, every block appears to change hidden states."""
         self.replay, self.disturb = replay, disturb
-        self.hidden: Tensor | None = None
-        self.arguments: list[Arguments] = []
+        self.hidden: Tensor | None = None  # the first block's hidden states
+        self.arguments: list[Arguments] = []  # the other arguments of each block
         self._returned: Tensor | None = None  # the hidden states that the block before returned
         with ExitStack() as stack:
             for index, block in enumerate(replay.blocks):
                 stack.enter_context(replace_forward(block, partial(self.forward, index)))
             with suppress(_Stopped):
-                replay.weights.model(input_ids=ids.to(replay.weights.device), use_cache=False)
+                replay.run_model(ids)
         if len(self.arguments) < len(replay.blocks):
             raise InputError(f"{replay.prefix}.{len(self.arguments)}: the model never runs it; it cannot be pruned")
 
@@ -224,26 +182,18 @@ class _Probe:
 
 
 def _replace_hidden(arguments: Arguments, hidden: Tensor | None) -> Arguments:
-    """Return a block's arguments with other hidden states [batch, seqlen, width]."""
     args, kwargs = arguments
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return (), {**kwargs, "hidden_states": hidden}
-
-
-_PLAIN = (type(None), bool, int, float, str)
+    return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
 
 
 def _same(some: Any, others: Any) -> bool:
-    """Return whether two trees of arguments hold the same plain values and equal tensors in the same places.
-
-    Other objects, by which blocks may hand things to each other, are never the same.
-    """
+    """Return whether two trees of arguments have equal tensors and plain values; other objects are never the same."""
     (some, shape), (others, other) = tree_flatten(some), tree_flatten(others)
     if shape != other:
         return False
+    plain = (type(None), bool, int, float, str)
     pairs = zip(some, others, strict=True)
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else isinstance(a, _PLAIN) and a == b for a, b in pairs)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else isinstance(a, plain) and a == b for a, b in pairs)
 
 
 def _to_device(device: str | torch.device, arguments: Arguments) -> Arguments:

@@ -1,51 +1,35 @@
 """Tokenise text, and draw windows of tokens from documents for calibration."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from sparseswaps.base.errors import InputError
 
-if TYPE_CHECKING:  # takes seconds to import; a caller with a tokenizer has imported it
-    from transformers import PreTrainedTokenizerBase
 
-
-def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Return the token ids of one text, int64 [tokens], with the special tokens that the tokenizer adds."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
 def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
-    """Raise InputError when a token id has no embedding in the model. `vocabulary` is the number of embeddings, if
-    known."""
+    """Raise InputError when a token id has no embedding in the model, which has embeddings for `vocabulary` ids."""
     if vocabulary is not None and (largest := int(ids.max())) >= vocabulary:
-        raise InputError(
-            f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only, so the "
-            "tokenizer is another model's; put this model's own tokenizer files beside its weights"
-        )
+        message = f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only"
+        raise InputError(f"{message}; put the model's own tokenizer files beside its weights")
 
 
 def draw(
-    documents: Sequence[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    samples: int,
-    held_out: int,
-    seqlen: int,
-    seed: int,
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, samples: int, held_out: int, seqlen: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Draw token windows for calibration, and further windows to hold out. No two windows overlap.
 
     Documents longer than `seqlen` tokens are visited in a seeded random order. Each gives one window, at a random place
     (the usual C4 protocol). When all documents have been visited, long documents give further windows. Documents that
-    are not visited are not read.
-
-    Returns:
-        int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen].
-
-    Raises:
-        InputError: the text has too few windows.
+    are not visited are not read. Returns int64 [samples, seqlen] for calibration, and int64 [held_out, seqlen]. Raises
+    InputError when the text has too few windows.
     """
     random = torch.Generator().manual_seed(seed)
     wanted = samples + held_out
@@ -67,9 +51,7 @@ def draw(
         windows.extend(cut[0] for cut in remaining[: wanted - len(windows)])
         remaining = [cut[1:] for cut in remaining]
     if len(windows) < wanted:
-        raise InputError(
-            f"the calibration text is too short: it gives {len(windows)} of {samples} samples and {held_out} held-out "
-            f"samples of {seqlen} tokens; ask for fewer or shorter samples, or give more text"
-        )
+        counts = f"{len(windows)} of {samples} samples and {held_out} held-out samples of {seqlen} tokens"
+        raise InputError(f"the calibration text gives {counts}; ask for fewer or shorter samples, or give more text")
     drawn = torch.stack(windows)
     return drawn[:samples], drawn[samples:]

@@ -10,6 +10,8 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 BatchSize = Annotated[int, Field(8, ge=1, description="Sequences per forward pass.")]
+_C4 = {"files": "en/c4-train.00000-of-01024.json.gz"}
+_WIKITEXT2 = {"subset": "wikitext-2-raw-v1", "join": "\n\n"}
 FILES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
 
 
@@ -46,13 +48,7 @@ class TextSource(Settings):
 class Calibration(TextSource):
     """A calibration text and how it is drawn; configuration key `calibrations`."""
 
-    PRESETS = (
-        "text",
-        {
-            "c4": {"files": "en/c4-train.00000-of-01024.json.gz"},
-            "wikitext2": {"subset": "wikitext-2-raw-v1", "join": "\n\n"},
-        },
-    )
+    PRESETS = ("text", {"c4": _C4, "wikitext2": _WIKITEXT2})
 
     join: str | None = Field(
         None,

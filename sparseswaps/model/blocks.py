@@ -1,7 +1,6 @@
 """The decoder blocks of a transformers causal language model, and the matrices in them that can be pruned.
 
-Nothing here knows a model family. The blocks are the module list whose length is the depth in the configuration. The
-prunable matrices are the blocks' linear layers, and the experts that transformers holds in one parameter for all.
+Nothing here knows a model family. Prunable are linear layers, and experts that share one parameter in transformers.
 """
 
 import math
@@ -11,27 +10,24 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from sparseswaps.base.errors import InputError, transformers_message
 from sparseswaps.model.layers import Layer
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def depth(config: PretrainedConfig) -> int:
-    """Return the number of decoder blocks in a model's configuration."""
-    return config.get_text_config().num_hidden_layers
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Find the decoder blocks and their dotted name. Raises InputError when the model has no such list."""
+    depth = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth(model.config):
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
             return name, module
-    raise InputError(f"{type(model).__name__}: found no list of {depth(model.config)} decoder blocks")
+    raise InputError(f"{type(model).__name__}: found no list of {depth} decoder blocks; it cannot be pruned")
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
@@ -49,7 +45,7 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
             if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
                 group_sizes[name] = len(parameter)
     for group, experts in group_sizes.items():
-        parent = f"{group.rpartition('.')[0]}." if "." in group else ""
+        parent = group[: group.rfind(".") + 1]  # with its dot
         for name in list(linear):
             beside = name.startswith(parent) and not name.startswith(f"{group}.")
             if beside and linear[name].weight.shape[0] in (1, experts):
@@ -58,15 +54,10 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
 
 
 def expert_modules(block: nn.Module) -> dict[str, nn.Module]:
-    """Find the modules of a block that hold all experts in parameters of three dimensions, by name within the block.
-
-    transformers marks these modules by `use_experts_implementation`. `expert_parameters` names their matrices.
-    """
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if hasattr(module, "has_gate") and hasattr(module, "is_transposed") and hasattr(module, "num_experts")
-    }
+    """Find the modules of a block that hold all experts in parameters of three dimensions, by name within the block."""
+    marks = ("has_gate", "is_transposed", "num_experts")  # set by transformers' `use_experts_implementation`
+    modules = block.named_modules()
+    return {name: module for name, module in modules if all(hasattr(module, mark) for mark in marks)}
 
 
 def expert_parameters(experts: nn.Module) -> tuple[str, str]:
@@ -75,12 +66,10 @@ def expert_parameters(experts: nn.Module) -> tuple[str, str]:
 
 
 def find_layers(model: PreTrainedModel, shapes: Shapes | None = None) -> list[list[Layer]]:
-    """Find the prunable layers of every block.
+    """Find the prunable layers of every block of a model on any device, also on the meta device.
 
-    Args:
-        model: on any device, also on the meta device.
-        shapes: the shape of each tensor of the model's files, by name. A layer is left out if the files hold it in an
-            unknown arrangement. None: the files that `save_pretrained` would write.
+    `shapes` has the shape of each tensor of the model's files, by name. A layer is left out if the files hold it in an
+    unknown arrangement. None: the files that `save_pretrained` would write.
     """
     prefix, blocks = find_blocks(model)
     if shapes is None:
@@ -106,32 +95,23 @@ def _block_layers(model: PreTrainedModel, place: str, block: nn.Module, shapes: 
             layers += _layers_in_pieces(model, place, parameter, shape, pieces, shapes)
         elif shapes[tensor] == shape:
             d_out, d_in = reversed(shape[-2:]) if is_transposed else shape[-2:]
+            held = (tensor, parameter, d_out, d_in, is_transposed)
             if len(shape) == 2:
-                layers.append(Layer(parameter.removesuffix(".weight"), tensor, parameter, d_out, d_in, is_transposed))
+                layers.append(Layer(parameter.removesuffix(".weight"), *held))
             else:
                 module, _, leaf = parameter.rpartition(".")
-                layers += [
-                    Layer(
-                        f"{module}.{expert}.{leaf}", tensor, parameter, d_out, d_in, is_transposed, expert, fused=True
-                    )
-                    for expert in range(shape[0])
-                ]
+                experts = range(shape[0])
+                layers += [Layer(f"{module}.{expert}.{leaf}", *held, expert, fused=True) for expert in experts]
     return layers
 
 
 def _file_names(model: PreTrainedModel, parameter: str) -> tuple[str, str]:
-    """Return a parameter's possible names in files. Files that were saved without the head, as gpt2 was, lack a
-    prefix."""
+    """Return a parameter's possible names in files. Files saved without the head, as gpt2 was, lack a prefix."""
     return parameter, parameter.removeprefix(f"{model.base_model_prefix}.")
 
 
 def _layers_in_pieces(
-    model: PreTrainedModel,
-    place: str,
-    parameter: str,
-    shape: tuple[int, ...],
-    pieces: dict[str, Tensor],
-    shapes: Shapes,
+    model: PreTrainedModel, place: str, parameter: str, shape: Shape, pieces: dict[str, Tensor], shapes: Shapes
 ) -> list[Layer]:
     """Find the layers of a parameter that the files hold in several tensors, each of whole and consecutive rows.
 
@@ -142,38 +122,47 @@ def _layers_in_pieces(
     for tensor, numbers in pieces.items():
         tensor = next((name for name in _file_names(model, tensor) if name in shapes), tensor)
         d_out, d_in = len(numbers), shape[-1]
-        expert, row = divmod(int(numbers.flatten()[0]), shape[-2])
-        consecutive = torch.arange(d_out)[:, None] + (expert * shape[-2] + row)
+        first = int(numbers.flatten()[0])
+        consecutive = torch.arange(first, first + d_out)[:, None]
         if shapes.get(tensor) != (d_out, d_in) or not torch.equal(numbers, consecutive):
             return []
         name = tensor.split(f".{place.rpartition('.')[2]}.", 1)[-1].removesuffix(".weight")
-        layers.append(Layer(name, tensor, parameter, d_out, d_in, expert=expert if len(shape) == 3 else None, row=row))
+        expert, row = divmod(first, shape[-2]) if len(shape) == 3 else (None, first)
+        layers.append(Layer(name, tensor, parameter, d_out, d_in, expert=expert, row=row))
     return layers if sum(layer.d_out for layer in layers) == math.prod(shape[:-1]) else []
 
 
-def check_linear_layers(folder: Path, model: PreTrainedModel, layers: list[list[Layer]], shapes: Shapes) -> None:
-    """Check that a folder's files hold every linear layer's weight in the shape of the configuration.
+def find_unpruned(folder: Path, model: PreTrainedModel, layers: list[list[Layer]], shapes: Shapes) -> list[str]:
+    """Return the names of the blocks' matrices that belong to no layer. Biases of experts do not count as matrices.
 
-    Raises InputError naming a weight that is missing or of another shape, or when no block has a layer.
+    Raises InputError when the folder's files lack a linear layer's weight or hold it in another shape, or when nothing
+    can be pruned.
     """
     prefix, blocks = find_blocks(model)
+    names = []
     for index, block in enumerate(blocks):
-        known = {layer.parameter for layer in layers[index]}
-        for name, module in linear_layers(block).items():
-            if f"{name}.weight" in known:
-                continue
-            parameter, expected = f"{prefix}.{index}.{name}.weight", tuple(module.weight.shape)
-            pieces = revert_weight_conversion(model, {parameter: module.weight})
-            if len(pieces) > 1 and any(piece in shapes for piece in pieces):
-                continue  # the files hold the weight in tensors that are not whole rows: the layer stays dense
-            shape = next((shapes[tensor] for tensor in _file_names(model, parameter) if tensor in shapes), None)
-            if shape is None:
-                raise InputError(f"{folder}: holds no tensor {parameter!r}, which its configuration calls for")
-            raise InputError(f"{folder}: {parameter} is {shape}, its configuration says {expected}")
+        pruned = {layer.parameter for layer in layers[index]}
+        linear = {f"{name}.weight" for name in linear_layers(block)}
+        for name, weight in block.named_parameters():
+            if weight.ndim >= 2 and not name.endswith("bias") and name not in pruned:
+                names.append(f"{prefix}.{index}.{name}")
+                if name in linear:
+                    _check_stored(folder, model, names[-1], weight, shapes)
     if not any(layers):
-        raise InputError(
-            f"{folder}: its decoder blocks hold neither linear layers nor experts, so nothing can be pruned"
-        )
+        raise InputError(f"{folder}: its decoder blocks hold no linear layers or experts, so nothing can be pruned")
+    return names
+
+
+def _check_stored(folder: Path, model: PreTrainedModel, parameter: str, weight: Tensor, shapes: Shapes) -> None:
+    """Raise InputError unless the files hold a linear layer's weight in tensors that are not whole rows."""
+    pieces = revert_weight_conversion(model, {parameter: weight})
+    if len(pieces) > 1 and any(piece in shapes for piece in pieces):
+        return
+    for tensor in _file_names(model, parameter):
+        if tensor in shapes:
+            expected = tuple(weight.shape)
+            raise InputError(f"{folder}: {parameter} is {shapes[tensor]}, its configuration says {expected}")
+    raise InputError(f"{folder}: holds no tensor {parameter!r}, which its configuration calls for")
 
 
 def put_weights(block: nn.Module, layers: list[Layer], weights: dict[str, Tensor]) -> None:
@@ -183,22 +172,8 @@ def put_weights(block: nn.Module, layers: list[Layer], weights: dict[str, Tensor
             layer.view_in(block.get_parameter(layer.parameter).data).copy_(weights[layer.name])
 
 
-def unpruned_matrices(model: PreTrainedModel, layers: list[list[Layer]]) -> list[str]:
-    """Return the names of the blocks' matrices that belong to no layer. Biases of experts do not count as matrices."""
-    prefix, blocks = find_blocks(model)
-    names = []
-    for index, block in enumerate(blocks):
-        pruned = {layer.parameter for layer in layers[index]}
-        matrices = [name for name, tensor in block.named_parameters() if tensor.ndim >= 2 and not name.endswith("bias")]
-        names += [f"{prefix}.{index}.{name}" for name in matrices if name not in pruned]
-    return names
-
-
 def skeleton(folder: Path, trust_remote_code: bool, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Build a model in eval mode without its weights: the parameters are on the meta device, the buffers are computed.
-
-    Raises InputError when transformers cannot build it.
-    """
+    """Build a model in eval mode, with parameters on the meta device. Raises InputError when transformers cannot."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         dtype = dtype or config.dtype or torch.float32

@@ -40,16 +40,12 @@ class Checkpoint:
         return files
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
-        """Read one tensor, or one expert's slice of it, to the CPU in its stored dtype.
-
-        Raises InputError naming the tensor or its file.
-        """
+        """Read one tensor, or one expert's slice of it, to the CPU in its stored dtype. Raises InputError naming it."""
         if name not in self.files:
             raise InputError(f"{self.folder}: holds no tensor {name!r}")
         with open_tensors(self.folder / self.files[name]) as file:
-            part = file.get_slice(name)
             try:
-                return part[...] if expert is None else part[expert]
+                return file.get_slice(name)[... if expert is None else expert]
             except UNREADABLE as error:
                 message = f"torch cannot read tensor {name} ({one_line(error)}); delete it from the file"
                 raise InputError(f"{self.folder / self.files[name]}: {message}") from None
@@ -63,18 +59,15 @@ class Checkpoint:
         return shapes
 
     def hashes(self, progress: Report = ignore_progress) -> dict[str, str]:
-        """Return the SHA-256 of every tensor's bytes. Raises InputError naming the first tensor with NaN or Inf.
-
-        `progress` is told the number of tensors done, and their megabytes.
-        """
+        """Return the SHA-256 of every tensor's bytes. Raises InputError naming the first tensor with NaN or Inf."""
         hashes, size = {}, 0
         for name in sorted(self.files):
             tensor, place = self.tensor(name), f"{self.folder / self.files[name]}: tensor {name}"
-            if tensor.is_floating_point() and tensor.dtype not in _DTYPES.values():
-                kinds = "float64, float32, float16 or bfloat16"
-                raise InputError(f"{place} is {tensor.dtype}; save the model in {kinds}")
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise InputError(f"{place} holds NaN or Inf; copy or download the file again")
+            if tensor.is_floating_point():
+                if tensor.dtype not in _DTYPES.values():
+                    raise InputError(f"{place} is {tensor.dtype}; save the model in float32, float16 or bfloat16")
+                if not tensor.isfinite().all():
+                    raise InputError(f"{place} holds NaN or Inf; copy or download the file again")
             hashes[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
             size += tensor.nbytes
             progress(len(hashes), size // 10**6)
@@ -91,37 +84,28 @@ def write_pruned(
 ) -> None:
     """Copy a model folder, and set pruned weights to zero.
 
-    Weight files keep their names, headers and tensor order: each file is copied, and its pruned tensors are overwritten
-    in place. All other bytes stay the same, and memory holds one tensor at a time.
+    `masks` are boolean (True = kept), by tensor name and in the tensor's shape. `weights` returns new values of a
+    tensor by its name, in its dtype and shape. `about` is the content of the new sparseswaps.json, to which the CRC-32
+    of every other file is added. `progress` is told the number of tensors overwritten.
 
-    Args:
-        source: the dense model.
-        masks: boolean masks (True = kept) by tensor name, in the shape of the tensor.
-        weights: returns new values of a tensor's kept weights by its name, in its dtype and shape; None keeps the
-            values.
-        target: the folder to write; complete or not there at all.
-        about: the content of the folder's sparseswaps.json. The CRC-32 of every other file is added.
-        progress: is told the number of tensors overwritten.
-
-    Raises:
-        InputError: a mask's tensor is missing from the source, or has another shape or dtype.
+    Weight files are copied, and their pruned tensors are overwritten in place. All other bytes stay the same, and
+    memory holds one tensor at a time. Raises InputError when a mask's tensor is missing or has another shape or dtype.
     """
-    by_file: dict[str, list[str]] = {file: [] for file in weight_files(source.folder)}
+    by_file: dict[str, list[str]] = {name: [] for name in companion_files(source.folder) if name != _ABOUT}
+    by_file |= {name: [] for name in weight_files(source.folder)}  # the tensors to overwrite
     for name in masks:
         if name not in source.files:
             raise InputError(f"{source.folder}: holds no tensor {name!r}")
         by_file[source.files[name]].append(name)
     with write_atomically(target) as folder:
         folder.mkdir()
-        companions = [name for name in companion_files(source.folder) if name != _ABOUT]
         written = 0
-        for file in (*companions, *by_file):
+        for file, names in by_file.items():
             shutil.copyfile(source.folder / file, folder / file)
-            for _ in _overwrite(folder / file, by_file.get(file, []), masks, weights):
+            for _ in _overwrite(folder / file, names, masks, weights):
                 written += 1
                 progress(written, 0)
-        checksums = {file: _checksum(folder / file) for file in (*companions, *by_file)}
-        write_json(folder / _ABOUT, about | {"crc32": checksums})
+        write_json(folder / _ABOUT, about | {"crc32": {file: _checksum(folder / file) for file in by_file}})
 
 
 def _overwrite(
@@ -134,13 +118,11 @@ def _overwrite(
         (length,) = struct.unpack("<Q", view[:8])
         header = json.loads(view[8 : 8 + length])
         for name in names:
-            entry, mask = header[name], masks[name]
-            if entry["shape"] != list(mask.shape) or entry["dtype"] not in _DTYPES:
-                raise InputError(
-                    f"{path.name}: {name} is {entry['dtype']} {entry['shape']}, its mask is {list(mask.shape)}"
-                )
-            begin = 8 + length + entry["data_offsets"][0]
-            weight = torch.frombuffer(view, dtype=_DTYPES[entry["dtype"]], count=mask.numel(), offset=begin)
+            mask, shape, dtype = masks[name], header[name]["shape"], header[name]["dtype"]
+            if shape != list(mask.shape) or dtype not in _DTYPES:
+                raise InputError(f"{path.name}: {name} is {dtype} {shape}, its mask is {list(mask.shape)}")
+            begin = 8 + length + header[name]["data_offsets"][0]
+            weight = torch.frombuffer(view, dtype=_DTYPES[dtype], count=mask.numel(), offset=begin)
             if weights is not None:
                 weight.copy_(weights(name).flatten())
             weight.masked_fill_(~mask.flatten(), 0)
@@ -150,11 +132,7 @@ def _overwrite(
 
 
 def read_pruned(folder: str | Path) -> dict[str, Any]:
-    """Read the sparseswaps.json of a pruned checkpoint, and check the CRC-32 of its other files, a few MB at a time.
-
-    Raises:
-        BrokenFileError: a file was damaged, edited or deleted.
-    """
+    """Read a pruned checkpoint's sparseswaps.json. Raises BrokenFileError unless the other files have their CRC-32."""
     about_path = Path(folder) / _ABOUT
     about = read_json(about_path)
     try:

@@ -17,27 +17,16 @@ from sparseswaps.model.layers import Layer
 
 @dataclass
 class Model:
-    """The description of a model's files.
-
-    Attributes:
-        folder: the Hugging Face directory.
-        blocks: the prunable layers of each block.
-        left_dense: the names of the blocks' matrices that are not pruned.
-        tensors: the SHA-256 of each tensor's bytes.
-        files: the SHA-256 of each small file: configuration, tokenizer and others.
-        source: the model's name in the configuration: a hub id, a directory or `embedded`.
-        revision: the commit hash of a hub id.
-        trust_remote_code: whether Python code in the folder may run.
-    """
+    """The description of the files of a model in a Hugging Face directory."""
 
     folder: str
-    blocks: list[list[Layer]]
-    left_dense: list[str]
-    tensors: dict[str, str]
-    files: dict[str, str]
-    source: str
-    revision: str | None = None
-    trust_remote_code: bool = False
+    blocks: list[list[Layer]]  # the prunable layers of each block
+    left_dense: list[str]  # the names of the blocks' matrices that are not pruned
+    tensors: dict[str, str]  # the SHA-256 of each tensor's bytes
+    files: dict[str, str]  # the SHA-256 of each small file: configuration, tokenizer and others
+    source: str  # the name in the configuration: a hub id, a directory or `embedded`
+    revision: str | None = None  # the commit hash of a hub id
+    trust_remote_code: bool = False  # whether Python code in the folder may run
 
     @property
     def base(self) -> dict[str, Any]:
@@ -63,14 +52,9 @@ class Model:
 def describe(folder: Path, trust_remote_code: bool = False, progress: Report = ignore_progress) -> Model:
     """Check and hash the files of a model directory. The model is built without memory for its weights.
 
-    Args:
-        folder: in Hugging Face layout.
-        trust_remote_code: whether Python code in the folder may run.
-        progress: is told the number of tensors hashed, and their megabytes.
-
-    Raises:
-        InputError: the folder is not a safetensors checkpoint of a causal language model, a linear layer's weight is
-            missing or of another shape, or a tensor holds NaN or Inf.
+    `progress` is told the number of tensors hashed, and their megabytes. Raises InputError when the folder is not a
+    safetensors checkpoint of a causal language model, a linear layer's weight is missing or of another shape, or a
+    tensor holds NaN or Inf.
     """
     from sparseswaps.model import blocks  # imports transformers, which takes seconds; most jobs only read a description
 
@@ -78,11 +62,10 @@ def describe(folder: Path, trust_remote_code: bool = False, progress: Report = i
     shapes = checkpoint.shapes()
     model = blocks.skeleton(folder, trust_remote_code)
     layers = blocks.find_layers(model, shapes)
-    blocks.check_linear_layers(folder, model, layers, shapes)
     return Model(
         folder=str(folder),
         blocks=layers,
-        left_dense=blocks.unpruned_matrices(model, layers),
+        left_dense=blocks.find_unpruned(folder, model, layers, shapes),
         tensors=checkpoint.hashes(progress),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
         source=str(folder),

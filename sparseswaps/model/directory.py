@@ -20,20 +20,11 @@ _NO_COMPANIONS = _PICKLES | {".safetensors", ".h5", ".msgpack", ".onnx", ".gguf"
 
 def is_hub_id(source: str) -> bool:
     """Return whether a model's `source` is `name` or `organisation/name` on the hub; a local directory goes first."""
-    local = source == "embedded" or Path(source).exists()
-    return not local and HUB_ID.fullmatch(source) is not None
+    return source != "embedded" and not Path(source).exists() and HUB_ID.fullmatch(source) is not None
 
 
 def locate(source: str, revision: str | None) -> Path:
-    """Return the directory of a model.
-
-    Args:
-        source: a hub id, a directory or `embedded`.
-        revision: the commit hash of a hub id; None for the others.
-
-    Raises:
-        InputError: a hub id is not in the cache, where `hub.resolve` puts it.
-    """
+    """Return the directory of a model. Raises InputError when the commit of a hub id has gone from the cache."""
     if revision is None:
         return MODEL if source == "embedded" else Path(source)
     from huggingface_hub import try_to_load_from_cache  # takes 0.25 s to import
@@ -50,27 +41,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises InputError when the file is missing or broken, announces quantised weights, or makes transformers load other
     weights than the folder's, or code from the hub.
     """
-    parts = _parts(folder)
+    parts, path = _parts(folder), folder / "config.json"
     if any(part.get("quantization_config") for part in parts):
-        raise InputError(
-            f"{folder / 'config.json'}: has a quantization_config, and quantised weights cannot be pruned; "
-            "take the model that they were made from (in bfloat16, float16 or float32), and quantise after pruning"
-        )
+        remedy = "take the model that they were made from, and quantise after pruning"
+        raise InputError(f"{path}: quantised weights (quantization_config) cannot be pruned; {remedy}")
     if "transformers_weights" in parts[0]:
-        raise InputError(f"{folder / 'config.json'}: transformers_weights names other weights; delete that key")
+        raise InputError(f"{path}: transformers_weights names other weights; delete that key")
     for key in ("attn_implementation", "experts_implementation"):
         if any("/" in str(part.get(name)) for part in parts for name in (key, f"_{key}")):
-            raise InputError(f"{folder / 'config.json'}: {key} names code on the hub; delete that key")
+            raise InputError(f"{path}: {key} names code on the hub; delete that key")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{str(folder)!r} holds an adapter (adapter_config.json): merge it, and save the model again")
     return parts[-1]
 
 
 def _parts(folder: Path) -> list[dict[str, Any]]:
-    """Read a model's `config.json`, and its language part if there are others.
-
-    Raises InputError when the file is missing or broken.
-    """
+    """Read a model's `config.json`, and its language part if there are others."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{str(folder)!r} is not a model directory: it has no config.json; check the path")
     config = read_json(folder / "config.json")
@@ -107,21 +93,16 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def entry_file(source: str, names: Collection[str]) -> str:
-    """Return the file by which transformers finds a model's weights: the single safetensors file, or the index.
-
-    Raises InputError when neither is among the names. If there are pickled weights, the error says how to convert them.
-    """
+    """Return the file by which transformers finds weights: the only one, or the index. Raises InputError if absent."""
     for name in (SINGLE, INDEX):
         if name in names:
             return name
     if any(Path(name).suffix in _PICKLES for name in names):
         target = f"{Path(source).name}-safetensors"
-        convert = "; ".join(
-            [
-                "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T",
-                f"M.from_pretrained({source!r}, dtype='auto').save_pretrained({target!r})",
-                f"T.from_pretrained({source!r}).save_pretrained({target!r})",
-            ]
+        convert = (
+            "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"M.from_pretrained({source!r}, dtype='auto').save_pretrained({target!r}); "
+            f"T.from_pretrained({source!r}).save_pretrained({target!r})"
         )
         raise InputError(
             f"{source!r} holds no {SINGLE} or {INDEX}, only pickled weights, which can run code when they are read; if "
@@ -131,10 +112,7 @@ def entry_file(source: str, names: Collection[str]) -> str:
 
 
 def indexed_files(index: Path) -> list[str]:
-    """Return the names of an index's weight files, in order.
-
-    Raises InputError when the file is not an index, or names a file outside its own folder.
-    """
+    """Return the names of an index's weight files, in order. Raises InputError when it names other files."""
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -147,11 +125,7 @@ def indexed_files(index: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the safetensors files that transformers reads: the single file, or the files of the index.
-
-    Names are of the folder itself; a file may be a symbolic link to any place. Raises InputError when a file is
-    missing.
-    """
+    """Return the names of the safetensors files that transformers reads. Raises InputError when one is missing."""
     entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
     names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
     for path in (folder / name for name in names):
@@ -163,10 +137,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def check_files(folder: Path) -> None:
-    """Check that a model's files are there and that their safetensors headers are sound. Reads no tensor.
-
-    Raises InputError naming a file that is missing, truncated or not in safetensors format.
-    """
+    """Raise InputError naming a file of a model that is missing or has a broken safetensors header. Reads no tensor."""
     companion_files(folder)
     for name in weight_files(folder):
         with open_tensors(folder / name, "np"):
@@ -187,10 +158,8 @@ def mask_files(path: str | Path) -> list[Path]:
                 raise InputError(f"{str(path)!r} is not a mask file; for a model, name its directory")
         return [path]
     if any(_is_packed(part.get("quantization_config")) for part in _parts(path)):
-        raise InputError(
-            f"{path / 'config.json'}: has a quantization_config, and zeros cannot be read from compressed or quantised "
-            "weights; save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
-        )
+        remedy = "save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
+        raise InputError(f"{path / 'config.json'}: weights of a quantization_config do not show zeros; {remedy}")
     check_files(path)
     return [path / name for name in weight_files(path)]
 
@@ -205,18 +174,12 @@ def _is_packed(config: Any) -> bool:
 
 
 def is_companion(name: str) -> bool:
-    """Return whether a file belongs to a model beside its weights: configuration, tokenizer, licence.
-
-    Weights in other formats and the model card do not.
-    """
+    """Return whether a file belongs to a model beside its weights, as configuration, tokenizer and licence do."""
     return Path(name).suffix not in _NO_COMPANIONS and not name.startswith(".") and name != "README.md"
 
 
 def companion_files(folder: Path) -> list[str]:
-    """Return the names of the files that belong to a model beside its weights.
-
-    A file may be a symbolic link to any place. Raises InputError when a link leads nowhere.
-    """
+    """Return the names of the files that belong to a model beside its weights. Raises InputError for a dead link."""
     paths = sorted(path for path in folder.iterdir() if is_companion(path.name))
     for path in paths:
         if path.is_symlink() and not path.exists():

@@ -1,7 +1,6 @@
 """Models of the Hugging Face hub: find the commit of a revision, and download its files into the usual cache.
 
-Files in the cache are used without asking the hub. `huggingface_hub` is imported inside the functions, because every
-start of the workflow would pay for the import, and most studies do not need it.
+`huggingface_hub` is imported in the functions: most starts of the workflow need no hub, and would pay for the import.
 """
 
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from sparseswaps.model.directory import INDEX, entry_file, indexed_files, is_com
 def resolve(repo: str, revision: str | None) -> str:
     """Find the commit hash of a branch, tag or commit (None: `main`), and download its config.json into the cache.
 
-    Raises:
-        InputError: the hub has no such model or revision, or does not show it; nothing is cached and the hub cannot be
-            reached; or the model has no config.json or no safetensors files.
+    Raises InputError when the hub has no such model or revision, or does not show it; when nothing is cached and the
+    hub cannot be reached; or when the model has no config.json or no safetensors files.
     """
     from huggingface_hub import resolve_revision, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import RevisionResolutionError
@@ -31,8 +29,7 @@ def resolve(repo: str, revision: str | None) -> str:
         if commit is None or not isinstance(try_to_load_from_cache(repo, "config.json", revision=commit), str):
             disable_progress_bars()  # one small file, while the workflow starts
             commit = Path(snapshot_download(repo, revision=revision, allow_patterns=["config.json"])).name
-    names = _cached_names(repo, commit)
-    if names is not None:
+    if (names := _cached_names(repo, commit)) is not None:
         if "config.json" not in names:
             raise InputError(f"{repo!r} is not a model of transformers: it has no config.json; take another")
         entry_file(repo, names)
@@ -42,8 +39,7 @@ def resolve(repo: str, revision: str | None) -> str:
 def download(repo: str, commit: str) -> Path:
     """Download a commit's safetensors weights and the small files beside them; return their directory in the cache.
 
-    Raises:
-        InputError: as for `resolve`, or a weight file is missing.
+    Raises InputError as `resolve` does, or when a weight file is missing.
     """
     from huggingface_hub import snapshot_download
 
@@ -86,23 +82,22 @@ def _explain_errors(repo: str, revision: str | None) -> Iterator[None]:
     login = "log in with `hf auth login`"
     try:
         yield
+        return
     except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{repo}"
-        raise InputError(f"{repo!r} is gated: ask for access at {page}, then {login}") from None
+        message = f"{repo!r} is gated: ask for access at {constants.ENDPOINT}/{repo}, then {login}"
     except errors.RepositoryNotFoundError:
-        raise InputError(
-            f"{repo!r} is neither a directory here nor a model that the hub shows you: check the spelling, or {login} "
-            "if it is private"
-        ) from None
+        message = (
+            f"{repo!r} is neither a directory here nor a model on the hub: correct it, or {login} if it is private"
+        )
     except errors.RevisionNotFoundError:
         message = f"the hub's {repo!r} has no revision {revision!r}: give a branch, a tag or a commit hash of it"
-        raise InputError(message) from None
     except errors.HFValidationError as error:
-        raise InputError(f"{repo!r} is neither a directory here nor a hub id: {one_line(error)}") from None
+        message = f"{repo!r} is neither a directory here nor a hub id: {one_line(error)}"
     except (OSError, HTTPError) as error:
         cause = error.__cause__ or error
         name = f"{repo!r} ({revision})" if revision else repr(repo)
-        raise InputError(
+        message = (
             f"{name} is not in the cache {constants.HF_HUB_CACHE}, and the hub does not give it "
             f"({type(cause).__name__}: {one_line(cause)}): run once with a connection, or name a directory"
-        ) from None
+        )
+    raise InputError(message)

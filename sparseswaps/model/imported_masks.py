@@ -1,7 +1,6 @@
 """Masks that another program or study made: the zeros of a checkpoint, or a mask file."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -16,20 +15,11 @@ from sparseswaps.model.mask_file import read_mask_file
 
 
 def import_masks(path: str | Path, model: Model) -> Callable[[Layer], Tensor]:
-    """Open the masks that another program or study made for a model.
+    """Return a function from a layer of `model` to its mask in `path`, boolean [d_out, d_in], True where kept.
 
-    Args:
-        path: a directory in Hugging Face layout whose pruned weights are zero, of any dtype; or the mask file of a
-            whole model, in which layers without a mask are dense.
-        model: the model to prune.
-
-    Returns:
-        A function that returns the mask of a layer of `model`, boolean [d_out, d_in], True where kept. It reads one
-        layer's weights of a directory at a time.
-
-    Raises:
-        InputError: the directory lacks a layer of the model, or has it in another shape; the mask file is broken, or
-            belongs to another model.
+    `path` is a directory in Hugging Face layout whose pruned weights are zero, of any dtype; or the mask file of a
+    whole model, in which layers without a mask are dense. Raises InputError when a layer is missing or has another
+    shape, or when the mask file is broken or belongs to another model.
     """
     return _import_zeros(Path(path), model) if Path(path).is_dir() else _import_mask_file(Path(path), model)
 
@@ -55,11 +45,8 @@ def _import_mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
     masks, base = read_mask_file(path)
     if any(model.tensors.get(name) != digest for name, digest in base["tensors"].items()):
         raise InputError(f"{path}: belongs to another model, {base['source']}, not to {model.source}")
-    unpack = lru_cache(maxsize=1)(masks.__getitem__)  # one tensor may hold all experts of a block
 
     def mask_of(layer: Layer) -> Tensor:
-        if layer.tensor not in masks:
-            return torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
-        return layer.read_with(lambda name, expert: unpack(name) if expert is None else unpack(name)[expert])
+        return masks.of(layer) if layer.tensor in masks else torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
 
     return mask_of

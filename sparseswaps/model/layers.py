@@ -6,38 +6,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Matrix = tuple[str, int | None]
-"""A matrix of a model's block: the name of its parameter, and the expert's slice."""
+Matrix = tuple[str, int | None]  # a matrix of a model's block: the name of its parameter, and the expert's slice
 
 
 @dataclass(frozen=True)
 class Layer:
     """A prunable matrix of a decoder block, [d_out, d_in]: the weight of a linear layer or of one expert.
 
-    `Layer` records where a matrix is in the checkpoint file and where it is in the loaded model. In a file, a matrix is
-    a tensor, or one slice of a tensor of all experts. In a model, a matrix is a parameter, or rows of a parameter, or
-    rows of one expert's slice of a parameter of all experts.
-
-    Attributes:
-        name: the layer's name within its block, as in the file.
-        tensor: the name of the file's tensor.
-        parameter: the name of the model's parameter within the block.
-        d_out, d_in: the numbers of outputs and inputs.
-        transposed: whether file and model both hold [d_in, d_out], as GPT-2's Conv1D does.
-        expert: the expert's slice of a parameter of three dimensions; None if the parameter has two.
-        row: the matrix's first row in the parameter or slice.
-        fused: whether the file's tensor has three dimensions, too.
+    In a file, a matrix is a tensor, or one slice of a tensor of all experts. In a loaded model, it is a parameter, or
+    rows of a parameter, or rows of one expert's slice of a parameter of all experts.
     """
 
-    name: str
-    tensor: str
-    parameter: str
+    name: str  # within the block, as in the file
+    tensor: str  # the name of the file's tensor
+    parameter: str  # the name of the model's parameter within the block
     d_out: int
     d_in: int
-    transposed: bool = False
-    expert: int | None = None
-    row: int = 0
-    fused: bool = False
+    transposed: bool = False  # whether file and model both hold [d_in, d_out], as GPT-2's Conv1D does
+    expert: int | None = None  # the slice of a parameter of three dimensions; None if the parameter has two
+    row: int = 0  # the matrix's first row in the parameter or slice
+    fused: bool = False  # whether the file's tensor has three dimensions, too
 
     @property
     def matrix(self) -> Matrix:
@@ -56,15 +44,7 @@ class Layer:
 
 
 def file_tensors(layers: list[Layer], matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Arrange masks or weights of a block's layers as in the checkpoint's files.
-
-    Args:
-        layers: the layers of the block.
-        matrices: [d_out, d_in] by layer name.
-
-    Returns:
-        One tensor for each tensor of the files, by its name and in its shape.
-    """
+    """Return a block's masks or weights, [d_out, d_in] by layer name, as the files hold them: by tensor name."""
     tensors: dict[str, Tensor] = {}
     experts: dict[str, list[Tensor]] = {}
     for layer in layers:

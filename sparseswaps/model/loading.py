@@ -12,8 +12,7 @@ from sparseswaps.model.directory import check_files
 def load_model(folder: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model in eval mode: in float32 on the CPU, in its checkpoint's dtype on a GPU.
 
-    Raises InputError when a file is broken, transformers cannot load the model, or the checkpoint lacks parameters,
-    which transformers would fill with random numbers.
+    Raises InputError when transformers cannot load the model, or would fill missing parameters with random numbers.
     """
     check_files(Path(folder))
     dtype = torch.float32 if device == "cpu" else "auto"

@@ -9,15 +9,11 @@ from torch import Tensor
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.tensor_file import read_tensors
 from sparseswaps.layer.masks import unpack
+from sparseswaps.model.layers import Layer
 
 
 class Masks(Mapping[str, Tensor]):
-    """The masks of a file by name. Memory holds bits; a mask becomes boolean, in its tensor's shape, when it is read.
-
-    Args:
-        packed: the bits of each mask.
-        d_in: the number of columns of each mask.
-    """
+    """The masks of a file by name. Memory holds bits; a mask becomes boolean [..., d_in] when it is read."""
 
     def __init__(self, packed: dict[str, Tensor], d_in: dict[str, int]) -> None:
         self._packed, self._d_in = packed, d_in
@@ -31,21 +27,23 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._packed)
 
+    def of(self, layer: Layer) -> Tensor:
+        """Return the mask of a layer, [d_out, d_in]."""
+
+        def read(name: str, expert: int | None) -> Tensor:
+            return unpack(self._packed[name][... if expert is None else expert], self._d_in[name])
+
+        return layer.read_with(read)
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each mask."""
         return {name: (*packed.shape[:-1], self._d_in[name]) for name, packed in self._packed.items()}
 
 
 def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
-    """Read a mask file of a whole model outside the workflow.
+    """Read a mask file of a whole model: the masks by tensor name, and `Model.base` for the tensors that have a mask.
 
-    Returns:
-        The masks by tensor name, and the base model (`Model.base`). Its `tensors` are the SHA-256 of the tensors that
-        have a mask.
-
-    Raises:
-        InputError: the file cannot be read, or is not a mask file of a whole model.
+    Raises InputError when the file cannot be read, or is not a mask file of a whole model.
     """
     tensors, header = read_tensors(path)
     try:

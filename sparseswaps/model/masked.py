@@ -35,35 +35,28 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     stored_masks, base = read_mask_file(path)
     prefix, blocks = find_blocks(model)
     masks: dict[str, Tensor] = {}
-    used = set()  # the names of the file's masks that have been copied
+    missing = set(stored_masks)
     for index, layers in enumerate(find_layers(model, stored_masks.shapes)):
         for layer in layers:
             parameter = blocks[index].get_parameter(layer.parameter).detach()
             name = f"{prefix}.{index}.{layer.parameter}"
-            mask = masks.setdefault(name, torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device))
-            if layer.fused and layer.tensor in used:  # the first expert's layer has copied the masks of all experts
-                continue
-            if not layer.fused:
-                parameter, mask = layer.view_in(parameter), layer.view_in(mask)
-                if layer.transposed:  # as in the file
-                    parameter, mask = parameter.T, mask.T
-            if not _has_digest(parameter, base["tensors"][layer.tensor]):
-                raise InputError(f"{path}: {name} has other values than the base model {base['source']}; load that one")
-            mask.copy_(stored_masks[layer.tensor])
-            used.add(layer.tensor)
-    if missing := sorted(set(stored_masks) - used):
-        raise InputError(f"{path}: this model lacks {missing[0]} of the base model {base['source']}; load that one")
-    parameters = dict(model.named_parameters())
+            if layer.tensor in missing:  # a tensor of all experts is checked once
+                missing.remove(layer.tensor)
+                weight = parameter if layer.fused or layer.transposed else layer.view_in(parameter)  # as in the file
+                if not _has_digest(weight, base["tensors"][layer.tensor]):
+                    raise InputError(f"{path}: {name} has other values than the base {base['source']}; load that one")
+            if name not in masks:
+                masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+            layer.view_in(masks[name]).copy_(stored_masks.of(layer))
+    if missing:
+        raise InputError(f"{path}: this model lacks {min(missing)} of the base model {base['source']}; load that one")
     for name, mask in masks.items():
-        parameters[name].data.masked_fill_(~mask, 0)
+        model.get_parameter(name).data.masked_fill_(~mask, 0)
     return masks
 
 
 def load_pruned(folder: str, masks: str | Path | None, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a model as `load_model` does, and apply a mask file if one is given.
-
-    Raises InputError as `load_model` and `apply_masks` do.
-    """
+    """Load a model as `load_model` does, and apply a mask file if one is given; raise InputError as these do."""
     model = load_model(folder, device, trust_remote_code)
     if masks is not None:
         try:

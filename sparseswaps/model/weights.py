@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -22,33 +21,10 @@ from transformers.utils import logging
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks, find_layers, skeleton
 from sparseswaps.model.description import Model
-from sparseswaps.model.layers import Layer
-
-
-class Weights(Protocol):
-    """A causal language model whose weights are on the device while they are needed.
-
-    Attributes:
-        model: the model, in eval mode.
-        layers: the prunable layers of each block.
-        device: the device that computes.
-    """
-
-    model: PreTrainedModel
-    layers: list[list[Layer]]
-    device: torch.device
-
-    def stem(self) -> AbstractContextManager[None]:
-        """Keep everything that comes before the blocks on the device."""
-        ...
-
-    def block(self, index: int) -> AbstractContextManager[None]:
-        """Keep a block on the device."""
-        ...
 
 
 class WeightsInMemory:
-    """`Weights` of a loaded model."""
+    """A loaded model, and the prunable layers of each block. `device` is the device that computes."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.layers, self.device = model, find_layers(model), model.device
@@ -61,7 +37,7 @@ class WeightsInMemory:
 
 
 class WeightsOnDisk:
-    """`Weights` that are read from a model's files, one part at a time, and dropped after use.
+    """Like `WeightsInMemory`, but weights are read from a model's files, one part at a time, and dropped after use.
 
     The model computes in float32 on the CPU, and in its configuration's dtype on other devices. transformers reads the
     files, so a block is the same as after `from_pretrained`: fused, renamed or kept in float32.
@@ -70,9 +46,7 @@ class WeightsOnDisk:
     def __init__(self, description: Model, device: str) -> None:
         """Raises InputError when transformers cannot build the model."""
         logging.disable_progress_bar()  # else transformers shows a bar for every block
-        self.device = torch.device(device)
-        self.checkpoint = description.checkpoint
-        self.layers = description.blocks
+        self.device, self.checkpoint, self.layers = torch.device(device), description.checkpoint, description.blocks
         dtype = torch.float32 if device == "cpu" else None
         self.model = skeleton(self.checkpoint.folder, description.trust_remote_code, dtype)
         self._blocks_name, self._blocks = find_blocks(self.model)
@@ -84,16 +58,15 @@ class WeightsOnDisk:
         """Return the names of the files' tensors by block. The key None holds the names of the stem."""
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        known = self.model.state_dict()
+        known, prefix = self.model.state_dict(), f"{self._blocks_name}."
         names = {module: name for name, module in self.model.named_modules()}
         head, embeddings = names.get(self._head), names[self.model.get_input_embeddings()]
-        parts: dict[int | None, list[str]] = {}
+        parts: dict[int | None, list[str]] = defaultdict(list)
         others: dict[str, list[str]] = defaultdict(list)
         for name in self.checkpoint.files:
             renamed, _ = rename_source_key(name, renamings, converters, self.model.base_model_prefix, known)
-            if renamed.startswith(f"{self._blocks_name}."):
-                index = int(renamed.removeprefix(f"{self._blocks_name}.").partition(".")[0])
-                parts.setdefault(index, []).append(name)
+            if renamed.startswith(prefix):
+                parts[int(renamed.removeprefix(prefix).partition(".")[0])].append(name)
             else:
                 others[renamed.rpartition(".")[0]].append(name)
         tied = self.model.config.get_text_config().tie_word_embeddings
@@ -102,25 +75,21 @@ class WeightsOnDisk:
         parts[None] = [name for tensors in others.values() for name in tensors]
         return parts
 
-    @contextmanager
-    def stem(self) -> Iterator[None]:
-        """Raises InputError when the files lack a parameter."""
+    def stem(self) -> AbstractContextManager[None]:
+        """Keep everything before the blocks on the device. Raises InputError when the files lack a parameter."""
         others = {*self._blocks.modules(), self._head}
-        with self._loaded(None, [module for module in self.model.modules() if module not in others]):
-            yield
+        return self._loaded(None, [module for module in self.model.modules() if module not in others])
 
-    @contextmanager
-    def block(self, index: int) -> Iterator[None]:
-        """Raises InputError when the files lack a parameter."""
-        with self._loaded(index, list(self._blocks[index].modules())):
-            yield
+    def block(self, index: int) -> AbstractContextManager[None]:
+        """Keep a block on the device. Raises InputError when the files lack a parameter."""
+        return self._loaded(index, list(self._blocks[index].modules()))
 
     @contextmanager
     def _loaded(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
         names = {module: name for name, module in self.model.named_modules()}
         embeddings = self.model.get_input_embeddings()
         try:
-            self._load(self._parts.get(part, []))
+            self._load(self._parts[part])
             if embeddings in modules and embeddings.weight.is_meta and self._head is not None:
                 embeddings.weight = self._head.weight
             for module in modules:
@@ -139,12 +108,9 @@ class WeightsOnDisk:
 
     def _load(self, tensors: list[str]) -> None:
         """Put tensors of the files into the model. The files stay mapped into memory until the function returns."""
-        dtype = self.model.dtype
+        dtype, plan = self.model.dtype, self.model._get_dtype_plan(self.model.dtype)
         settings = LoadStateDictConfig(
-            device_map={"": self.device},
-            dtype=dtype,
-            dtype_plan=self.model._get_dtype_plan(dtype),
-            weight_mapping=self._mapping,
+            device_map={"": self.device}, dtype=dtype, dtype_plan=plan, weight_mapping=self._mapping
         )
         with ExitStack() as files:
             opened = {
@@ -156,3 +122,6 @@ class WeightsOnDisk:
         if result.conversion_errors or result.mismatched_keys:
             wrong = sorted([*result.conversion_errors, *(name for name, *_ in result.mismatched_keys)])
             raise InputError(f"{self.checkpoint.folder}: transformers cannot load {', '.join(wrong)}")
+
+
+Weights = WeightsInMemory | WeightsOnDisk
