@@ -21,21 +21,11 @@ def prune_chain(
     keep: Keep = keep_in_memory,
     progress: Report = ignore_progress,
 ) -> Iterator[PrunedBlock]:
-    """Prune every block on pruned inputs, as in the paper (arXiv 2512.10922).
+    """Prune every block of a dense model on pruned inputs, as in the paper (arXiv 2512.10922), and yield the results.
 
-    Args:
-        weights: those of the dense model; each block gets its new weights before it gives the inputs of the next block.
-        calibration, held_out: int64 [samples, seqlen] token ids.
-        batch_size: sequences per forward pass.
-        prune: prunes a block, from its number and Gram matrices; `PrunedBlock.weights` must hold all its layers.
-        keep: puts hidden states away between two blocks.
-        progress: as in `capture`.
-
-    Yields:
-        The results of each block, in order.
-
-    Raises:
-        InputError, CertificateError: as `capture` and `prune` do.
+    `prune` prunes a block, from its number and Gram matrices; its result must have new weights for all pruned layers.
+    Each block gets them before it gives the inputs of the next block. The other arguments are as for `capture`, the
+    errors as for `capture` and `prune`.
     """
     pruned: list[PrunedBlock] = []
 

@@ -100,10 +100,8 @@ def prune(
             or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
             documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],
             which are used as they are, without held-out samples.
-        samples: calibration sequences to draw.
+        samples, seqlen, seed: calibration sequences to draw, tokens per sequence, and the seed of the draw.
         held_out: further sequences whose Gram matrices refinement never sees.
-        seqlen: tokens per sequence.
-        seed: of the draw.
         propagate: `"dense"` calibrates every block on the dense model's inputs; `"pruned"` on the outputs of the pruned
             blocks before it.
         max_swaps: most swaps per row; None goes to the local optimum, 0 leaves the warm start as it is.
@@ -171,11 +169,9 @@ def prune(
             curves.extend(pruned.curves)
             for layer in weights.layers[index]:
                 if layer.name in pruned.masks:
-                    name, parameter = (
-                        f"{prefix}.{index}.{layer.parameter}",
-                        blocks[index].get_parameter(layer.parameter),
-                    )
+                    name = f"{prefix}.{index}.{layer.parameter}"
                     if name not in masks:
+                        parameter = blocks[index].get_parameter(layer.parameter)
                         masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
                     layer.view_in(masks[name]).copy_(pruned.masks[layer.name])
     finally:
