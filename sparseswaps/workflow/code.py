@@ -19,34 +19,32 @@ LABELLED = {"progress", "show_progress", "prefix_errors"}  # calls whose texts o
 def code_digest(job: str, folders: tuple[str, ...], words: tuple[str, ...] = ()) -> str:
     """Return a digest of a job's module and of the modules in `folders` that it imports, directly or not.
 
-    Args:
-        job: the module's name within the package, `workflow.jobs.refine`.
-        folders: names of folders or modules within the package, `layer` or `workflow.artifacts`.
-        words: folders whose texts count, as a report's do.
+    Names are those within the package: `workflow.jobs.refine` of a job, `layer` of a folder, `workflow.artifacts` of a
+    module. `words` are the folders whose texts count, as a report's do.
     """
     digest = hashlib.sha256()
     for path in sorted(reachable(job, folders)):
         name = path.relative_to(ROOT).as_posix()
-        digest.update(f"{name}\n{skeleton(path, name.startswith(words) if words else False)}\n".encode())
+        digest.update(f"{name}\n{skeleton(path, name.startswith(words))}\n".encode())
     return digest.hexdigest()[:8]
 
 
 def reachable(job: str, folders: tuple[str, ...]) -> set[Path]:
     """Return the files of a job's module and of the modules in `folders` that it imports, directly or not."""
-    start = ROOT.joinpath(*job.split(".")).with_suffix(".py")
-    within = [ROOT.joinpath(*folder.split(".")) for folder in folders]
+    start = module_file(job)
+    paths = [ROOT.joinpath(*folder.split(".")) for folder in folders]
+    within = {start.parent, *paths, *(path.with_suffix(".py") for path in paths)}
     reached, waiting = set(), [start]
     while waiting:
         path = waiting.pop()
         if path not in reached:
             reached.add(path)
-            waiting.extend(
-                file
-                for file in imports(path)
-                if file.parent == start.parent
-                or any(folder in file.parents or file == folder.with_suffix(".py") for folder in within)
-            )
+            waiting.extend(file for file in imports(path) if not within.isdisjoint([file, *file.parents]))
     return reached
+
+
+def module_file(name: str) -> Path:
+    return ROOT.joinpath(*name.split(".")).with_suffix(".py")
 
 
 @cache
@@ -59,9 +57,7 @@ def imports(path: Path) -> frozenset[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    files = (
-        ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in names if name.startswith("sparseswaps.")
-    )
+    files = (module_file(name.removeprefix("sparseswaps.")) for name in names if name.startswith("sparseswaps."))
     return frozenset(file for file in files if file.is_file())
 
 
@@ -99,10 +95,9 @@ class _WithoutDocstringsAndHints(ast.NodeTransformer):
 class _WithoutWords(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         call = node.value
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
-            owner = call.func.value
-            if isinstance(owner, ast.Name) and owner.id in SILENT:
-                return ast.Pass()
+        owner = call.func.value if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id in SILENT:
+            return ast.Pass()
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
