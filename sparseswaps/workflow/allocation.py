@@ -15,15 +15,11 @@ Allocation = list[dict[str, Pattern]]  # of each block, by layer name
 def by_table(base: Pattern, table: Mapping[str, str | float], blocks: list[list[Layer]]) -> Allocation:
     """Return the patterns that a table says, and `base` for layers that the table does not name.
 
-    Args:
-        table: patterns by the name of a block ("block03"), of a layer in every block ("mlp.down_proj"), or of one layer
-            ("block03.mlp.down_proj"). The last goes before the second, the second before the first.
-        blocks: the layers of each block.
-
-    Raises:
-        InputError: a name is none of the model's, or a value is no pattern.
+    The table names a block ("block03"), a layer in every block ("mlp.down_proj"), or one layer
+    ("block03.mlp.down_proj"). The last goes before the second, the second before the first. Raises InputError when a
+    name is none of the model's, or a value is no pattern.
     """
-    table, used, allocation = dict(table), set(), []
+    used, allocation = set(), []
     for index, layers in enumerate(blocks):
         block = f"block{index:02d}"
         allocation.append({})
@@ -47,19 +43,13 @@ def outlier_share(scores: list[Tensor], threshold: float) -> float:
 def by_outliers(base: PerRow, shares: list[float], spread: float, blocks: list[list[Layer]]) -> Allocation:
     """Let blocks with more outliers keep more, and the whole model as much as `base` says (OWL, Yin et al., ICML 2024).
 
-    Densities are in proportion to the blocks' outlier shares and differ by 2 `spread` at most.
-
-    Args:
-        shares: of each block, `outlier_share`.
-        spread: lambda of the paper.
-
-    Raises:
-        InputError: a block would keep nothing or everything.
+    Densities are in proportion to the blocks' `outlier_share` and differ by 2 `spread` (the paper's lambda) at most.
+    Raises InputError when a block would keep nothing or everything.
     """
     lowest, highest = min(shares), max(shares)
     scaled = [2 * spread * (share - lowest) / (highest - lowest) if highest > lowest else 0.0 for share in shares]
     weights = [sum(layer.d_out * layer.d_in for layer in layers) for layers in blocks]
-    mean = sum(map(float.__mul__, scaled, map(float, weights))) / sum(weights)
+    mean = sum(above * weight for above, weight in zip(scaled, weights, strict=True)) / sum(weights)
     allocation = []
     for index, (above, layers) in enumerate(zip(scaled, blocks, strict=True)):
         sparsity = float(base.sparsity) + mean - above

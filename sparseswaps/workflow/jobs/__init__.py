@@ -2,6 +2,4 @@
 
 `run(inputs, outputs, settings, context)` takes paths by name (a path, or a list of paths), the settings that
 `workflow.stages` gives for the job, and a `context.Context`. It returns the line of result for the log.
-
-May import: every folder.
 """

@@ -45,8 +45,8 @@ def run(inputs, outputs, settings, context):
         )
         for block, pruned in enumerate(blocks):
             write_masks(folders["masks"] / block_file(block), pruned.masks.items(), model, context.provenance)
-            write_csv(folders["losses"] / f"{block_file(block, 'csv')}", pruned.losses)
-            write_csv(folders["curves"] / f"{block_file(block, 'csv')}", pruned.curves)
+            write_csv(folders["losses"] / block_file(block, "csv"), pruned.losses)
+            write_csv(folders["curves"] / block_file(block, "csv"), pruned.curves)
             if reconstruction:
                 write_weights(folders["weights"] / block_file(block), pruned.weights, model, context.provenance)
             rows += pruned.losses
