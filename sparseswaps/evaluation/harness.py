@@ -32,26 +32,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with the number of shots of each task's definition (by default none).
 
-    The seeds are the defaults of lm-eval's command line, so the command line gives the same numbers for the same model
-    (docs/interoperation.md).
+    The seeds are the defaults of lm-eval's command line, which therefore gives the same numbers for the same model
+    (docs/interoperation.md). Log-probabilities are float32 for weights of any dtype.
 
     Args:
-        model: on the device that computes. Log-probabilities are float32 for weights of any dtype.
         tasks: names of tasks, groups or tags.
         include: folders of task definitions (YAML). A definition replaces one of the same name in an earlier folder or
             in lm-eval. lm-eval's own definitions take seconds to read, and are read only when the folders lack a task.
         limit: the largest number of items per task, counted from the beginning; None takes all.
-        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half
-            the batch size. The logits of a batch, in float32, take most of the memory.
+        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half of
+            it. The logits of a batch, in float32, take most of the memory.
 
-    Returns:
-        Plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no number,
-        with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number of
-        items}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
-
-    Raises:
-        InputError: a task is unknown, its data cannot be read, an answer is longer than the model's context, or a
-            log-likelihood is not finite.
+    Returns plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no
+    number, with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number
+    of items}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
+    Raises InputError when a task is unknown, its data cannot be read, an answer is longer than the model's context, or
+    a log-likelihood is not finite.
     """
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process with its threads and CUDA
     os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # `datasets` would report local files to the hub, and wait for it
@@ -101,12 +97,9 @@ def _load_tasks(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
     manager = TaskManager(include_path=list(include), include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=list(include))
-    for task in tasks:
-        if task not in manager.all_tasks:
-            sources = " or ".join(["lm-eval", *map(str, include)])
-            raise InputError(
-                f"evaluation.lm_eval.tasks: {task!r} is no task of {sources}; `lm_eval ls tasks` lists lm-eval's tasks"
-            )
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        sources = " or ".join(["lm-eval", *map(str, include)])
+        raise InputError(f"evaluation.lm_eval.tasks: {unknown[0]!r} is no task of {sources}; see `lm_eval ls tasks`")
     try:
         return manager.load(tasks)
     except OSError as error:

@@ -83,7 +83,7 @@ def prune(
     """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
 
     The method is SparseSwaps (arXiv 2512.10922). The arguments are keys of the workflow's configuration, with the same
-    defaults. The masks equal the workflow's masks bit by bit, if the model is loaded in float32 on the CPU and as many
+    defaults. The masks equal the workflow's bit by bit, if the model is loaded in float32 on the CPU and as many
     threads compute as in the workflow (`torch.set_num_threads(1)` by default).
 
     The linear layers of the decoder blocks are pruned, and the experts that transformers holds in one parameter. Layers
@@ -94,8 +94,7 @@ def prune(
         model: a causal language model of transformers, whole on one device, in any floating dtype.
         tokenizer: the model's own; None is enough where `calibration` is token ids.
         pattern: a sparsity per row, such as `"60%"` or 0.6, or N:M, such as `"2:4"`: N kept of every M.
-        warmstart: the criterion that makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`,
-            `sparsegpt` or `admm`.
+        warmstart: what makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`, `sparsegpt` or `admm`.
         calibration: `"embedded"`, sources of Python's standard library, which need no network; a .txt, .jsonl (gzipped
             or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
             documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],
@@ -118,10 +117,9 @@ def prune(
         The masks and the figures of all layers. The model is pruned; its training mode is what it was.
 
     Raises:
-        InputError: one line that names the argument or the layer. The model is not of transformers or not whole on one
-            device; an argument is not allowed; the pattern does not divide a width; the text cannot be read or is too
-            short; token ids are not the model's; an activation or a weight is not finite; or the GPU has no memory for
-            one sequence or row.
+        InputError: one line that names the argument or the layer: an argument is not allowed; the model is not of
+            transformers or not whole on one device; the pattern does not divide a width; the text cannot be read or is
+            too short; an activation or a weight is not finite; or the GPU has no memory for one sequence or row.
     """
     arguments = locals() | ({"text": calibration} if isinstance(calibration, str) else {})
     settings = PruneSettings(**{name: arguments[name] for name in arguments.keys() & PruneSettings.model_fields})
@@ -138,11 +136,8 @@ def prune(
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
     counted = counting_rule(warmstart, between_rows)
-    steps = [
-        WarmStart(warmstart, None, counted),
-        Refine(settings, counted),
-        SetZeros() if reconstruction is None else Reconstruct(reconstruction),
-    ]
+    new_weights = SetZeros() if reconstruction is None else Reconstruct(reconstruction)
+    steps = [WarmStart(warmstart, None, counted), Refine(settings, counted), new_weights]
     prefix, blocks = find_blocks(model)
 
     @torch.inference_mode()

@@ -52,10 +52,8 @@ class Dense:
 class Budget:
     """An entry of a study's `patterns`; `layers` or `owl` divides it among the layers, as the configuration says."""
 
-    label: str  # the entry's name in tables
-    pattern: (
-        Pattern  # of every layer; where layers differ, of the layers that `layers` does not name, or of all together
-    )
+    label: str  # in tables
+    pattern: Pattern  # of all layers; where they differ, of those that `layers` does not name, or of all together
     layers: dict[str, str | float] | None = None
     owl: dict[str, float] | None = None
 

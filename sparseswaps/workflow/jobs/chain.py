@@ -21,11 +21,9 @@ def run(inputs, outputs, settings, context):
     model, device = read_model(inputs["model"]), device_of(settings)
     calibration, held_out = read_samples(inputs["samples"], model)
     pattern_of, reconstruction = patterns_of(inputs, settings), settings["reconstruction"]
-    steps = [
-        first_masks(settings, model),
-        Refine(RefinementSettings.of(settings["refinement"]), settings["counted"]),
-        Reconstruct(Reconstruction.of(reconstruction)) if reconstruction else SetZeros(),
-    ]
+    refine = Refine(RefinementSettings.of(settings["refinement"]), settings["counted"])
+    new_weights = Reconstruct(Reconstruction.of(reconstruction)) if reconstruction else SetZeros()
+    steps = [first_masks(settings, model), refine, new_weights]
 
     def prune(block, grams):
         check_held_out(grams)
