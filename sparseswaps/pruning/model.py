@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
-from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
@@ -140,26 +139,27 @@ def prune(
     steps = [WarmStart(warmstart, None, counted), Refine(settings, counted), new_weights]
     prefix, blocks = find_blocks(model)
 
+    results: list[PrunedBlock] = []  # of the block that was pruned last
+
     @torch.inference_mode()
-    def prune_one(index: int, grams: Grams) -> PrunedBlock:
+    def prune_one(index: int, grams: Grams) -> dict[str, Tensor]:
         def weight_of(layer: Layer) -> Tensor:
             return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
 
         check_held_out(grams)
-        return prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
-
-    def prune_on_dense_inputs() -> Iterator[PrunedBlock]:
-        for index, grams in enumerate(capture(weights, ids, unseen, batch_size)):
-            pruned = prune_one(index, grams)
-            put_weights(blocks[index], weights.layers[index], pruned.weights)
-            yield pruned
+        results.append(
+            prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
+        )
+        return results[-1].weights
 
     masks, losses, curves, training = {}, [], [], model.training
     model.eval()
     try:
-        chained = propagate == "pruned"
-        results = prune_chain(weights, ids, unseen, batch_size, prune_one) if chained else prune_on_dense_inputs()
-        for index, pruned in enumerate(results):
+        prune_first = prune_one if propagate == "pruned" else None  # before the block gives the next block's inputs
+        for index, grams in enumerate(capture(weights, ids, unseen, batch_size, prune_first)):
+            if prune_first is None:
+                put_weights(blocks[index], weights.layers[index], prune_one(index, grams))
+            pruned = results.pop()
             losses.extend(pruned.losses)
             curves.extend(pruned.curves)
             for layer in weights.layers[index]:

@@ -171,7 +171,6 @@ FURTHER_CODE = {
     f"{JOBS}/allocation.py": {"allocation": 2} | FURTHER_MASKED | CHAINED | {"masks": 3, "assemble": 2},
     f"{JOBS}/reconstruct.py": RECONSTRUCTED,
     f"{JOBS}/chain.py": CHAINED,
-    "sparseswaps/pruning/chain.py": CHAINED,
     "sparseswaps/layer/reconstruction.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
 }
 # Words that compute nothing: a file, some of its text, and what the text becomes.
