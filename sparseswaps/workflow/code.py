@@ -64,10 +64,8 @@ def imports(path: Path) -> frozenset[Path]:
 @cache
 def skeleton(path: Path, words: bool) -> str:
     """Return a file's syntax tree as text, without what computes nothing; with its texts if `words` is true."""
-    tree = parse(path)
-    if not words:
-        tree = _WithoutWords().visit(tree)
-    return ast.dump(_WithoutDocstringsAndHints().visit(tree))
+    transformer = _WithoutDocstringsAndHints() if words else _WithoutWords()
+    return ast.dump(transformer.visit(parse(path)))
 
 
 def parse(path: Path) -> ast.Module:
@@ -92,13 +90,13 @@ class _WithoutDocstringsAndHints(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-class _WithoutWords(ast.NodeTransformer):
+class _WithoutWords(_WithoutDocstringsAndHints):
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         call = node.value
         owner = call.func.value if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
         if isinstance(owner, ast.Name) and owner.id in SILENT:
             return ast.Pass()
-        return self.generic_visit(node)
+        return super().visit_Expr(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         node.exc = node.exc.func if isinstance(node.exc, ast.Call) else node.exc

@@ -72,9 +72,7 @@ class ModelSource(Settings):
     revision: NonEmpty | None = Field(
         None, description="Branch, tag or commit of a model on the hub. null: the cached `main`, else the current one."
     )
-    trust_remote_code: bool = Field(
-        False, description="Whether Python code beside the weights may run; models unknown to transformers need it."
-    )
+    trust_remote_code: bool = Field(False, description="Whether code beside the weights may run; some models need it.")
 
     @property
     def folder(self) -> Path:
@@ -99,9 +97,7 @@ class PatternEntry(_Brief):
         description="Patterns by the name of a block (block03), of a layer in every block (mlp.down_proj), or of one "
         "layer (block03.mlp.down_proj). The last goes before the second, the second before the first.",
     )
-    owl: Owl | None = Field(
-        None, description="Blocks whose inputs have more outliers keep more (OWL); only for a sparsity per row."
-    )
+    owl: Owl | None = Field(None, description="Lets blocks with more outliers keep more (OWL); for a sparsity per row.")
 
     @model_validator(mode="after")
     def _check_division(self) -> Self:
@@ -175,9 +171,7 @@ class Evaluation(Settings):
 class Figures(Settings):
     """How figures are drawn; configuration key `figures`."""
 
-    width: float = Field(
-        6.9, ge=5, description="Inches of the widest figures: 6.9 for a two-column paper, 5.5 for a one-column paper."
-    )
+    width: float = Field(6.9, ge=5, description="Inches of the widest figures: 6.9 for two columns, 5.5 for one.")
     dpi: Positive = Field(150, description="Pixels per inch of the PNG files, which the report shows.")
 
 
@@ -185,11 +179,9 @@ class Study(Settings):
     """A study: everything that its configuration file says, with all defaults."""
 
     name: Name = Field(description="The study's name, a folder below results/reports/.")
-    models: Annotated[dict[Name, ModelSource], Field(min_length=1)] = Field(
-        description="The models of the study by name. The name is a folder below results/."
-    )
-    calibrations: Annotated[dict[Name, Calibration], Field(min_length=1)] = Field(
-        description="Texts by name. Numbers of samples named as `c4-16` and `c4-64` make one family, with a curve."
+    models: dict[Name, ModelSource] = Field(min_length=1, description="Models by name, which is a folder in results/.")
+    calibrations: dict[Name, Calibration] = Field(
+        min_length=1, description="Texts by name. Samples named as `c4-16` and `c4-64` make one family, with a curve."
     )
     seeds: Annotated[list[Seed], Field(min_length=1), _distinct()] = Field(
         [0], description="Seeds of the calibration draw. Each seed is a study of its own."
@@ -202,8 +194,9 @@ class Study(Settings):
         description="The criteria that make the first masks, or masks that another program made, by a name of their "
         "own. Imported masks are taken as they are, but must be about as sparse as the pattern says."
     )
-    refinements: Annotated[dict[Name, RefinementSettings], Field(min_length=1)] = Field(
-        description="Refinements by name. Budgets named as `swaps-5` beside `swaps` make one family, with a curve."
+    refinements: dict[Name, RefinementSettings] = Field(
+        min_length=1,
+        description="Refinements by name. Budgets named as `swaps-5`, `swaps` make one family, with a curve.",
     )
     reconstructions: dict[Name, Reconstruction] = Field(
         {}, description="Ways to fit the kept weights to a mask, by name. `none`, no new weights, is always there too."
@@ -225,9 +218,7 @@ class Study(Settings):
     activations: Literal["memory", "disk"] = Field(
         "memory", description="Where hidden states of the text are kept between two blocks: in host memory or on disk."
     )
-    threads: Positive = Field(
-        1, description="CPU threads of a job. Floating-point sums depend on it, so that the machine does not decide it."
-    )
+    threads: Positive = Field(1, description="CPU threads of a job: fixed, since floating-point sums depend on it.")
     gpu: bool = Field(False, description="Whether capture, refine and evaluation jobs ask for one GPU each.")
 
     def dump(self) -> dict[str, Any]:
