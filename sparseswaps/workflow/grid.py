@@ -55,11 +55,6 @@ class Budget:
     owl: dict[str, float] | None = None
 
     @property
-    def slug(self) -> str:
-        """The entry's name in folders."""
-        return slug_of(self.label)
-
-    @property
     def uniform(self) -> bool:
         """Whether all layers have the same pattern."""
         return self.layers is None and self.owl is None
@@ -74,7 +69,7 @@ class Grid:
     @cached_property
     def patterns(self) -> dict[str, Budget]:
         """The entries of `patterns` by slug."""
-        return {budget.slug: budget for budget in map(read_budget, self.study.patterns)}
+        return {slug_of(budget.label): budget for budget in map(read_budget, self.study.patterns)}
 
     @cached_property
     def imported(self) -> dict[str, str | None]:
@@ -111,9 +106,10 @@ class Grid:
 
     def pattern_slug(self, value: str | float) -> str:
         """Return the slug of a pattern by its name or in any notation, or the value itself if it is no pattern."""
-        slugs = {budget.label: slug for slug, budget in self.patterns.items()}
+        if value in [budget.label for budget in self.patterns.values()]:
+            return slug_of(value)
         try:
-            return slugs[value] if value in slugs else read_budget(value).slug
+            return slug_of(parse_pattern(value).label)
         except InputError:
             return str(value)
 

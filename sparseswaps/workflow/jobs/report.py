@@ -46,10 +46,7 @@ def parameter(params, name):
 
 
 def job_records(logs, folders):
-    """Return the records of the study's finished jobs, which `workflow.run` leaves beside their logs.
-
-    Records are no artifacts, so no rule has them as input: a deleted log must not rerun a study.
-    """
+    """Return the records of finished jobs; they are no input of the rule, as a deleted log must not rerun a study."""
     paths = (path for folder in folders for path in (logs / folder).glob("*.json"))
     return [record for record in map(read_json, sorted(paths)) if "seconds" in record]
 
