@@ -5,7 +5,6 @@ instance is the stage at one set of wildcards: what one job of the stage is, or 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -572,7 +571,7 @@ def facts(grid: Grid, variant: Dense | Cell) -> dict[str, Any]:
     labels = {"pattern": grid.patterns[variant.pattern].label}
     labels["refinement"] = name + variant.method.removeprefix(variant.refinement)
     labels |= {"samples": calibration.samples, "propagate": calibration.propagate}
-    return asdict(variant) | labels | refinement.model_dump()
+    return variant.coordinates() | labels | refinement.model_dump()
 
 
 def text_files(text: Any) -> list[str]:
