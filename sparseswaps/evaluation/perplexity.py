@@ -1,8 +1,6 @@
-"""Perplexity of a causal language model on disjoint windows of one token stream.
+"""Perplexity of a causal language model on disjoint windows of one token stream, as the pruning literature has it.
 
-The protocol of the pruning literature: tokenise the text once, cut it into windows of `seqlen` tokens, drop the rest,
-and return exp(mean over windows of the window's mean cross-entropy). The number depends on `seqlen`, which is therefore
-part of the result.
+exp(mean over windows of the window's mean cross-entropy) depends on the windows' length, which is part of the result.
 """
 
 import math

@@ -1,7 +1,5 @@
-"""The artifacts that stages hand to each other, and the checks of each when it is read.
-
-Tensors are safetensors files, whose header says what a file holds (`kind`), which model it belongs to and what made it.
-A reader raises BrokenFileError for a file that is broken, of another kind or of another model.
+"""The artifacts that stages hand to each other. A reader raises BrokenFileError for a file that is broken, of another
+kind or of another model. Headers of safetensors files say what they hold (`kind`), of which model, and what made it.
 """
 
 import hashlib

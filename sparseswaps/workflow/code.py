@@ -1,6 +1,5 @@
-"""A digest of the code that computes: what a stage's job imports, without words for people.
-
-Comments, docstrings, layout, type hints, messages of errors, log lines and labels of progress do not count.
+"""A digest of the code that computes: what a stage's job imports, without words for people: comments, docstrings, layout,
+type hints, messages of errors, log lines and labels of progress.
 """
 
 import ast

@@ -1,11 +1,7 @@
 """What makes an artifact, as the parameters of its rule: settings, code, versions, and the stages before it.
 
-Snakemake reruns a job when its parameters change. It compares them as a set of values, and prints those that changed.
-So each parameter is one text that carries its own name: `max_swaps=5`, `code=1a2b`, `torch=2.13.0`,
-`upstream refine=3c4d`. No swap of two values can hide, and `snakemake -n` says what changed, and in which stage.
-
-A change of a stage is a parameter of every stage below it, since Snakemake records the changed parameters of a job that
-fails: without it, old artifacts of the stages below would pass for current.
+A parameter is one text with its name: `max_swaps=5`, `code=1a2b`, `torch=2.13.0`, `upstream refine=3c4d`. Snakemake
+reruns a job whose set of parameters changed (docs/decisions.md says why parameters are so).
 """
 
 import hashlib
