@@ -1,6 +1,5 @@
-"""Perplexity of a causal language model on disjoint windows of one token stream, as the pruning literature has it.
-
-exp(mean over windows of the window's mean cross-entropy) depends on the windows' length, which is part of the result.
+"""Perplexity of a causal language model on disjoint windows of one token stream, as in the pruning literature:
+exp(mean over windows of the window's mean cross-entropy). It depends on the windows' length.
 """
 
 import math

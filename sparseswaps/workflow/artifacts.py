@@ -1,5 +1,5 @@
-"""The artifacts that stages hand to each other. A reader raises BrokenFileError for a file that is broken, of another
-kind or of another model. Headers of safetensors files say what they hold (`kind`), of which model, and what made it.
+"""The artifacts that stages hand to each other. The header of a safetensors file says what it holds, of which model,
+and what made it. A reader raises BrokenFileError for a file that is broken, of another kind or of another model.
 """
 
 import hashlib

@@ -1,5 +1,5 @@
-"""A digest of the code that computes: what a stage's job imports, without words for people: comments, docstrings, layout,
-type hints, messages of errors, log lines and labels of progress.
+"""A digest of the code that computes: the syntax trees of what a stage's job imports, without comments, docstrings,
+type hints, error messages, log lines and labels of progress.
 """
 
 import ast
