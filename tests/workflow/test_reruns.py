@@ -145,6 +145,7 @@ CODE = {
     f"{JOBS}/samples.py": SAMPLED,
     f"{JOBS}/capture.py": CAPTURED,
     "sparseswaps/calibration/capture.py": CAPTURED,
+    f"{JOBS}/block.py": MASKED,
     f"{JOBS}/warmstart.py": MASKED,
     "sparseswaps/layer/criteria.py": MASKED,
     "sparseswaps/layer/baselines/sparsegpt.py": MASKED,
