@@ -9,6 +9,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparseswaps.base.errors import InputError
@@ -30,84 +32,62 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with the number of shots of each task's definition (by default none).
 
-    The seeds are the defaults of lm-eval's command line, so the command line gives the same numbers for the same model
-    (docs/interoperation.md).
+    The seeds are the defaults of lm-eval's command line, which therefore gives the same numbers for the same model
+    (docs/interoperation.md). Log-probabilities are float32 for weights of any dtype.
 
     Args:
-        model: on the device that computes. Log-probabilities are float32 for weights of any dtype.
-        tokenizer: the model's tokenizer.
         tasks: names of tasks, groups or tags.
         include: folders of task definitions (YAML). A definition replaces one of the same name in an earlier folder or
             in lm-eval. lm-eval's own definitions take seconds to read, and are read only when the folders lack a task.
         limit: the largest number of items per task, counted from the beginning; None takes all.
-        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half
-            the batch size. The logits of a batch, in float32, take most of the memory.
+        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half of
+            it. The logits of a batch, in float32, take most of the memory.
 
-    Returns:
-        Plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no number,
-        with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number of
-        items}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
-
-    Raises:
-        InputError: a task is unknown, its data cannot be read, an answer is longer than the model's context, or a
-            log-likelihood is not finite.
+    Returns plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no
+    number, with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number
+    of items}; `limit`; `versions` {"lm_eval": its version, task: the definition's version}.
+    Raises InputError when a task is unknown, its data cannot be read, an answer is longer than the model's context, or
+    a log-likelihood is not finite.
     """
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process with its threads and CUDA
     os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # `datasets` would report local files to the hub, and wait for it
     import lm_eval  # takes a second on top of torch and transformers
+    from lm_eval.config.evaluate_config import DEFAULT_SEED
+    from lm_eval.evaluator import evaluate as run
+    from lm_eval.models.huggingface import HFLM
 
     for logger in ("lm_eval.models", "transformers.tokenization_utils_base"):  # they log a line for each truncated item
         logging.getLogger(logger).setLevel(logging.ERROR)
-    output, _ = halve_until_it_fits(
-        lambda size: _evaluate_once(model, tokenizer, tasks, include, limit, size), batch_size, "requests"
-    )
+
+    def evaluate_once(size: int) -> dict[str, Any]:
+        loaded = _load_tasks(tasks, include)  # each time: tasks keep their requests and draw few-shot examples
+        python_seed, numpy_seed, torch_seed, fewshot_seed = DEFAULT_SEED
+        random.seed(python_seed)
+        np.random.seed(numpy_seed)
+        torch.manual_seed(torch_seed)
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=fewshot_seed)
+        # bfloat16 would round an answer's log-probability to about 0.25, and choices would tie.
+        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, softmax_dtype="float32")
+        # simple_evaluate would spend another second on facts about the machine, and ask the hub about the model.
+        try:
+            output = run(wrapped, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
+        except AssertionError as error:
+            raise InputError(
+                f"evaluation.lm_eval.tasks: lm-eval stopped at {', '.join(tasks)} without a message; it does so when "
+                f"an answer has more tokens than the model's context, here {wrapped.max_length}"
+            ) from error
+        for name, task in loaded["tasks"].items():
+            _check_finite(name, task)
+        return output
+
+    output, _ = halve_until_it_fits(evaluate_once, batch_size, "requests")
     return {
         "results": {name: plain_metrics(values) for name, values in output["results"].items()},
         "samples": {name: counts["effective"] for name, counts in output["n-samples"].items()},
         "limit": limit,
         "versions": {"lm_eval": lm_eval.__version__, **output["versions"]},
     }
-
-
-def _evaluate_once(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: list[str],
-    include: Sequence[Path],
-    limit: int | None,
-    batch_size: int,
-) -> dict[str, Any]:
-    """Return lm-eval's own output for one batch size."""
-    import numpy as np
-    import torch
-    from lm_eval.config.evaluate_config import DEFAULT_SEED
-    from lm_eval.evaluator import evaluate as run
-    from lm_eval.models.huggingface import HFLM
-
-    loaded = _load_tasks(tasks, include)  # for each batch size: tasks keep their requests and draw few-shot examples
-    python_seed, numpy_seed, torch_seed, fewshot_seed = DEFAULT_SEED
-    random.seed(python_seed)
-    np.random.seed(numpy_seed)
-    torch.manual_seed(torch_seed)
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=fewshot_seed)
-    wrapped = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        softmax_dtype="float32",  # bfloat16 rounds an answer's log-probability to about 0.25, and choices would tie
-    )
-    # simple_evaluate would spend another second on facts about the machine, and ask the hub about the model.
-    try:
-        output = run(wrapped, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
-    except AssertionError as error:
-        raise InputError(
-            f"evaluation.lm_eval.tasks: lm-eval stopped at {', '.join(tasks)} without a message; it does so when an "
-            f"answer has more tokens than the model's context, here {wrapped.max_length}"
-        ) from error
-    for name, task in loaded["tasks"].items():
-        _check_finite(name, task)
-    return output
 
 
 def _load_tasks(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
@@ -117,12 +97,9 @@ def _load_tasks(tasks: list[str], include: Sequence[Path]) -> dict[str, Any]:
     manager = TaskManager(include_path=list(include), include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=list(include))
-    for task in tasks:
-        if task not in manager.all_tasks:
-            sources = " or ".join(["lm-eval", *map(str, include)])
-            raise InputError(
-                f"evaluation.lm_eval.tasks: {task!r} is no task of {sources}; `lm_eval ls tasks` lists lm-eval's tasks"
-            )
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        sources = " or ".join(["lm-eval", *map(str, include)])
+        raise InputError(f"evaluation.lm_eval.tasks: {unknown[0]!r} is no task of {sources}; see `lm_eval ls tasks`")
     try:
         return manager.load(tasks)
     except OSError as error:

@@ -1,8 +1,5 @@
-"""Perplexity of a causal language model on disjoint windows of one token stream.
-
-The protocol of the pruning literature: tokenise the text once, cut it into windows of `seqlen` tokens, drop the rest,
-and return exp(mean over windows of the window's mean cross-entropy). The number depends on `seqlen`, which is therefore
-part of the result.
+"""Perplexity of a causal language model on disjoint windows of one token stream, as in the pruning literature:
+exp(mean over windows of the window's mean cross-entropy). It depends on the windows' length.
 """
 
 import math
@@ -24,30 +21,18 @@ LARGEST = math.log(sys.float_info.max)  # nats; the exponential of a larger loss
 class Perplexity:
     """A perplexity and what it was measured on."""
 
-    perplexity: float
-    """exp(nll)."""
-    nll: float
-    """Mean over windows of the mean cross-entropy of a window, in nats per token."""
+    perplexity: float  # exp(nll)
+    nll: float  # mean over windows of the mean cross-entropy of a window, in nats per token
     windows: int
-    seqlen: int
-    """Tokens per window, of which seqlen - 1 are predicted."""
-    tokens: int
-    """windows * seqlen."""
+    seqlen: int  # tokens per window, of which seqlen - 1 are predicted
+    tokens: int  # windows * seqlen
 
 
 def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
-    """Cut a token stream into disjoint windows and drop the tokens left at the end.
+    """Cut a token stream, int64 [N], into disjoint windows and drop the tokens left at the end.
 
-    Args:
-        ids: int64, shape (N,).
-        seqlen: tokens per window, at least 2.
-        limit: the largest number of windows, counted from the beginning; None keeps all.
-
-    Returns:
-        A view of `ids`, shape (n, seqlen), n = min(N // seqlen, limit).
-
-    Raises:
-        InputError: `seqlen` or `limit` is too small, or the text is shorter than one window.
+    Returns a view of `ids`, [min(N // seqlen, limit), seqlen], of the first windows; without `limit`, of all.
+    Raises InputError when `seqlen` or `limit` is too small, or the text is shorter than one window.
     """
     if seqlen < 2:
         raise InputError(f"seqlen: {seqlen} tokens leave nothing to predict; set it to 2 or more")
@@ -66,17 +51,15 @@ def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
 def perplexity(
     model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = ignore_progress
 ) -> Perplexity:
-    """Measure the perplexity of `model` on `windows`.
+    """Measure the perplexity of a model on windows of tokens, int64 [n, seqlen], on any device.
 
     Args:
-        model: a causal LM of transformers, or anything that maps `input_ids` (b, seqlen) to an output with `.logits`
-            (b, seqlen, vocabulary) and has `.device`. Its dropout is switched off.
-        windows: int64, shape (n, seqlen), on any device.
+        model: a causal LM of transformers, or anything that maps `input_ids` [b, seqlen] to an output with `.logits`
+            [b, seqlen, vocabulary] and has `.device`. Its dropout is switched off.
         batch_size: windows per forward pass, halved whenever the GPU runs out of memory.
         progress: called with the number of windows done and the number of their tokens.
 
-    Raises:
-        InputError: a window's cross-entropy is not finite, or so large that its exponential is not.
+    Raises InputError when a window's cross-entropy is not finite, or so large that its exponential is not.
     """
     model.eval()
     count, seqlen = windows.shape

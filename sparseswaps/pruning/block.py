@@ -3,70 +3,52 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from sparseswaps.base.errors import prefix_errors
-from sparseswaps.base.progress import Part, Report, show_progress
+from sparseswaps.base.progress import Report, show_progress
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.layer.gram import Inputs, check_gram
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.model.layers import Layer
+from sparseswaps.pruning.progress import rows_part
+
+_SUMMARY = "error {loss_before:.6g} -> {loss_after:.6g}, {swaps} swaps, {rows_certified} of {rows} rows certified"
 
 
 @dataclass
 class LayerState:
-    """A layer on its way through the steps; each step reads and changes it.
-
-    Attributes:
-        layer: the description of the layer.
-        weight: [d_out, d_in] on the device that computes.
-        inputs: what calibration knows of the layer's inputs, on the same device.
-        pattern: the pattern that the mask keeps to.
-        mask: boolean [d_out, d_in], True where kept; None before a step makes it.
-        new_weight: [d_out, d_in] in the dtype of `weight`, zero where pruned; None while the weights stay as they are.
-        figures: the layer's row of the table of losses.
-        curve: the layer's rows of the table of curves.
-    """
+    """A layer on its way through the steps; each step reads and changes it. All tensors are on one device."""
 
     layer: Layer
-    weight: Tensor
+    weight: Tensor  # [d_out, d_in]
     inputs: Inputs
     pattern: Pattern
-    mask: Tensor | None = None
-    new_weight: Tensor | None = None
-    figures: dict[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    mask: Tensor | None  # boolean [d_out, d_in], True where kept; None before a step makes it
+    figures: dict[str, Any]  # the layer's row of the table of losses
+    curve: list[dict[str, Any]] = field(default_factory=list)  # the layer's rows of the table of curves
+    new_weight: Tensor | None = None  # like `weight`, zero where pruned; None while the weights stay as they are
 
 
-class Step(Protocol):
+class Step:
     """One thing that is done to a layer: a warm start, a refinement or a reconstruction."""
 
-    def part(self, layer: Layer) -> Part:
-        """Return how much work the layer is."""
-        ...
+    max_swaps: int | None = 0  # most swaps of a row; None: to the optimum
 
     def __call__(self, state: LayerState, progress: Report) -> None:
         """Change `state`; tell `progress` how many rows are done, and how many swaps were made."""
-        ...
 
 
 @dataclass(frozen=True)
 class PrunedBlock:
-    """The results of a block's layers.
+    """The results of a block's layers."""
 
-    Attributes:
-        masks: boolean [d_out, d_in] by layer name.
-        weights: new weights, [d_out, d_in] in their stored dtype, by layer name; empty while the weights stay.
-        losses: a row of figures for each layer.
-        curves: error by the number of swaps, in rows that name their layer.
-    """
-
-    masks: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    losses: list[dict[str, Any]]
-    curves: list[dict[str, Any]]
+    masks: dict[str, Tensor]  # boolean [d_out, d_in] by layer name
+    weights: dict[str, Tensor]  # [d_out, d_in] in their stored dtype, by layer name; empty while the weights stay
+    losses: list[dict[str, Any]]  # a row of figures for each layer
+    curves: list[dict[str, Any]]  # error by the number of swaps, in rows that name their layer
 
 
 def prune_block(
@@ -82,21 +64,17 @@ def prune_block(
     """Run steps on every calibrated layer of a block; the other layers stay dense.
 
     Args:
-        block: the block's number.
-        layers: the block's layers.
-        grams: the block's Gram matrices.
         weight_of: returns a layer's weight, [d_out, d_in], on the device that computes.
         pattern_of: returns a layer's pattern, from the block's number and the layer's name.
         steps: run in order on a layer, before the next layer is read.
         masks: the masks that the steps begin with, by layer name; None where the first step makes the masks.
         figures: the rows of losses that the steps continue, by layer name.
 
-    Raises:
-        InputError, CertificateError: a step raises it; the line names block and layer.
+    Raises InputError or CertificateError as a step does; the line names block and layer.
     """
     new_masks, new_weights, losses, curves = {}, {}, [], []
     calibrated = grams.readers(layers)
-    parts = [step.part(layer) for layer in calibrated for step in steps]
+    parts = [rows_part(layer, step.max_swaps) for layer in calibrated for step in steps]
     with show_progress(f"block {block}", "rows", "swaps", parts) as reports:
         progress = iter(reports)
         for layer in calibrated:
@@ -104,10 +82,13 @@ def prune_block(
             with prefix_errors(f"block {block}, {layer.name}"):
                 weight = weight_of(layer)
                 state = LayerState(
-                    layer, weight, grams.inputs(layer.name, weight.device), pattern_of(block, layer.name)
+                    layer,
+                    weight,
+                    grams.inputs(layer.name, weight.device),
+                    pattern_of(block, layer.name),
+                    mask=masks[layer.name].to(weight.device) if masks else None,
+                    figures=names | grams.figures(layer.name) | (figures[layer.name] if figures else {}),
                 )
-                state.figures |= names | grams.figures(layer.name) | (figures[layer.name] if figures else {})
-                state.mask = masks[layer.name].to(weight.device) if masks else None
                 for step in steps:
                     step(state, next(progress))
             new_masks[layer.name] = state.mask
@@ -116,7 +97,7 @@ def prune_block(
             losses.append(state.figures)
             curves.extend(names | point for point in state.curve)
             if "loss_after" in state.figures:
-                logging.info("block %d, %s: %s", block, layer.name, summary(state.figures))
+                logging.info("block %d, %s: %s", block, layer.name, _SUMMARY.format(**state.figures))
     return PrunedBlock(new_masks, new_weights, losses, curves)
 
 
@@ -125,14 +106,6 @@ def check_held_out(grams: Grams) -> None:
     for name, matrix in grams.held_out.items():
         with prefix_errors(name):
             check_gram(matrix)
-
-
-def summary(figures: dict[str, Any]) -> str:
-    """Return a layer's figures in one line, for a log."""
-    return (
-        f"error {figures['loss_before']:.6g} -> {figures['loss_after']:.6g}, {figures['swaps']} swaps, "
-        f"{figures['rows_certified']} of {figures['rows']} rows certified"
-    )
 
 
 def total(rows: Sequence[dict[str, Any]]) -> str:

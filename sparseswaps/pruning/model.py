@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
-from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
@@ -84,7 +83,7 @@ def prune(
     """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
 
     The method is SparseSwaps (arXiv 2512.10922). The arguments are keys of the workflow's configuration, with the same
-    defaults. The masks equal the workflow's masks bit by bit, if the model is loaded in float32 on the CPU and as many
+    defaults. The masks equal the workflow's bit by bit, if the model is loaded in float32 on the CPU and as many
     threads compute as in the workflow (`torch.set_num_threads(1)` by default).
 
     The linear layers of the decoder blocks are pruned, and the experts that transformers holds in one parameter. Layers
@@ -95,16 +94,13 @@ def prune(
         model: a causal language model of transformers, whole on one device, in any floating dtype.
         tokenizer: the model's own; None is enough where `calibration` is token ids.
         pattern: a sparsity per row, such as `"60%"` or 0.6, or N:M, such as `"2:4"`: N kept of every M.
-        warmstart: the criterion that makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`,
-            `sparsegpt` or `admm`.
+        warmstart: what makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`, `sparsegpt` or `admm`.
         calibration: `"embedded"`, sources of Python's standard library, which need no network; a .txt, .jsonl (gzipped
             or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
             documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],
             which are used as they are, without held-out samples.
-        samples: calibration sequences to draw.
+        samples, seqlen, seed: calibration sequences to draw, tokens per sequence, and the seed of the draw.
         held_out: further sequences whose Gram matrices refinement never sees.
-        seqlen: tokens per sequence.
-        seed: of the draw.
         propagate: `"dense"` calibrates every block on the dense model's inputs; `"pruned"` on the outputs of the pruned
             blocks before it.
         max_swaps: most swaps per row; None goes to the local optimum, 0 leaves the warm start as it is.
@@ -121,10 +117,9 @@ def prune(
         The masks and the figures of all layers. The model is pruned; its training mode is what it was.
 
     Raises:
-        InputError: one line that names the argument or the layer. The model is not of transformers or not whole on one
-            device; an argument is not allowed; the pattern does not divide a width; the text cannot be read or is too
-            short; token ids are not the model's; an activation or a weight is not finite; or the GPU has no memory for
-            one sequence or row.
+        InputError: one line that names the argument or the layer: an argument is not allowed; the model is not of
+            transformers or not whole on one device; the pattern does not divide a width; the text cannot be read or is
+            too short; an activation or a weight is not finite; or the GPU has no memory for one sequence or row.
     """
     arguments = locals() | ({"text": calibration} if isinstance(calibration, str) else {})
     settings = PruneSettings(**{name: arguments[name] for name in arguments.keys() & PruneSettings.model_fields})
@@ -141,42 +136,38 @@ def prune(
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
     counted = counting_rule(warmstart, between_rows)
-    steps = [
-        WarmStart(warmstart, None, counted),
-        Refine(settings, counted),
-        SetZeros() if reconstruction is None else Reconstruct(reconstruction),
-    ]
+    new_weights = SetZeros() if reconstruction is None else Reconstruct(reconstruction)
+    steps = [WarmStart(warmstart, None, counted), Refine(settings, counted), new_weights]
     prefix, blocks = find_blocks(model)
 
+    results: list[PrunedBlock] = []  # of the block that was pruned last
+
     @torch.inference_mode()
-    def prune_one(index: int, grams: Grams) -> PrunedBlock:
+    def prune_one(index: int, grams: Grams) -> dict[str, Tensor]:
         def weight_of(layer: Layer) -> Tensor:
             return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
 
         check_held_out(grams)
-        return prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
-
-    def prune_on_dense_inputs() -> Iterator[PrunedBlock]:
-        for index, grams in enumerate(capture(weights, ids, unseen, batch_size)):
-            pruned = prune_one(index, grams)
-            put_weights(blocks[index], weights.layers[index], pruned.weights)
-            yield pruned
+        results.append(
+            prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
+        )
+        return results[-1].weights
 
     masks, losses, curves, training = {}, [], [], model.training
     model.eval()
     try:
-        chained = propagate == "pruned"
-        results = prune_chain(weights, ids, unseen, batch_size, prune_one) if chained else prune_on_dense_inputs()
-        for index, pruned in enumerate(results):
+        prune_first = prune_one if propagate == "pruned" else None  # before the block gives the next block's inputs
+        for index, grams in enumerate(capture(weights, ids, unseen, batch_size, prune_first)):
+            if prune_first is None:
+                put_weights(blocks[index], weights.layers[index], prune_one(index, grams))
+            pruned = results.pop()
             losses.extend(pruned.losses)
             curves.extend(pruned.curves)
             for layer in weights.layers[index]:
                 if layer.name in pruned.masks:
-                    name, parameter = (
-                        f"{prefix}.{index}.{layer.parameter}",
-                        blocks[index].get_parameter(layer.parameter),
-                    )
+                    name = f"{prefix}.{index}.{layer.parameter}"
                     if name not in masks:
+                        parameter = blocks[index].get_parameter(layer.parameter)
                         masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
                     layer.view_in(masks[name]).copy_(pruned.masks[layer.name])
     finally:

@@ -13,27 +13,18 @@ SWAPS = 0.06  # swaps to a row's optimum, of d_in: 0.04 to 0.075 were measured a
 
 
 def rows_part(layer: "Layer", max_swaps: int | None = 0) -> Part:
-    """Return the rows of a layer as a part of long work.
+    """Return the rows of a layer as a part of long work, with `max_swaps` for each row; None: to the optimum.
 
     A row takes time in proportion to d_in^2: its products with a Gram matrix do, and, nearly, its swaps to the optimum.
-
-    Args:
-        layer: the layer.
-        max_swaps: the budget of a row; None: to the optimum; 0: no swaps are made.
     """
     swaps = SWAPS * layer.d_in if max_swaps is None else min(SWAPS * layer.d_in, max_swaps)
     return Part(layer.d_out, layer.d_in**2, layer.d_out * swaps or inf)
 
 
 def blocks_part(blocks: Sequence[Sequence["Layer"]], sequences: int, pruned: bool = False) -> Part:
-    """Return a model's blocks as a part of long work.
+    """Return the blocks of a model, each a sequence of layers, as a part of long work.
 
-    Every block is run over the sequences once; once more for experts, and once more with inputs of pruned blocks.
-
-    Args:
-        blocks: the layers of each block.
-        sequences: how many calibration and held-out sequences are run.
-        pruned: whether each block is run again after it is pruned.
+    Every block is run over the sequences once; once more for experts, and once more with inputs of `pruned` blocks.
     """
     passes = 1 + pruned + any(layer.expert is not None for layers in blocks for layer in layers)
     return Part(len(blocks), likely=len(blocks) * sequences * passes)

@@ -2,21 +2,16 @@
 
 from dataclasses import dataclass
 
-from sparseswaps.base.progress import Part, Report
+from sparseswaps.base.progress import Report
 from sparseswaps.layer.reconstruction import Reconstruction, reconstruct_layer
-from sparseswaps.model.layers import Layer
-from sparseswaps.pruning.block import LayerState
-from sparseswaps.pruning.progress import rows_part
+from sparseswaps.pruning.block import LayerState, Step
 
 
 @dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Step):
     """Fit a layer's kept weights to its mask, and measure its error again."""
 
     settings: Reconstruction
-
-    def part(self, layer: Layer) -> Part:
-        return rows_part(layer)
 
     def __call__(self, state: LayerState, progress: Report) -> None:
         state.new_weight, state.figures = reconstruct_layer(
@@ -24,12 +19,8 @@ class Reconstruct:
         )
 
 
-@dataclass(frozen=True)
-class SetZeros:
+class SetZeros(Step):
     """Set a layer's pruned weights to zero; the kept weights stay as they are."""
-
-    def part(self, layer: Layer) -> Part:
-        return rows_part(layer)
 
     def __call__(self, state: LayerState, progress: Report) -> None:
         state.new_weight = state.weight.masked_fill(~state.mask, 0)

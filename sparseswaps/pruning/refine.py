@@ -2,28 +2,22 @@
 
 from dataclasses import dataclass
 
-from sparseswaps.base.progress import Part, Report
+from sparseswaps.base.progress import Report
 from sparseswaps.layer.masks import Counted, check_mask
 from sparseswaps.layer.refinement import RefinementSettings, refine_layer
-from sparseswaps.model.layers import Layer
-from sparseswaps.pruning.block import LayerState
-from sparseswaps.pruning.progress import rows_part
+from sparseswaps.pruning.block import LayerState, Step
 
 
 @dataclass(frozen=True)
-class Refine:
-    """Refine a layer's mask.
-
-    Attributes:
-        settings: the method, its budget and its options.
-        counted: where the kept weights are counted (`check_mask`).
-    """
+class Refine(Step):
+    """Refine a layer's mask. `counted` says where the kept weights are counted (`check_mask`)."""
 
     settings: RefinementSettings
     counted: Counted
 
-    def part(self, layer: Layer) -> Part:
-        return rows_part(layer, self.settings.max_swaps)
+    @property
+    def max_swaps(self) -> int | None:
+        return self.settings.max_swaps
 
     def __call__(self, state: LayerState, progress: Report) -> None:
         refined = refine_layer(state.weight, state.inputs, state.mask, state.pattern, self.settings, progress)

@@ -5,30 +5,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sparseswaps.base.progress import Part, Report
+from sparseswaps.base.progress import Report
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.masks import Counted, check_mask
 from sparseswaps.model.layers import Layer
-from sparseswaps.pruning.block import LayerState
-from sparseswaps.pruning.progress import rows_part
+from sparseswaps.pruning.block import LayerState, Step
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """Make a layer's first mask by a criterion, or take the mask from a file.
+class WarmStart(Step):
+    """Make a layer's first mask by a criterion, or take the mask from a file."""
 
-    Attributes:
-        criterion: a name in `WARMSTARTS`; ignored where masks are imported.
-        imported: returns the imported mask of a layer, boolean [d_out, d_in]; None where the criterion makes the masks.
-        counted: where the kept weights are counted (`check_mask`).
-    """
-
-    criterion: str | None
-    imported: Callable[[Layer], Tensor] | None
-    counted: Counted
-
-    def part(self, layer: Layer) -> Part:
-        return rows_part(layer)
+    criterion: str | None  # a name in `WARMSTARTS`; ignored where masks are imported
+    imported: Callable[[Layer], Tensor] | None  # returns a layer's imported mask, boolean [d_out, d_in]
+    counted: Counted  # where the kept weights are counted (`check_mask`)
 
     def __call__(self, state: LayerState, progress: Report) -> None:
         if self.imported is None:

@@ -1,8 +1,5 @@
-"""The artifacts that stages hand to each other, and the checks of each when it is read.
-
-Tensors are safetensors files. The header says what a file holds (`kind`), which model it belongs to (the model's
-fingerprint) and what made it (`provenance`); a checksum covers all of it. A reader refuses a file that is broken, of
-another kind or of another model, and names the file.
+"""The artifacts that stages hand to each other. The header of a safetensors file says what it holds, of which model,
+and what made it. A reader raises BrokenFileError for a file that is broken, of another kind or of another model.
 """
 
 import hashlib
@@ -29,12 +26,12 @@ from sparseswaps.model.mask_file import Masks
 
 
 def block_file(block: int, ending: str = "safetensors") -> str:
-    """Return the name of a decoder block's file in a folder of files per block."""
+    """Return the name of a decoder block's file in a folder of one file a block."""
     return f"block{block:02d}.{ending}"
 
 
 def block_files(paths: str | Sequence[str]) -> list[str]:
-    """Return the files of all decoder blocks in order: from a list of them, or from the folder that holds them."""
+    """Return the files of all decoder blocks in order, from a list of them or from their folder."""
     return sorted(map(str, Path(paths).glob("block*"))) if isinstance(paths, str) else list(paths)
 
 
@@ -68,8 +65,8 @@ def read_model(path: str | Path) -> Model:
 
 def write_samples(path: str | Path, calibration: Tensor, held_out: Tensor, model: Model, provenance: str) -> None:
     """Write the token ids of calibration and held-out sequences, int64 [any number, seqlen] each."""
-    more = {"sha256": digest(calibration, held_out)}
-    _write(path, "samples", {"calibration": calibration, "held_out": held_out}, more, model, provenance)
+    tensors = {"calibration": calibration, "held_out": held_out}
+    _write(path, "samples", tensors, {"sha256": digest(calibration, held_out)}, model, provenance)
 
 
 def digest(*ids: Tensor) -> str:
@@ -85,9 +82,8 @@ def read_samples(path: str | Path, model: Model) -> tuple[Tensor, Tensor]:
 
 def write_grams(path: str | Path, grams: Grams, model: Model, provenance: str) -> None:
     """Write a block's Gram matrices in float32, and its sums in float64."""
-    tensors = {f"{name}.calibration": matrix.cpu() for name, matrix in grams.matrix.items()}
-    tensors |= {f"{name}.held_out": matrix.cpu() for name, matrix in grams.held_out.items()}
-    tensors |= {f"{name}.sums": sums.cpu() for name, sums in grams.sums.items()}
+    parts = {"calibration": grams.matrix, "held_out": grams.held_out, "sums": grams.sums}
+    tensors = {f"{name}.{part}": tensor.cpu() for part, by_name in parts.items() for name, tensor in by_name.items()}
     more = {name: getattr(grams, name) for name in ("reads", "tokens", "unrouted", "sequences")}
     _write(path, "grams", tensors, more, model, provenance)
 
@@ -95,13 +91,13 @@ def write_grams(path: str | Path, grams: Grams, model: Model, provenance: str) -
 def read_grams(path: str | Path, model: Model) -> Grams:
     """Read a block's Gram matrices that `write_grams` wrote. Raise BrokenFileError when one is not finite."""
     tensors, more = _read(path, "grams", model)
-    split: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}, "sums": {}}
+    parts: dict[str, dict[str, Tensor]] = {"calibration": {}, "held_out": {}, "sums": {}}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise BrokenFileError(path, f"{name} holds NaN or Inf")
-        layer, _, which = name.rpartition(".")
-        split[which][layer] = tensor
-    return Grams(matrix=split["calibration"], held_out=split["held_out"], sums=split["sums"], **more)
+        source, _, part = name.rpartition(".")
+        parts[part][source] = tensor
+    return Grams(matrix=parts["calibration"], held_out=parts["held_out"], sums=parts["sums"], **more)
 
 
 def write_masks(
@@ -109,7 +105,7 @@ def write_masks(
 ) -> None:
     """Write boolean masks [..., d_in] with the names of their layers or tensors, a bit for each weight.
 
-    Each mask is packed before the next is taken; `more` goes into the header as JSON.
+    Each mask is packed before the next is taken. The header holds `more` as JSON.
     """
     packed, widths = {}, {}
     for name, mask in masks:
@@ -131,8 +127,7 @@ def write_weights(path: str | Path, weights: dict[str, Tensor], model: Model, pr
 def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
     """Return a function from the name of a tensor of the model's files to its new weights, in its shape and dtype.
 
-    The weights of one block are in memory at a time. `paths` are the files that `write_weights` wrote, one for each
-    block.
+    `paths` are the files that `write_weights` wrote, one for each block; one block is in memory at a time.
     """
     blocks = {layer.tensor: block for block, layers in enumerate(model.blocks) for layer in layers}
 
@@ -145,13 +140,9 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
 
 
 def evaluated_model(inputs: Mapping[str, Any]) -> tuple[str, str | None, bool]:
-    """Return what an evaluation loads: a model's folder, the mask file to apply to it, and whether its code may run.
-
-    A checkpoint is pruned already and has no mask file.
-    """
-    if "checkpoint" in inputs:
-        folder = inputs["checkpoint"]
-        return folder, None, read_pruned(folder)["base"]["trust_remote_code"]
+    """Return what an evaluation loads: a model's folder, the mask file to apply to it, and whether its code may run."""
+    if "checkpoint" in inputs:  # which is pruned already
+        return inputs["checkpoint"], None, read_pruned(inputs["checkpoint"])["base"]["trust_remote_code"]
     model = read_model(inputs["model"])
     return model.folder, inputs.get("masks"), model.trust_remote_code
 

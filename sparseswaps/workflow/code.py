@@ -1,6 +1,5 @@
-"""A digest of the code that computes: what a stage's job imports, without words for people.
-
-Comments, docstrings, layout, type hints, messages of errors, log lines and labels of progress do not count.
+"""A digest of the code that computes: the syntax trees of what a stage's job imports, without comments, docstrings,
+type hints, error messages, log lines and labels of progress.
 """
 
 import ast
@@ -19,34 +18,32 @@ LABELLED = {"progress", "show_progress", "prefix_errors"}  # calls whose texts o
 def code_digest(job: str, folders: tuple[str, ...], words: tuple[str, ...] = ()) -> str:
     """Return a digest of a job's module and of the modules in `folders` that it imports, directly or not.
 
-    Args:
-        job: the module's name within the package, `workflow.jobs.refine`.
-        folders: names of folders or modules within the package, `layer` or `workflow.artifacts`.
-        words: folders whose texts count, as a report's do.
+    Names are those within the package: `workflow.jobs.refine` of a job, `layer` of a folder, `workflow.artifacts` of a
+    module. `words` are the folders whose texts count, as a report's do.
     """
     digest = hashlib.sha256()
     for path in sorted(reachable(job, folders)):
         name = path.relative_to(ROOT).as_posix()
-        digest.update(f"{name}\n{skeleton(path, name.startswith(words) if words else False)}\n".encode())
+        digest.update(f"{name}\n{skeleton(path, name.startswith(words))}\n".encode())
     return digest.hexdigest()[:8]
 
 
 def reachable(job: str, folders: tuple[str, ...]) -> set[Path]:
     """Return the files of a job's module and of the modules in `folders` that it imports, directly or not."""
-    start = ROOT.joinpath(*job.split(".")).with_suffix(".py")
-    within = [ROOT.joinpath(*folder.split(".")) for folder in folders]
+    start = module_file(job)
+    paths = [ROOT.joinpath(*folder.split(".")) for folder in folders]
+    within = {start.parent, *paths, *(path.with_suffix(".py") for path in paths)}
     reached, waiting = set(), [start]
     while waiting:
         path = waiting.pop()
         if path not in reached:
             reached.add(path)
-            waiting.extend(
-                file
-                for file in imports(path)
-                if file.parent == start.parent
-                or any(folder in file.parents or file == folder.with_suffix(".py") for folder in within)
-            )
+            waiting.extend(file for file in imports(path) if not within.isdisjoint([file, *file.parents]))
     return reached
+
+
+def module_file(name: str) -> Path:
+    return ROOT.joinpath(*name.split(".")).with_suffix(".py")
 
 
 @cache
@@ -59,19 +56,15 @@ def imports(path: Path) -> frozenset[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    files = (
-        ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in names if name.startswith("sparseswaps.")
-    )
+    files = (module_file(name.removeprefix("sparseswaps.")) for name in names if name.startswith("sparseswaps."))
     return frozenset(file for file in files if file.is_file())
 
 
 @cache
 def skeleton(path: Path, words: bool) -> str:
     """Return a file's syntax tree as text, without what computes nothing; with its texts if `words` is true."""
-    tree = parse(path)
-    if not words:
-        tree = _WithoutWords().visit(tree)
-    return ast.dump(_WithoutDocstringsAndHints().visit(tree))
+    transformer = _WithoutDocstringsAndHints() if words else _WithoutWords()
+    return ast.dump(transformer.visit(parse(path)))
 
 
 def parse(path: Path) -> ast.Module:
@@ -96,14 +89,13 @@ class _WithoutDocstringsAndHints(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-class _WithoutWords(ast.NodeTransformer):
+class _WithoutWords(_WithoutDocstringsAndHints):
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         call = node.value
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
-            owner = call.func.value
-            if isinstance(owner, ast.Name) and owner.id in SILENT:
-                return ast.Pass()
-        return self.generic_visit(node)
+        owner = call.func.value if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id in SILENT:
+            return ast.Pass()
+        return super().visit_Expr(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         node.exc = node.exc.func if isinstance(node.exc, ast.Call) else node.exc

@@ -29,25 +29,26 @@ def _check_task(name: str) -> str:
     return name
 
 
-def _distinct(label: Callable[[Any], object] = repr) -> AfterValidator:
+def _label(entry: Any) -> Any:
+    """Return what tells an entry of a list from the others: its name, or its value."""
+    return getattr(entry, "name", entry)
+
+
+def _slug_of(entry: "str | int | float | PatternEntry") -> str:
+    return slug_of(entry.name if isinstance(entry, PatternEntry) else parse_pattern(entry).label)
+
+
+def _distinct(label: Callable[[Any], Any] = _label) -> AfterValidator:
     """Make a validator that refuses a list with two entries of the same label."""
 
     def check(entries: list[Any]) -> list[Any]:
         labels = list(map(label, entries))
-        twice = [label for label in labels if labels.count(label) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]} is there twice; leave one out")
+        for name in labels:
+            if labels.count(name) > 1:
+                raise ValueError(f"{name} is there twice; leave one out")
         return entries
 
     return AfterValidator(check)
-
-
-def _slug_of(pattern: "str | int | float | PatternEntry") -> str:
-    return slug_of(pattern.name if isinstance(pattern, PatternEntry) else parse_pattern(pattern).label)
-
-
-def _name_of(warmstart: "str | ImportedMasks") -> str:
-    return warmstart if isinstance(warmstart, str) else warmstart.name
 
 
 Name = Annotated[str, Field(max_length=80, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -68,18 +69,11 @@ class _Brief(Settings):
 class ModelSource(Settings):
     """Where a model is; configuration key `models`."""
 
-    source: NonEmpty = Field(
-        description="`embedded`, a local directory in the layout of Hugging Face, or the id of a model on the hub."
-    )
+    source: NonEmpty = Field(description="`embedded`, a local Hugging Face directory, or the id of a model on the hub.")
     revision: NonEmpty | None = Field(
-        None,
-        description="Branch, tag or commit of a model on the hub. null: what the local cache has of `main`, or the "
-        "current `main`.",
+        None, description="Branch, tag or commit of a model on the hub. null: the cached `main`, else the current one."
     )
-    trust_remote_code: bool = Field(
-        False,
-        description="Whether Python code beside the weights may run; models that transformers does not know need it.",
-    )
+    trust_remote_code: bool = Field(False, description="Whether code beside the weights may run; some models need it.")
 
     @property
     def folder(self) -> Path:
@@ -91,9 +85,7 @@ class Owl(Settings):
     """How OWL divides a sparsity among the blocks (Yin et al., ICML 2024); key `owl` of a pattern."""
 
     threshold: float = Field(5.0, gt=1, description="A score of this many times the block's mean is an outlier.")
-    spread: float = Field(
-        0.08, ge=0, lt=0.5, description="Half of the largest difference in density between two blocks."
-    )
+    spread: float = Field(0.08, ge=0, lt=0.5, description="Half the largest difference in density between two blocks.")
 
 
 class PatternEntry(_Brief):
@@ -106,13 +98,10 @@ class PatternEntry(_Brief):
         description="Patterns by the name of a block (block03), of a layer in every block (mlp.down_proj), or of one "
         "layer (block03.mlp.down_proj). The last goes before the second, the second before the first.",
     )
-    owl: Owl | None = Field(
-        None, description="Blocks whose inputs have more outliers keep more (OWL); only for a sparsity per row."
-    )
+    owl: Owl | None = Field(None, description="Lets blocks with more outliers keep more (OWL); for a sparsity per row.")
 
     @model_validator(mode="after")
     def _check_division(self) -> Self:
-        """Check that the entry says in one way how its sparsity is divided."""
         if (self.layers is None) == (self.owl is None):
             raise ValueError("needs either `layers` or `owl`")
         if self.owl is not None and not isinstance(parse_pattern(self.sparsity), PerRow):
@@ -133,7 +122,6 @@ class ImportedMasks(Settings):
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
-        """Check that no criterion has the name."""
         if self.name in get_args(Criterion):
             raise wrong("name", f"{self.name!r} is a criterion's; take another name")
         return self
@@ -158,7 +146,6 @@ class Exclusion(_Brief):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
-        """Check that the entry does not leave out all cells."""
         if not self.choices():
             raise ValueError("names nothing; say which cells to leave out")
         return self
@@ -185,12 +172,7 @@ class Evaluation(Settings):
 class Figures(Settings):
     """How figures are drawn; configuration key `figures`."""
 
-    width: float = Field(
-        6.9,
-        ge=5,
-        description="Width of the widest figures in inches: 6.9 is the text width of a two-column paper, 5.5 of a "
-        "one-column paper.",
-    )
+    width: float = Field(6.9, ge=5, description="Inches of the widest figures: 6.9 for two columns, 5.5 for one.")
     dpi: Positive = Field(150, description="Pixels per inch of the PNG files, which the report shows.")
 
 
@@ -198,12 +180,9 @@ class Study(Settings):
     """A study: everything that its configuration file says, with all defaults."""
 
     name: Name = Field(description="The study's name, a folder below results/reports/.")
-    models: Annotated[dict[Name, ModelSource], Field(min_length=1)] = Field(
-        description="The models of the study by name. The name is a folder below results/."
-    )
-    calibrations: Annotated[dict[Name, Calibration], Field(min_length=1)] = Field(
-        description="The calibration texts by name. Numbers of samples named as `c4-16` and `c4-64` make one family, "
-        "with a curve."
+    models: dict[Name, ModelSource] = Field(min_length=1, description="Models by name, which is a folder in results/.")
+    calibrations: dict[Name, Calibration] = Field(
+        min_length=1, description="Texts by name. Samples named as `c4-16` and `c4-64` make one family, with a curve."
     )
     seeds: Annotated[list[Seed], Field(min_length=1), _distinct()] = Field(
         [0], description="Seeds of the calibration draw. Each seed is a study of its own."
@@ -212,18 +191,16 @@ class Study(Settings):
         description='Sparsity per row ("60%" or 0.6), or N:M ("2:4", in quotes: N kept of every M). An entry with a '
         "name divides a sparsity unequally among the layers, by a table or by the outliers of their inputs."
     )
-    warmstarts: Annotated[list[Criterion | ImportedMasks], Field(min_length=1), _distinct(_name_of)] = Field(
+    warmstarts: Annotated[list[Criterion | ImportedMasks], Field(min_length=1), _distinct()] = Field(
         description="The criteria that make the first masks, or masks that another program made, by a name of their "
         "own. Imported masks are taken as they are, but must be about as sparse as the pattern says."
     )
-    refinements: Annotated[dict[Name, RefinementSettings], Field(min_length=1)] = Field(
-        description="The refinements of masks by name. Budgets named as `swaps-5` beside `swaps` make one family, "
-        "with a curve."
+    refinements: dict[Name, RefinementSettings] = Field(
+        min_length=1,
+        description="Refinements by name. Budgets named as `swaps-5`, `swaps` make one family, with a curve.",
     )
     reconstructions: dict[Name, Reconstruction] = Field(
-        {},
-        description="Ways to fit the kept weights to a mask, by name. `none`, the weights as they are, is always "
-        "there too.",
+        {}, description="Ways to fit the kept weights to a mask, by name. `none`, no new weights, is always there too."
     )
     exclude: list[Exclusion] = Field([], description="Cells of the grid to leave out.")
     evaluation: Evaluation = Field(Evaluation(), description="What every model and cell is evaluated on.")
@@ -240,17 +217,13 @@ class Study(Settings):
     )
     batch_size: BatchSize
     activations: Literal["memory", "disk"] = Field(
-        "memory",
-        description="Where the hidden states of the calibration text are kept between two blocks: in host memory or "
-        "on disk.",
+        "memory", description="Where hidden states of the text are kept between two blocks: in host memory or on disk."
     )
-    threads: Positive = Field(
-        1, description="CPU threads of a job. Floating-point sums depend on it, so that the machine does not decide it."
-    )
+    threads: Positive = Field(1, description="CPU threads of a job: fixed, since floating-point sums depend on it.")
     gpu: bool = Field(False, description="Whether capture, refine and evaluation jobs ask for one GPU each.")
 
     def dump(self) -> dict[str, Any]:
-        """Return the study as plain JSON values, of which `Study(**...)` makes an equal one."""
+        """Return the study as plain JSON values; `Study(**values)` is equal to it."""
         return self.model_dump(mode="json", by_alias=True)
 
     def texts(self) -> dict[str, TextSource]:
@@ -260,7 +233,6 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _check_idle(self) -> Self:
-        """Check that only the unrefined warm start has the name `none`, which tables give it."""
         idle = [name for name, settings in self.refinements.items() if settings.max_swaps == 0]
         if len(idle) > 1:
             raise wrong("refinements", f"{', '.join(idle)} are all the warm start as it is; keep one")

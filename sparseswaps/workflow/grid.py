@@ -14,7 +14,7 @@ from sparseswaps.workflow.plan.sizes import Sizes, sizes_of
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: one mask for every layer of one model. `pattern` is the pattern's slug."""
+    """One point of the grid: one mask for every layer of one model. `pattern` is a slug."""
 
     model: str
     calibration: str
@@ -29,7 +29,6 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """The refinement of the warm start, and the reconstruction if there is one."""
         return self.refinement if self.reconstruction == "none" else f"{self.refinement}+{self.reconstruction}"
 
     @property
@@ -46,30 +45,17 @@ class Dense:
 
     @property
     def folder(self) -> str:
-        """The folder of the model's evaluation below the results."""
         return f"{self.model}/dense"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An entry of a study's `patterns`.
+    """An entry of a study's `patterns`; `layers` or `owl` divides it among the layers, as the configuration says."""
 
-    Attributes:
-        label: the entry's name in tables.
-        pattern: the pattern of every layer. Where layers differ: of the layers that a table does not name, or of all
-            layers together.
-        layers, owl: how a sparsity is divided among the layers, as the configuration says it.
-    """
-
-    label: str
-    pattern: Pattern
+    label: str  # in tables
+    pattern: Pattern  # of all layers; where they differ, of those that `layers` does not name, or of all together
     layers: dict[str, str | float] | None = None
     owl: dict[str, float] | None = None
-
-    @property
-    def slug(self) -> str:
-        """The entry's name in folders."""
-        return slug_of(self.label)
 
     @property
     def uniform(self) -> bool:
@@ -86,8 +72,7 @@ class Grid:
     @cached_property
     def patterns(self) -> dict[str, Budget]:
         """The entries of `patterns` by slug."""
-        budgets = map(read_budget, self.study.patterns)
-        return {budget.slug: budget for budget in budgets}
+        return {slug_of(budget.label): budget for budget in map(read_budget, self.study.patterns)}
 
     @cached_property
     def imported(self) -> dict[str, str | None]:
@@ -115,18 +100,19 @@ class Grid:
         for choices in excluded:
             if "pattern" in choices:
                 choices["pattern"] = list(map(self.pattern_slug, choices["pattern"]))
+
+        def is_excluded(cell: Cell) -> bool:
+            return any(all(getattr(cell, key) in values for key, values in choices.items()) for choices in excluded)
+
         cells = (Cell(*values) for values in product(*self.coordinates.values()))
-        return [
-            cell
-            for cell in cells
-            if not any(all(getattr(cell, key) in values for key, values in choices.items()) for choices in excluded)
-        ]
+        return [cell for cell in cells if not is_excluded(cell)]
 
     def pattern_slug(self, value: str | float) -> str:
         """Return the slug of a pattern by its name or in any notation, or the value itself if it is no pattern."""
-        slugs = {budget.label: slug for slug, budget in self.patterns.items()}
+        if value in [budget.label for budget in self.patterns.values()]:
+            return slug_of(value)
         try:
-            return slugs[value] if value in slugs else read_budget(value).slug
+            return slug_of(parse_pattern(value).label)
         except InputError:
             return str(value)
 

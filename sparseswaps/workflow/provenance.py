@@ -1,15 +1,10 @@
-"""What makes an artifact, as the parameters of its rule: settings, code, versions, and the stages before it.
-
-Snakemake reruns a job when its parameters change. It compares them as a set of values, and prints those that changed.
-So each parameter is one text that carries its own name: `max_swaps=5`, `code=1a2b`, `torch=2.13.0`,
-`upstream refine=3c4d`. No swap of two values can hide, and `snakemake -n` says what changed, and in which stage.
-
-A change of a stage is a parameter of every stage below it, since Snakemake records the changed parameters of a job that
-fails: without it, old artifacts of the stages below would pass for current.
+"""What makes an artifact, as the parameters of its rule: settings, code, versions, and the stages before it. Each is a
+text with its own name: `max_swaps=5`, `code=1a2b`, `torch=2.13.0`, `upstream refine=3c4d` (docs/decisions.md says why).
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +24,7 @@ class Provenance:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._records: dict[tuple, dict[str, str]] = {}
+        self._digests: dict[tuple, dict[str, set[str]]] = {}
 
     def __call__(self, name: str) -> dict[str, Callable[[Any], str]]:
         """Return a rule's `params`: for each parameter a function of the job's wildcards.
@@ -39,8 +35,10 @@ class Provenance:
         example = next(iter(stage.jobs(self.grid)), None)
         if example is None:
             return {}
-        return {
-            identifier(key): (lambda wildcards, key=key: self.record(stage(self.grid, dict(wildcards.items())))[key])
+        return {  # names of parameters must be identifiers
+            re.sub(r"\W", "_", key): (
+                lambda wildcards, key=key: self.record(stage(self.grid, dict(wildcards.items())))[key]
+            )
             for key in self.record(stage(self.grid, example))
         }
 
@@ -48,41 +46,37 @@ class Provenance:
         """Return all parameters of a stage at its wildcards by their names: each value is `name=value`."""
         key = (stage.name, *stage.where.items())
         if key not in self._records:
-            upstream = self._upstream(stage)
-            digests = {f"upstream {name}": digest(upstream.get(name, ())) for name in names_above(stage.name)}
-            self._records[key] = self._own(stage) | {name: f"{name}={value}" for name, value in digests.items()}
+            above = self._digests_above(stage)
+            digests = {f"upstream {name}": digest(above.get(name, ())) for name in names_above(stage.name)}
+            self._records[key] = own_parameters(stage) | {name: f"{name}={value}" for name, value in digests.items()}
         return self._records[key]
 
-    def _own(self, stage: Stage) -> dict[str, str]:
-        values = {name: json.dumps(value, sort_keys=True) for name, value in stage.settings().items()}
-        values |= {name: package_version(name) for name in stage.packages}
-        values["code"] = code_digest(f"workflow.jobs.{stage.name}", (*stage.code, *ALWAYS), WORDS)
-        return {name: f"{name}={value}" for name, value in values.items()}
-
-    def _upstream(self, stage: Stage) -> dict[str, set[str]]:
-        """Return the parameters of all stages above a stage, by the stage's name."""
+    def _digests_above(self, stage: Stage) -> dict[str, set[str]]:
+        """Return the digests of the own parameters of all stages above a stage, by the stage's name."""
         above: dict[str, set[str]] = {}
         for before in stage.upstream():
-            key = ("own", before.name, *before.where.items())
-            if key not in self._records:
-                self._records[key] = {"own": digest(self._own(before).values())}
-            above.setdefault(before.name, set()).add(self._records[key]["own"])
-            key = ("above", before.name, *before.where.items())
-            if key not in self._records:
-                self._records[key] = self._upstream(before)
-            for name, digests in self._records[key].items():
+            key = (before.name, *before.where.items())
+            if key not in self._digests:
+                own = {before.name: {digest(own_parameters(before).values())}}
+                self._digests[key] = self._digests_above(before) | own
+            for name, digests in self._digests[key].items():
                 above.setdefault(name, set()).update(digests)
         return above
 
 
+def own_parameters(stage: Stage) -> dict[str, str]:
+    """Return the parameters of a stage without the stages above it."""
+    values = {name: json.dumps(value, sort_keys=True) for name, value in stage.settings().items()}
+    values |= {name: package_version(name) for name in stage.packages}
+    values["code"] = code_digest(f"workflow.jobs.{stage.name}", (*stage.code, *ALWAYS), WORDS)
+    return {name: f"{name}={value}" for name, value in values.items()}
+
+
 def names_above(name: str) -> list[str]:
     """Return the names of all stages that may come before a stage, in the order of the table."""
-    above, waiting = set(), list(STAGES[name].after)
-    while waiting:
-        before = waiting.pop()
-        if before not in above:
-            above.add(before)
-            waiting.extend(STAGES[before].after)
+    above = set(STAGES[name].after)
+    for before in STAGES[name].after:
+        above.update(names_above(before))
     return [stage for stage in STAGES if stage in above]
 
 
@@ -91,11 +85,6 @@ def settings_of(params: Iterable[str], name: str) -> dict[str, Any]:
     pairs = (value.partition("=")[::2] for value in params)
     others = {"code", *STAGES[name].packages}
     return {key: json.loads(text) for key, text in pairs if key not in others and not key.startswith("upstream ")}
-
-
-def identifier(name: str) -> str:
-    """Return a name as an identifier of Python, which names of parameters must be."""
-    return "".join(character if character.isalnum() else "_" for character in name)
 
 
 def digest(values: Iterable[str]) -> str:

@@ -191,7 +191,7 @@ class Capture(Stage):
 class Allocation(Stage):
     """Say how sparse each layer becomes, where a pattern is not the same for all layers."""
 
-    code = ("layer", "model", "workflow.allocation")
+    code = ("layer", "model")
     after = ("model", "capture")
     wildcards = (*DRAW, "pattern")
 

@@ -12,15 +12,7 @@ from sparseswaps.calibration.documents import PRESETS
 from sparseswaps.calibration.settings import FILES, is_file
 from sparseswaps.layer.pattern import PerRow
 from sparseswaps.model import hub
-from sparseswaps.model.directory import (
-    HUB_ID,
-    check_files,
-    context_length,
-    depth,
-    is_hub_id,
-    mask_files,
-    read_config,
-)
+from sparseswaps.model.directory import HUB_ID, check_files, context_length, depth, is_hub_id, mask_files, read_config
 from sparseswaps.workflow.config import ModelSource, Study
 from sparseswaps.workflow.grid import Grid, read_budget
 from sparseswaps.workflow.plan.sizes import sizes_of
@@ -30,11 +22,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
     """Read a configuration, fill in its defaults, and check everything that can be checked before the first job.
 
     Looks at the files that the configuration names, and at the hub for the commit hash of a model's revision, which the
-    study then holds.
-
-    Raises:
-        InputError: a key or value is wrong, a model or a text is missing, or a pattern does not divide a width of a
-            model; one line with the key's path and what is allowed.
+    study then holds. Raises InputError in one line with the key's path and what is allowed.
     """
     try:
         study = Study.model_validate(config)
@@ -49,9 +37,8 @@ def load_study(config: Mapping[str, Any]) -> Study:
         if not isinstance(entry, str):
             with prefix_errors(f"config key warmstarts[{index}].from"):
                 if Path(entry.path).resolve().is_relative_to(Path("results").resolve()):
-                    raise InputError(
-                        f"{entry.path!r} is a result, which snakemake may replace; copy it to another folder"
-                    )
+                    message = "is a result, which snakemake may replace; copy it to another folder"
+                    raise InputError(f"{entry.path!r} {message}")
                 mask_files(entry.path)
     if study.published is not None and not Path(study.published).is_file():
         raise InputError(f"config key published: {study.published!r} is not a file")
@@ -63,13 +50,12 @@ def load_study(config: Mapping[str, Any]) -> Study:
 
 def _check_exclusions(grid: Grid) -> None:
     """Check that the study has what `exclude` names."""
-    labels = [budget.label for budget in grid.patterns.values()]
     for index, entry in enumerate(grid.study.exclude):
         for key, values in entry.choices().items():
-            known = grid.coordinates[key]
             for value in values:
-                if (grid.pattern_slug(value) if key == "pattern" else value) not in known:
-                    message = unknown(value, labels if key == "pattern" else known)
+                if (grid.pattern_slug(value) if key == "pattern" else value) not in grid.coordinates[key]:
+                    patterns = [budget.label for budget in grid.patterns.values()]
+                    message = unknown(value, patterns if key == "pattern" else grid.coordinates[key])
                     raise InputError(f"config key exclude[{index}].{key}: {value!r} is {message}")
 
 
@@ -84,10 +70,8 @@ def _check_cells(grid: Grid) -> None:
                 f"keeps; exclude {{refinement: {cell.refinement}, pattern: {entry.label!r}}}"
             )
         if refinement.stop == "held_out" and not calibration.held_out:
-            raise InputError(
-                f"config key calibrations.{cell.calibration}.held_out: is 0, "
-                f"but refinement {cell.refinement} stops by it"
-            )
+            key = f"config key calibrations.{cell.calibration}.held_out"
+            raise InputError(f"{key}: is 0, but refinement {cell.refinement} stops by it; set 1 or more")
         if entry.owl is not None and calibration.propagate == "pruned":
             raise InputError(
                 f"config key patterns: {entry.label} looks at all blocks before any is pruned, calibration "
@@ -100,10 +84,9 @@ def _check_text(key: str, text: str) -> None:
     if text in ("embedded", *PRESETS) or (is_file(text) and Path(text).is_file()):
         return
     if is_file(text) or not HUB_ID.fullmatch(text) or Path(text).exists():
-        presets = ", ".join(PRESETS)
+        names, endings = ", ".join(["`embedded`", *PRESETS]), ", ".join(FILES)
         raise InputError(
-            f"{key}: {text!r} is neither `embedded`, {presets}, the id of a data set on the hub, nor a "
-            f"{', '.join(FILES)} file that exists"
+            f"{key}: {text!r} is neither {names}, the id of a data set on the hub, nor a {endings} file that exists"
         )
 
 

@@ -145,6 +145,7 @@ CODE = {
     f"{JOBS}/samples.py": SAMPLED,
     f"{JOBS}/capture.py": CAPTURED,
     "sparseswaps/calibration/capture.py": CAPTURED,
+    f"{JOBS}/block.py": MASKED,
     f"{JOBS}/warmstart.py": MASKED,
     "sparseswaps/layer/criteria.py": MASKED,
     "sparseswaps/layer/baselines/sparsegpt.py": MASKED,
@@ -171,7 +172,6 @@ FURTHER_CODE = {
     f"{JOBS}/allocation.py": {"allocation": 2} | FURTHER_MASKED | CHAINED | {"masks": 3, "assemble": 2},
     f"{JOBS}/reconstruct.py": RECONSTRUCTED,
     f"{JOBS}/chain.py": CHAINED,
-    "sparseswaps/pruning/chain.py": CHAINED,
     "sparseswaps/layer/reconstruction.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
 }
 # Words that compute nothing: a file, some of its text, and what the text becomes.

@@ -1,7 +1,5 @@
-"""One module a stage, named as the stage: its `run` makes the stage's artifacts from files and settings.
+"""One module a stage, named as the stage: its `run(inputs, outputs, settings, context)` makes the stage's artifacts.
 
-`run(inputs, outputs, settings, context)` takes paths by name (a path, or a list of paths), the settings that
-`workflow.stages` gives for the job, and a `context.Context`. It returns the line of result for the log.
-
-May import: every folder.
+It takes paths by name (a path, or a list of paths), the settings that `workflow.stages` gives for the job, and a
+`context.Context`, and returns the line of result for the log.
 """

@@ -12,6 +12,5 @@ def run(inputs, outputs, settings, context):
     weights = new_weights(block_files(inputs["weights"]), model) if inputs["weights"] else None
     with context.progress("matrices", "", [Part(len(masks))]) as (report,):
         write_pruned(model.checkpoint, masks, outputs["checkpoint"], about, weights, report)
-    return f"zeros in {len(masks)} matrices of {model.folder}" + (
-        ", new values of their kept weights" if weights else ""
-    )
+    new = ", new values of their kept weights" if weights else ""
+    return f"zeros in {len(masks)} matrices of {model.folder}{new}"

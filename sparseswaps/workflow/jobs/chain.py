@@ -5,10 +5,10 @@ from pathlib import Path
 
 from sparseswaps.base.files import write_atomically, write_csv
 from sparseswaps.calibration.activations import choose_keep
+from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.weights import WeightsOnDisk
 from sparseswaps.pruning.block import check_held_out, prune_block, total
-from sparseswaps.pruning.chain import prune_chain
 from sparseswaps.pruning.progress import blocks_part
 from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
 from sparseswaps.pruning.refine import Refine
@@ -21,33 +21,31 @@ def run(inputs, outputs, settings, context):
     model, device = read_model(inputs["model"]), device_of(settings)
     calibration, held_out = read_samples(inputs["samples"], model)
     pattern_of, reconstruction = patterns_of(inputs, settings), settings["reconstruction"]
-    steps = [
-        first_masks(settings, model),
-        Refine(RefinementSettings.of(settings["refinement"]), settings["counted"]),
-        Reconstruct(Reconstruction.of(reconstruction)) if reconstruction else SetZeros(),
-    ]
-
-    def prune(block, grams):
-        check_held_out(grams)
-        layers = model.blocks[block]
-        return prune_block(block, layers, grams, lambda layer: model.weight(layer).to(device), pattern_of, steps)
-
+    refine = Refine(RefinementSettings.of(settings["refinement"]), settings["counted"])
+    new_weights = Reconstruct(Reconstruction.of(reconstruction)) if reconstruction else SetZeros()
+    steps = [first_masks(settings, model), refine, new_weights]
+    weights, batch_size = WeightsOnDisk(model, device), settings["batch_size"]
     keep = choose_keep(settings["activations"], Path(outputs["masks"]).parent)
     work = blocks_part(model.blocks, len(calibration) + len(held_out), pruned=True)
-    rows = []
+    losses = []
     with ExitStack() as stack:
         (report,) = stack.enter_context(context.progress("blocks", "sequences", [work]))
         folders = {name: stack.enter_context(write_atomically(path)) for name, path in outputs.items()}
         for folder in folders.values():
             folder.mkdir()
-        blocks = prune_chain(
-            WeightsOnDisk(model, device), calibration, held_out, settings["batch_size"], prune, keep, report
-        )
-        for block, pruned in enumerate(blocks):
+
+        def prune(block, grams):
+            check_held_out(grams)
+            layers = model.blocks[block]
+            pruned = prune_block(block, layers, grams, lambda layer: model.weight(layer).to(device), pattern_of, steps)
             write_masks(folders["masks"] / block_file(block), pruned.masks.items(), model, context.provenance)
-            write_csv(folders["losses"] / f"{block_file(block, 'csv')}", pruned.losses)
-            write_csv(folders["curves"] / f"{block_file(block, 'csv')}", pruned.curves)
+            write_csv(folders["losses"] / block_file(block, "csv"), pruned.losses)
+            write_csv(folders["curves"] / block_file(block, "csv"), pruned.curves)
             if reconstruction:
                 write_weights(folders["weights"] / block_file(block), pruned.weights, model, context.provenance)
-            rows += pruned.losses
-    return total(rows)
+            losses.extend(pruned.losses)
+            return pruned.weights
+
+        for _ in capture(weights, calibration, held_out, batch_size, prune, keep, report):
+            pass  # the Gram matrices of a block serve `prune` alone
+    return total(losses)

@@ -23,7 +23,6 @@ def run(inputs, outputs, settings, context):
                 kept.append(int(mask.sum()))
                 yield tensor, mask
 
-    write_masks(
-        outputs["masks"], checked_masks(), model, context.provenance, base=model.base, pattern=settings["pattern"]
-    )
+    about = {"base": model.base, "pattern": settings["pattern"]}
+    write_masks(outputs["masks"], checked_masks(), model, context.provenance, **about)
     return f"{sum(sizes) - sum(kept)} of {sum(sizes)} weights are pruned in {len(sizes)} matrices"

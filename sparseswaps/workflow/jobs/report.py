@@ -19,13 +19,11 @@ def run(inputs, outputs, settings, context):
     jobs = job_records(Path("logs"), settings["log folders"])
     usage = usage_table(jobs, STAGES)
     about = provenance(json.loads(context.provenance), inputs, models, layers)
-    about |= {"devices": ", ".join(sorted({job["device"] for job in jobs}))}
+    about["devices"] = ", ".join(sorted({job["device"] for job in jobs}))
     code = {job["stage"]: parameter(job["params"], "code") for job in jobs}
     stages = usage.astype(object).where(usage.notna(), None).to_dict("records")
-    write_json(
-        outputs["provenance"],
-        {"config": config, "made with": about, "code": dict(sorted(code.items())), "stages": stages},
-    )
+    record = {"config": config, "made with": about, "code": dict(sorted(code.items())), "stages": stages}
+    write_json(outputs["provenance"], record)
     published = inputs["published"]
     report = Report(
         config=config,
@@ -48,23 +46,22 @@ def parameter(params, name):
 
 
 def job_records(logs, folders):
-    """Return the records of the study's finished jobs, which `workflow.run` leaves beside their logs.
-
-    Records are no artifacts, so no rule has them as input: a deleted log must not rerun a study.
-    """
+    """Return the records of finished jobs; they are no input of the rule, as a deleted log must not rerun a study."""
     paths = (path for folder in folders for path in (logs / folder).glob("*.json"))
     return [record for record in map(read_json, sorted(paths)) if "seconds" in record]
 
 
 def sizes(inputs, models):
-    """Return the bytes of each model's weights, of a pruned checkpoint's if there are any, and of a mask file."""
+    """Return the bytes of each model's weights, and of a mask file and a checkpoint's weights where there are any."""
     sizes = {}
     for folder, model in models.items():
         sizes[folder.name] = {"dense": bytes_of(Path(model.folder))}
         masks = [path for path in map(Path, inputs["masks"]) if folder in path.parents]
         checkpoints = [path for path in map(Path, inputs["checkpoints"]) if folder in path.parents]
-        sizes[folder.name] |= {"masks": masks[0].stat().st_size} if masks else {}
-        sizes[folder.name] |= {"checkpoint": bytes_of(checkpoints[0])} if checkpoints else {}
+        if masks:
+            sizes[folder.name]["masks"] = masks[0].stat().st_size
+        if checkpoints:
+            sizes[folder.name]["checkpoint"] = bytes_of(checkpoints[0])
     return sizes
 
 
@@ -74,19 +71,16 @@ def bytes_of(folder):
 
 def provenance(params, inputs, models, layers):
     """Return what the study ran on and with, by name."""
-    from sparseswaps.workflow.stages import Report
-
     about = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    about |= {name: parameter(params, name) for name in Report.packages}
+    about |= {name: parameter(params, name) for name in STAGES["report"].packages}
     for folder, model in models.items():
-        about[f"model {folder.name}"] = ", ".join(
-            filter(None, [model.source, model.revision, f"weights {model.fingerprint}"])
-        )
+        origin = [model.source, model.revision, f"weights {model.fingerprint}"]
+        about[f"model {folder.name}"] = ", ".join(filter(None, origin))
         masked = set(layers.loc[layers["model"] == folder.name, ["block", "layer"]].itertuples(index=False, name=None))
         dense = list(model.left_dense)
         if masked:  # a layer that the model never calls could not be calibrated
-            blocks = enumerate(model.blocks)
-            dense += [la.tensor for block, of_block in blocks for la in of_block if (block, la.name) not in masked]
+            for block, of_block in enumerate(model.blocks):
+                dense += [layer.tensor for layer in of_block if (block, layer.name) not in masked]
         if dense:
             about[f"left dense in {folder.name}"] = ", ".join(dense)
     for entry in json.loads(parameter(params, "warmstarts")):
@@ -94,6 +88,5 @@ def provenance(params, inputs, models, layers):
             about[f"warm start {entry['name']}"] = f"from {entry['from']}"
     for path in map(Path, inputs["samples"]):
         folder = path.parents[2]
-        draw = path.parent.relative_to(folder.parent)
-        about[f"token ids of {draw}"] = digest(*read_samples(path, models[folder]))
+        about[f"token ids of {path.parent.relative_to(folder.parent)}"] = digest(*read_samples(path, models[folder]))
     return about

@@ -6,7 +6,7 @@ import torch
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.layers import Layer
-from sparseswaps.workflow.allocation import by_outliers, by_table, outlier_share
+from sparseswaps.workflow.jobs.allocation import by_outliers, by_table, outlier_share
 
 
 def blocks(*d_outs):
