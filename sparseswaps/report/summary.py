@@ -16,15 +16,15 @@ Measure = tuple[str, pd.Series, Callable[[float], str]]
 
 def refinement_families(cells: pd.DataFrame) -> pd.Series:
     """Return the refinements' names without their budget: "swaps-5" and "swaps-25" are "swaps" that end sooner."""
-    return _names_without_number(cells["refinement"], cells["max_swaps"])
+    return _remove_numbers(cells["refinement"], cells["max_swaps"])
 
 
 def calibration_families(cells: pd.DataFrame) -> pd.Series:
     """Return the calibrations' names without their number of samples: "c4-16" and "c4-512" are both "c4"."""
-    return _names_without_number(cells["calibration"], cells["samples"])
+    return _remove_numbers(cells["calibration"], cells["samples"])
 
 
-def _names_without_number(names: pd.Series, numbers: pd.Series) -> pd.Series:
+def _remove_numbers(names: pd.Series, numbers: pd.Series) -> pd.Series:
     stripped = [
         re.sub(rf"^([^+]*)-{int(number)}(?=\+|$)", r"\1", name) if pd.notna(name) and pd.notna(number) else name
         for name, number in zip(names, numbers, strict=True)
@@ -73,8 +73,9 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     "mean ± standard deviation".
     """
     keys = ["model", "calibration", "pattern", "warmstart"]
-    dense, pruned = _split_dense(cells)
-    dense = pruned[keys].drop_duplicates().merge(dense.drop(columns=keys[1:]), on="model")
+    is_dense = cells["pattern"] == "dense"
+    pruned = cells[~is_dense]
+    dense = pruned[keys].drop_duplicates().merge(cells[is_dense].drop(columns=keys[1:]), on="model")
     pruned = pruned.assign(which=pruned["refinement"].replace("none", "warm start"))
     rows = pd.concat([pruned, dense.assign(which="dense")], ignore_index=True)
 
@@ -94,16 +95,12 @@ def comparison(cells: pd.DataFrame) -> pd.DataFrame:
     A column is called "<measure>: <pattern>". A dense model has the same value at every pattern.
     """
     keys = ["model", "calibration", "warmstart", "refinement"]
-    dense, pruned = _split_dense(cells)
-    patterns = pruned["pattern"].unique()
-    dense = dense.assign(refinement="dense").drop(columns="pattern")
-    rows = pd.concat([dense.merge(pd.Series(patterns, name="pattern"), how="cross"), pruned], ignore_index=True)
+    is_dense = cells["pattern"] == "dense"
+    patterns = cells.loc[~is_dense, "pattern"].unique()
+    dense = cells[is_dense].assign(refinement="dense").drop(columns="pattern")
+    dense = dense.merge(pd.Series(patterns, name="pattern"), how="cross")
+    rows = pd.concat([dense, cells[~is_dense]], ignore_index=True)
     return _spread(rows, keys, "pattern", [(measure, list(patterns)) for measure in _perplexities(rows)])
-
-
-def _split_dense(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    dense = cells["pattern"] == "dense"
-    return cells[dense], cells[~dense]
 
 
 def _spread(
