@@ -1,16 +1,13 @@
 """The table of stages. Rules, `snakemake plan` and `resources` all read it; nothing else knows the graph.
 
 A stage is a class, and `Stage` says what its lines mean. An instance is the stage at one set of wildcards: what one job
-of the stage is, or the jobs of all blocks, which have the same settings.
+of the stage is, or the jobs of all blocks, which have the same settings. What a stage looks up is in `place`.
 """
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sparseswaps.layer.pattern import PerRow
-from sparseswaps.model.directory import mask_files
 from sparseswaps.workflow.files import (
     embedded_task_files,
     identities,
@@ -19,17 +16,17 @@ from sparseswaps.workflow.files import (
     model_files,
     task_files,
 )
-from sparseswaps.workflow.grid import Cell, Dense, Grid, cell_of
+from sparseswaps.workflow.grid import Cell, Dense, Grid
+from sparseswaps.workflow.place import Place, Where
 from sparseswaps.workflow.plan import needs
-from sparseswaps.workflow.plan.needs import Draw, Machine, Mask, Needs
+from sparseswaps.workflow.plan.needs import Needs
 
-Where = dict[str, Any]  # values of wildcards by name
 DRAW = ("model", "calibration", "seed")
 START = (*DRAW, "pattern", "warmstart")
 CELL = (*START, "method")
 
 
-class Stage:
+class Stage(Place):
     """A stage at one set of wildcards, `where`."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)  # the libraries whose versions decide the result
@@ -38,11 +35,11 @@ class Stage:
     wildcards: ClassVar[tuple[str, ...]] = ()  # the wildcards that the settings depend on
 
     def __init__(self, grid: Grid, where: Where) -> None:
-        self.grid, self.study = grid, grid.study
-        self.where = {name: where[name] for name in self.wildcards if name in where}
-        # Floating-point sums differ between threads and devices: every stage that computes has these settings.
-        self.compute = {"threads": self.study.threads, "gpu": self.study.gpu}
-        self.machine = Machine(**self.compute)
+        super().__init__(grid, {name: where[name] for name in self.wildcards if name in where})
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
 
     def exists(self) -> bool:
         """Tell whether the study has the stage at these wildcards."""
@@ -54,7 +51,7 @@ class Stage:
 
     def upstream(self) -> "list[Stage]":
         """Return the stages of `after` that the study has at these wildcards; one may also be above another."""
-        stages = [self.at(STAGES[name]) for name in self.after]
+        stages = [STAGES[name](self.grid, self.known) for name in self.after]
         return [stage for stage in stages if len(stage.where) == len(stage.wildcards) and stage.exists()]
 
     def needs(self) -> Needs:
@@ -69,71 +66,6 @@ class Stage:
             where = dict(zip(cls.wildcards, values, strict=True))
             if cls(grid, where).exists():
                 yield where
-
-    # What several stages look up.
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__.lower()
-
-    @property
-    def known(self) -> Where:
-        """The wildcards, and all that follow from them."""
-        return self.where
-
-    def at(self, stage: "type[Stage]") -> "Stage":
-        return stage(self.grid, self.known)
-
-    @property
-    def sizes(self) -> Any:
-        return self.grid.sizes[self.where["model"]]
-
-    @property
-    def calibration(self) -> Any:
-        return self.study.calibrations[self.where["calibration"]]
-
-    @property
-    def draw(self) -> Draw:
-        entry = self.calibration
-        return Draw(entry.samples, entry.held_out, entry.seqlen, self.study.activations == "disk")
-
-    @property
-    def chained(self) -> bool:
-        return self.grid.chained(self.where["calibration"])
-
-    @property
-    def budget(self) -> Any:
-        return self.grid.patterns[self.where["pattern"]]
-
-    @property
-    def refinement(self) -> Any:
-        return self.study.refinements.get(self.known.get("refinement"))
-
-    @property
-    def reconstruction(self) -> Any:
-        return self.study.reconstructions.get(self.known.get("reconstruction"))
-
-    @property
-    def counts(self) -> dict[str, Any]:
-        """What a mask has to keep, and where its kept weights are counted."""
-        counted = self.grid.counting_rule(self.where["warmstart"], self.known.get("refinement"))
-        return {"pattern": self.budget.pattern.label, "counted": counted}
-
-    @property
-    def start(self) -> dict[str, Any]:
-        """What makes the first masks: a criterion, or the files of imported masks."""
-        path = self.grid.imported[self.where["warmstart"]]
-        if path is None:
-            return {"criterion": self.where["warmstart"], "from": None, "files": {}}
-        return {"criterion": None, "from": path, "files": identities(mask_files(path))}
-
-    @property
-    def mask(self) -> Mask:
-        pattern, name = self.budget.pattern, self.where["warmstart"]
-        per_row = isinstance(pattern, PerRow)
-        sparsity = float(pattern.sparsity) if per_row else 1 - pattern.n / pattern.m
-        max_swaps = self.refinement.max_swaps if self.refinement else 0
-        return Mask(per_row, sparsity, None if self.grid.imported[name] else name, max_swaps)
 
 
 class Model(Stage):
@@ -200,7 +132,8 @@ class Allocation(Stage):
         return {"pattern": self.budget.pattern.label, "layers": self.budget.layers, "owl": self.budget.owl}
 
     def upstream(self):
-        return [self.at(Capture if self.budget.owl else Model)]
+        before = Capture if self.budget.owl else Model
+        return [before(self.grid, self.where)]
 
     def needs(self):
         return needs.allocation(self.sizes, self.draw)
@@ -263,23 +196,13 @@ class Reconstruct(OfBlock):
         return needs.reconstruct(self.sizes, self.draw, self.reconstruction.iterations, self.machine)
 
 
-class OfCell(Stage):
-    """A stage at the wildcards of a cell, whose method is `{refinement}` or `{refinement}+{reconstruction}`."""
-
-    wildcards = CELL
-
-    @cached_property
-    def known(self) -> Where:
-        cell = cell_of(**self.where)
-        return self.where | {"refinement": cell.refinement, "reconstruction": cell.reconstruction}
-
-
-class Chain(OfCell):
+class Chain(Stage):
     """Prune all blocks of a cell, each on the outputs of the pruned blocks before it."""
 
     packages = ("torch", "transformers", "numba")
     code = ("calibration", "layer", "model", "pruning")
     after = ("samples", "allocation")
+    wildcards = CELL
 
     def exists(self):
         return self.chained
@@ -300,12 +223,13 @@ class Chain(OfCell):
         return needs.chain(self.sizes, self.draw, self.mask, iterations, self.study.batch_size, self.machine)
 
 
-class Masks(OfCell):
+class Masks(Stage):
     """Put the masks of all blocks into one file."""
 
     packages = ("torch", "safetensors")
     code = ("layer", "model")
     after = ("refine", "chain", "allocation")
+    wildcards = CELL
 
     def settings(self):
         return self.counts
@@ -314,12 +238,13 @@ class Masks(OfCell):
         return needs.masks(self.sizes)
 
 
-class Assemble(OfCell):
+class Assemble(Stage):
     """Write the pruned checkpoint."""
 
     packages = ("torch", "safetensors")
     code = ("model",)
     after = ("masks", "reconstruct", "chain")
+    wildcards = CELL
 
     def exists(self):
         return self.grid.has_checkpoint(self.where["method"])
@@ -339,11 +264,6 @@ class OfVariant(Stage):
 
     after = ("model", "masks", "assemble")
     wildcards = ("model", "variant")
-
-    @cached_property
-    def known(self) -> Where:
-        variant = self.grid.variant(self.where["model"], self.where["variant"])
-        return {name: getattr(variant, name) for name in CELL if hasattr(variant, name)}
 
     def settings(self):
         return {"checkpoint": self.grid.has_checkpoint(self.where["variant"]), **self.compute}
