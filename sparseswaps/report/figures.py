@@ -51,8 +51,10 @@ SWAP_TICKS = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 WARM_START = "warm start"
 
 Style = dict[str, Any]  # keywords of a line
+Lines = dict[tuple[str, ...], pd.DataFrame]  # rows by (pattern, warm start) and what else tells lines apart
 HOLLOW: Style = {"markerfacecolor": "white"}  # white, so that no line shows through the marker
 UNREFINED = HOLLOW | {"linestyle": (0, (3, 2)), "linewidth": 0.6}
+BAR = {"edgecolor": "black", "linewidth": 0.5, "error_kw": {"elinewidth": 0.7}}
 GREY: Style = {"color": "0.3", "marker": "o"}
 TEXTS: dict[str, Style] = {"calibration text": {}, "held-out text": HOLLOW | {"linewidth": 0.6}}
 
@@ -111,18 +113,15 @@ def _draw_kinds(folder: str, tables: dict[str, pd.DataFrame], width: float) -> I
             continue
         of_cells = kind.rows in ("cells", "calibrations")
         for text in [[text] for text in perplexity_texts(table)] if of_cells else [[]]:
-            drawing = kind.draw(table, *text, width)
-            if drawing is not None:
+            if drawing := kind.draw(table, *text, width):
                 yield f"{folder}/{'-'.join([name, *text])}", drawing
 
 
 def save(drawing: Figure, stem: str | Path, dpi: int) -> None:
     """Write `stem`.pdf (vector, the same bytes for the same figure) and `stem`.png with `dpi` pixels per inch."""
-    options: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
-    with matplotlib.rc_context(STYLE):
-        for ending, option in options.items():
-            with write_atomically(f"{stem}.{ending}") as unfinished:
-                drawing.savefig(unfinished, format=ending, **option)
+    for ending, option in (("pdf", {"metadata": {"CreationDate": None}}), ("png", {"dpi": dpi})):
+        with matplotlib.rc_context(STYLE), write_atomically(f"{stem}.{ending}") as unfinished:
+            drawing.savefig(unfinished, format=ending, **option)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -169,18 +168,10 @@ def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure:
             panel = means[(means["warmstart"] == start) & (means["pattern"] == pattern)]
             bars = panel.groupby("type")["error_reduction"].agg(["mean", "std"]).reindex(types)
             colour = matplotlib.colors.to_rgb(COLOURS[k % len(COLOURS)])
-            axis.bar(
-                [x + (k - (len(patterns) - 1) / 2) * thickness for x in range(len(types))],
-                bars["mean"],
-                thickness,
-                yerr=bars["std"].fillna(0),
-                label=f"{pattern} sparsity",
-                color=[0.35 + 0.65 * channel for channel in colour],  # light enough for a black hatch to show on it
-                hatch=HATCHES[k % len(HATCHES)],
-                edgecolor="black",
-                linewidth=0.5,
-                error_kw={"elinewidth": 0.7},
-            )
+            light = [0.35 + 0.65 * channel for channel in colour]  # enough for a black hatch to show on it
+            looks = {"color": light, "hatch": HATCHES[k % len(HATCHES)], "label": f"{pattern} sparsity"} | BAR
+            centres = [x + (k - (len(patterns) - 1) / 2) * thickness for x in range(len(types))]
+            axis.bar(centres, bars["mean"], thickness, yerr=bars["std"].fillna(0), **looks)
         axis.set_title(f"warm start: {start}")
         axis.set_ylabel("error reduction (%)")
     crowded = width < 0.75 * len(types) or max(map(len, types)) > 12
@@ -290,10 +281,10 @@ def samples_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None
     lines, starts = _group_lines(refined, ["calibrations", "refinement"]), {}
     keys = ["pattern", "warmstart", "calibrations"]
     unrefined = dict(iter(cells[cells["refinement"] == "none"].groupby(keys)))
-    for key, rows in lines.items():  # a warm start is drawn once where it is refined in several ways
-        rows_of_start = unrefined.pop(tuple(rows[keys].iloc[0]), None)
-        if rows_of_start is not None:
-            starts[key] = rows_of_start
+    for key, rows in lines.items():
+        start = tuple(rows[keys].iloc[0])
+        if start in unrefined:  # a warm start is drawn once where it is refined in several ways
+            starts[key] = unrefined.pop(start)
     return _draw_perplexity_and_error(lines, starts, "calibration samples", cells, text, width)
 
 
@@ -328,11 +319,8 @@ def _draw_setting(cells: pd.DataFrame, setting: str, label: str, text: str, widt
     return _draw_perplexity_and_error(lines, {}, label, cells, text, width)
 
 
-def _group_lines(rows: pd.DataFrame, equal: list[str]) -> dict[tuple[str, ...], pd.DataFrame]:
-    """Return the rows of each line with at least three values of `x`, where all columns of `equal` have one value.
-
-    The key is (pattern, warm start) and the values of the columns that differ between lines.
-    """
+def _group_lines(rows: pd.DataFrame, equal: list[str]) -> Lines:
+    """Return the rows of each line with at least three values of `x`, where all columns of `equal` have one value."""
     names = ["pattern", "warmstart", *equal]
     lines = {}
     for key, group in rows.groupby(names, sort=False, dropna=False):
@@ -346,18 +334,9 @@ def _group_lines(rows: pd.DataFrame, equal: list[str]) -> dict[tuple[str, ...], 
 
 
 def _draw_perplexity_and_error(
-    lines: dict[tuple[str, ...], pd.DataFrame],
-    starts: dict[tuple[str, ...], pd.DataFrame],
-    label: str,
-    cells: pd.DataFrame,
-    text: str,
-    width: float,
+    lines: Lines, starts: Lines, label: str, cells: pd.DataFrame, text: str, width: float
 ) -> Figure | None:
-    """Draw perplexity (left) and the error relative to the warm start (right) against `x`, at equal distances.
-
-    The keys of `lines` and `starts` are (pattern, warm start) and what else tells lines apart. `starts` has the rows of
-    warm starts themselves.
-    """
+    """Draw perplexity (left), also of warm starts, and the error relative to the warm start (right) against `x`."""
     if not lines:
         return None
     values = sorted({value for rows in lines.values() for value in rows["x"]})
@@ -469,7 +448,7 @@ def _panel_grid(
 def _add_legend(
     drawing: Figure, handles: list[Any], entry_width: float, most: int | None = None, title: str | None = None
 ) -> None:
-    """Add a legend below the panels and the height that it takes, with `most` entries in a row at most."""
+    """Add a legend below the panels, with at most `most` entries in a row, and the height that it takes."""
     columns = _number_per_row(min(len(handles), most or len(handles)), drawing.get_figwidth(), entry_width)
     drawing.set_figheight(drawing.get_figheight() + LEGEND_PITCH * math.ceil(len(handles) / columns))
     drawing.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
@@ -481,7 +460,6 @@ def _number_per_row(number: int, width: float, each: float) -> int:
 
 
 def _handles(styles: dict[str, Style], shared: Style | None = None) -> list[Line2D]:
-    """Return a legend's handles for lines by their names."""
     return [Line2D([], [], label=name, **(shared or {}) | style) for name, style in styles.items()]
 
 

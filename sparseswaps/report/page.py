@@ -134,9 +134,8 @@ def overview(cells: pd.DataFrame) -> list[str]:
 
     error, held_out = cases["error_reduction"].mean(), cases["held_out_error_reduction"].mean()
     on_held_out = f" ({held_out:.1f}% on held-out text)" if pd.notna(held_out) else ""
-    sentences.append(
-        f"Refinement ({principal}) lowers the error of the layers by {error:.1f}% on average{on_held_out}."
-    )
+    lowered = f"lowers the error of the layers by {error:.1f}% on average{on_held_out}"
+    sentences.append(f"Refinement ({principal}) {lowered}.")
     compared = cases.dropna(subset=["before", "after"])
     if compared.empty:
         return [" ".join(sentences)]

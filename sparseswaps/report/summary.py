@@ -10,6 +10,7 @@ REDUCTIONS = {
     "error reduction, calibration (%)": "error_reduction",
     "error reduction, held out (%)": "held_out_error_reduction",
 }
+_one_decimal = "{:.1f}".format
 # The measure's title, its value in every row of a table, and how a value is written.
 Measure = tuple[str, pd.Series, Callable[[float], str]]
 
@@ -69,8 +70,7 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as strings, one row per (model, calibration, pattern, warm start).
 
     A column is called "<measure>: <which>", where `which` is dense, warm start, or one of `headline_refinements`.
-    Accuracies are percent, and their mean comes first when there are several tasks. Over several seeds a value reads
-    "mean ± standard deviation".
+    Accuracies are percent, after their mean. Over several seeds a value reads "mean ± standard deviation".
     """
     keys = ["model", "calibration", "pattern", "warmstart"]
     is_dense = cells["pattern"] == "dense"
@@ -145,20 +145,12 @@ def _over_seeds(values: pd.Series, write: Callable[[float], str]) -> str | None:
     return f"{mean} ± {write(values.std())}" if len(values) > 1 else mean
 
 
-def _one_decimal(value: float) -> str:
-    return f"{value:.1f}"
-
-
 def _two_decimals(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.2e}"
 
 
 def _mark_best(table: pd.DataFrame, keys: list[str], axis: int | None) -> pd.DataFrame:
-    """Return True, in the shape of `table`, at the lowest perplexities and the highest accuracies.
-
-    Rows with the same `keys` compete with each other: in each column (axis 0), or in all columns together (None).
-    The dense model does not compete.
-    """
+    """Mark the best values of pruned models among rows of equal `keys`: in a column (axis 0), or in a measure (None)."""
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     columns = pd.Series({name: name.rpartition(": ")[0] for name in table if not name.endswith(": dense")})
     for measure, names in columns.groupby(columns).groups.items():

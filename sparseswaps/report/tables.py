@@ -103,10 +103,8 @@ def layers_table(measured: list[Measured]) -> pd.DataFrame:
 
 
 def curves_table(measured: list[Measured]) -> pd.DataFrame:
-    """Return the error of every refinement by swaps at each swap budget: the six COORDINATES, max_swaps, and
-
-    budget: swaps that a row could make so far;
-    error, held_out_error: percent of the warm start's on the calibration text and on held-out text, means over layers.
+    """Return the error of every refinement by swaps at each swap budget: the six COORDINATES, max_swaps, budget (swaps
+    that a row could make so far), error and held_out_error (percent of the warm start's, means over layers).
 
     A layer whose refinement ended sooner counts with its last error. A budget is left out where some layer has no
     value at it and has not ended.

@@ -52,7 +52,8 @@ class Stage(Place):
     def upstream(self) -> "list[Stage]":
         """Return the stages of `after` that the study has at these wildcards; one may also be above another."""
         stages = [STAGES[name](self.grid, self.known) for name in self.after]
-        return [stage for stage in stages if len(stage.where) == len(stage.wildcards) and stage.exists()]
+        placed = [stage for stage in stages if len(stage.where) == len(stage.wildcards)]  # a dense model has no masks
+        return [stage for stage in placed if stage.exists()]
 
     def needs(self) -> Needs:
         """Return the memory, disk and time of one job."""
@@ -371,8 +372,6 @@ class Report(Stage):
         return {**self.study.dump(), "template": template, "log folders": sorted(folders)}
 
 
-TABLE = (
-    *(Model, Samples, Capture, Allocation, Warmstart, Refine, Reconstruct, Chain),
-    *(Masks, Assemble, Perplexity, Harness, Tables, Figures, Report),
-)
-STAGES: dict[str, type[Stage]] = {stage.__name__.lower(): stage for stage in TABLE}
+IN_ORDER = [Model, Samples, Capture, Allocation, Warmstart, Refine, Reconstruct, Chain, Masks, Assemble]
+IN_ORDER += [Perplexity, Harness, Tables, Figures, Report]
+STAGES: dict[str, type[Stage]] = {stage.__name__.lower(): stage for stage in IN_ORDER}

@@ -5,7 +5,6 @@ within a factor of three. A GPU holds the tensors that the CPU would hold, in th
 The host then keeps the hidden states, and the tensors that are read and written.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 from sparseswaps.pruning.progress import SWAPS
@@ -116,19 +115,16 @@ def _place(machine: Machine, computing: float, host: float, disk: float, seconds
     return Needs(_LIBRARIES + host + computing, 0, disk, seconds)
 
 
-@cache
 def small() -> Needs:
     """Return the needs of tables, figures and the report, which do not grow with the model."""
     return Needs(_LIBRARIES, 0, 0, 1 + _START["torch"])
 
 
-@cache
 def model(sizes: Sizes) -> Needs:
     """Return the needs of stage model, which reads and hashes one tensor at a time: three times the largest tensor."""
     return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, _START["transformers"] + sizes.checkpoint / _DISK)
 
 
-@cache
 def samples(draw: Draw) -> Needs:
     """Return the needs of stage samples, which reads and tokenises a text; token ids are int64."""
     return Needs(_LIBRARIES, 0, 8 * draw.tokens, _START["transformers"] + _TOKENISING)
@@ -169,7 +165,6 @@ def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) ->
     return sizes.checkpoint / _DISK + sizes.blocks * computing
 
 
-@cache
 def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage capture (`capture_terms`), which writes Gram matrices in float32."""
     terms = capture_terms(sizes, draw, batch_size, machine)
@@ -184,25 +179,19 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
 
 
 def _working(sizes: Sizes) -> int:
-    """Return the bytes that refine() or a warm start holds for a block's largest layer.
-
-    A weight: as stored, in float32, in five masks, and three times the search's state of it, the correlation in
-    float64, the weight and the mask (which also covers a sort and a reconstruction). A Gram entry, beside the matrix
-    itself and the held-out one: the check's.
-    """
-    return max(m.d_out * m.d_in * (sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
+    """Return the bytes that refine() or a warm start holds for a block's largest layer, beside its Gram matrices."""
+    # As stored, in float32, in five masks, and three times the state of the search: the correlation in float64, the
+    # weight and the mask. The same memory is enough for a sort and a reconstruction.
+    weight = sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)
+    return max(m.d_out * m.d_in * weight + m.d_in**2 * _CHECK for m in sizes.matrices)
 
 
 def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
-    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks.
-
-    A GPU holds the largest layer's Gram matrices a second time.
-    """
-    grams, largest = draw.gram_bytes(sizes), draw.splits * 4 * sizes.widest**2
+    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks."""
+    grams, masks = draw.gram_bytes(sizes), sizes.prunable  # a mask has a byte a weight in memory, a bit on disk
+    copied = draw.splits * 4 * sizes.widest**2 if machine.gpu else 0  # the largest layer's Gram matrices
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
-    masks = sizes.prunable  # a byte a weight in memory, a bit on disk
-    computing = _working(sizes) + (largest if machine.gpu else 0)
-    return _place(machine, computing, grams + masks, masks / 8, _START[start] + read + seconds)
+    return _place(machine, _working(sizes) + copied, grams + masks, masks / 8, _START[start] + read + seconds)
 
 
 def _start_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
@@ -230,7 +219,6 @@ def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
     return products * _product_seconds(sizes, rates) + inversions
 
 
-@cache
 def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
     """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_masked`)."""
     weights = sizes.prunable * sizes.bytes
@@ -238,7 +226,6 @@ def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> 
     return Needs(needs.host + weights, needs.gpu, weights, needs.seconds + weights / _DISK)
 
 
-@cache
 def allocation(sizes: Sizes, draw: Draw) -> Needs:
     """Return the needs of stage allocation: Gram matrices and Wanda scores in float32, one block at a time."""
     grams = draw.gram_bytes(sizes)
@@ -246,7 +233,6 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
     return Needs(_LIBRARIES + grams + 8 * sizes.prunable, 0, 0, _START["torch"] + read / _DISK)
 
 
-@cache
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage warmstart (`_masked`)."""
     needs = _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates))
@@ -278,18 +264,13 @@ def _refine_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
     return measuring + sum(layer.count * layer_seconds(layer, mask, rates) for layer in sizes.matrices)
 
 
-@cache
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage refine (`_masked`)."""
     return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates))
 
 
-@cache
 def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
-    """Return the needs of stage chain: those of capture, refine and reconstruct together.
-
-    Every block is run twice, and its masks and new weights are written.
-    """
+    """Return the needs of stage chain: those of capture, refine and reconstruct together. Every block is run twice."""
     terms, rates = capture_terms(sizes, draw, batch_size, machine), machine.rates
     hidden, weights = terms.pop("hidden"), sizes.prunable * sizes.bytes
     host = sizes.prunable + _imported(sizes, mask) + (0 if draw.on_disk else hidden)
@@ -310,14 +291,12 @@ def _all_masks(sizes: Sizes) -> float:
     return sizes.blocks * sizes.prunable / 8
 
 
-@cache
 def masks(sizes: Sizes) -> Needs:
     """Return the needs of stage masks: all masks as bits, and the masks of one block as booleans."""
     held = _all_masks(sizes)
     return Needs(_LIBRARIES + held + 2 * sizes.prunable, 0, held, _START["torch"] + 8 * held / _DISK)
 
 
-@cache
 def assemble(sizes: Sizes) -> Needs:
     """Return the needs of stage assemble: all masks as bits, and one tensor of the model at a time with its mask."""
     host = _LIBRARIES + _all_masks(sizes) + sizes.largest * (sizes.bytes + 2)
@@ -327,14 +306,11 @@ def assemble(sizes: Sizes) -> Needs:
 def _evaluated(
     sizes: Sizes, masked: bool, tokens: int, batch: int, seqlen: int, scored: int, machine: Machine, start: str
 ) -> Needs:
-    """Return the needs of an evaluation.
-
-    The job holds the whole model, the masks that are applied to it, a batch within a block, and the batch's logits.
-    Beside the logits it holds the larger of two tensors: their copy where a family scales them, or the logits of the
-    sequences that are scored together, in float32 and as log-probabilities. The host of a GPU reads the model.
-    """
+    """Return the needs of an evaluation: the whole model with its masks, a batch within a block, and its logits."""
     value, logits = machine.value(sizes), batch * seqlen * sizes.vocabulary
     computing = sizes.parameters * value + batch * seqlen * _token(sizes, seqlen, value)
+    # Beside the logits: their copy where a family scales them, or the logits of the sequences that are scored together
+    # in float32 and as log-probabilities.
     computing += logits * value + max(logits * value, 8 * scored * seqlen * sizes.vocabulary)
     computing += 16 * _all_masks(sizes) if masked else 0
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
@@ -342,7 +318,6 @@ def _evaluated(
     return _place(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
 
 
-@cache
 def perplexity(
     sizes: Sizes, masked: bool, seqlen: int, windows: int | None, batch_size: int, machine: Machine
 ) -> Needs:
@@ -352,7 +327,6 @@ def perplexity(
     return needs._replace(seconds=needs.seconds + _TOKENISING)
 
 
-@cache
 def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage harness (`_evaluated`); items are assumed to be short, with four answers each."""
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM

@@ -60,7 +60,6 @@ def table(grid: Grid) -> str:
 
 
 def _assumptions(grid: Grid) -> Iterator[str]:
-    """Yield the lines that say what the figures assume."""
     study = grid.study
     yield "The whole study, from nothing; results that exist are not computed again. Memory and the time of a job are"
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
@@ -80,7 +79,6 @@ def _assumptions(grid: Grid) -> Iterator[str]:
 
 
 def _size(size: float) -> str:
-    """Return bytes for people; "-" for none."""
     for unit, name in ((1e12, "TB"), (1e9, "GB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
@@ -88,7 +86,6 @@ def _size(size: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Return seconds for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

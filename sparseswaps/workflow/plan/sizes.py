@@ -98,7 +98,6 @@ class Sizes:
 
     @property
     def widest(self) -> int:
-        """The largest d_in of a block's layers."""
         return max(self.widths)
 
     @cached_property
