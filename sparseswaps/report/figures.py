@@ -49,6 +49,8 @@ LEGEND_PITCH = 0.16  # inches between two rows of a legend
 NEAR = 10  # a panel shows perplexities up to this multiple of its best one as markers, and larger ones as numbers
 SWAP_TICKS = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 WARM_START = "warm start"
+OVERFITS = "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls "
+OVERFITS += "on the calibration text but not on held-out text."
 
 Style = dict[str, Any]  # keywords of a line
 Lines = dict[tuple[str, ...], pd.DataFrame]  # rows by (pattern, warm start) and what else tells lines apart
@@ -212,12 +214,7 @@ def perplexity_by_calibration(cells: pd.DataFrame, text: str, width: float) -> F
     return _draw_dots(points, list(points["row"].unique()), cells, text, width)
 
 
-@figure(
-    "cells",
-    "Perplexity and error against the swap budget",
-    "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls on the "
-    "calibration text but not on held-out text.",
-)
+@figure("cells", "Perplexity and error against the swap budget", OVERFITS)
 def swaps_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     """Draw perplexity and error against the swaps per row. The warm start (0) and the optimum are budgets, too."""
     pruned = cells[cells["pattern"] != "dense"]
@@ -232,12 +229,7 @@ def swaps_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     return _draw_perplexity_and_error(lines, {}, "swaps per row, at most", cells, text, width)
 
 
-@figure(
-    "curves",
-    "Error on held-out text against the number of swaps",
-    "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls on the "
-    "calibration text but not on held-out text.",
-)
+@figure("curves", "Error on held-out text against the number of swaps", OVERFITS)
 def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     """Draw a panel per refinement (row) and pattern (column), with a line per warm start, if there is held-out text.
 

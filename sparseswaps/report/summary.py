@@ -150,7 +150,7 @@ def _two_decimals(value: float) -> str:
 
 
 def _mark_best(table: pd.DataFrame, keys: list[str], axis: int | None) -> pd.DataFrame:
-    """Mark the best values of pruned models among rows of equal `keys`: in a column (axis 0), or in a measure (None)."""
+    """Mark the best values of pruned models among rows of equal `keys`: by column (axis 0), or by measure (None)."""
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     columns = pd.Series({name: name.rpartition(": ")[0] for name in table if not name.endswith(": dense")})
     for measure, names in columns.groupby(columns).groups.items():
