@@ -10,9 +10,10 @@ from math import ceil
 from pathlib import Path
 
 from sparseswaps.model.directory import mask_files
+from sparseswaps.workflow.files import model_files, task_files, text_files
 from sparseswaps.workflow.grid import Dense, Grid
 from sparseswaps.workflow.provenance import Provenance
-from sparseswaps.workflow.stages import STAGES, model_files, task_files, text_files
+from sparseswaps.workflow.stages import STAGES
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
 GPU = int(STUDY.gpu)

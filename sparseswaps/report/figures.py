@@ -9,10 +9,9 @@ standard deviation.
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.colors
@@ -37,6 +36,7 @@ STYLE |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
 STYLE |= {"lines.linewidth": 1.1, "lines.markersize": 4, "axes.linewidth": 0.6, "hatch.linewidth": 0.5}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.handlelength": 2.8}
 STYLE |= {"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": "0.88", "grid.linewidth": 0.5}
+STYLE |= {"figure.constrained_layout.use": True, "errorbar.capsize": 1.5}
 STYLE["text.parse_math"] = False  # names of texts and layers are no formulas
 STYLE["pdf.fonttype"] = 42  # TrueType: text in the PDF stays text, and publishers accept it
 # Okabe and Ito's palette without its yellow. The three lists differ in length, so that no combination repeats early.
@@ -49,11 +49,19 @@ LEGEND_PITCH = 0.16  # inches between two rows of a legend
 NEAR = 10  # a panel shows perplexities up to this multiple of its best one as markers, and larger ones as numbers
 SWAP_TICKS = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 WARM_START = "warm start"
-UNREFINED = {"linestyle": (0, (3, 2)), "linewidth": 0.6}
+OVERFITS = "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls "
+OVERFITS += "on the calibration text but not on held-out text."
+
+Style = dict[str, Any]  # keywords of a line
+Lines = dict[tuple[str, ...], pd.DataFrame]  # rows by (pattern, warm start) and what else tells lines apart
+HOLLOW: Style = {"markerfacecolor": "white"}  # white, so that no line shows through the marker
+UNREFINED = HOLLOW | {"linestyle": (0, (3, 2)), "linewidth": 0.6}
+BAR = {"edgecolor": "black", "linewidth": 0.5, "error_kw": {"elinewidth": 0.7}}
+GREY: Style = {"color": "0.3", "marker": "o"}
+TEXTS: dict[str, Style] = {"calibration text": {}, "held-out text": HOLLOW | {"linewidth": 0.6}}
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of figure: what the report says about it, and the function that draws it.
 
     `rows` are "layers" (of the principal refinement), "curves" or "cells" of one model and calibration, or
@@ -91,36 +99,31 @@ def draw_all(
     for model in studies["model"].unique():
         yield from _draw_kinds(model, {"calibrations": cells[cells["model"] == model]}, width)
     for model, calibration in studies.itertuples(index=False):
-        tables = {"cells": cells, "layers": layers, "curves": curves}
-        tables = {name: select(table, model, calibration) for name, table in tables.items()}
-        principal = principal_refinement(tables["cells"])
-        tables["layers"] = tables["layers"][tables["layers"]["refinement"] == principal]
+        tables = {}
+        for name, table in (("cells", cells), ("layers", layers), ("curves", curves)):
+            drawn = table["calibration"].eq(calibration) | table["pattern"].eq("dense")
+            tables[name] = table[drawn & (table["model"] == model)]
+        principal = tables["layers"]["refinement"] == principal_refinement(tables["cells"])
+        tables["layers"] = tables["layers"][principal]
         yield from _draw_kinds(f"{model}/{calibration}", tables, width)
 
 
 def _draw_kinds(folder: str, tables: dict[str, pd.DataFrame], width: float) -> Iterator[tuple[str, Figure]]:
     for name, kind in KINDS.items():
-        if kind.rows in tables:
-            table = tables[kind.rows]
-            texts = [[text] for text in perplexity_texts(table)] if kind.rows in ("cells", "calibrations") else [[]]
-            for text in texts:
-                drawing = kind.draw(table, *text, width)
-                if drawing is not None:
-                    yield f"{folder}/{'-'.join([name, *text])}", drawing
-
-
-def select(table: pd.DataFrame, model: str, calibration: str) -> pd.DataFrame:
-    """Return the rows of one model and one calibration, and of the dense model, which has no calibration."""
-    return table[(table["model"] == model) & (table["calibration"].eq(calibration) | table["pattern"].eq("dense"))]
+        table = tables.get(kind.rows)
+        if table is None or table.empty:
+            continue
+        of_cells = kind.rows in ("cells", "calibrations")
+        for text in [[text] for text in perplexity_texts(table)] if of_cells else [[]]:
+            if drawing := kind.draw(table, *text, width):
+                yield f"{folder}/{'-'.join([name, *text])}", drawing
 
 
 def save(drawing: Figure, stem: str | Path, dpi: int) -> None:
     """Write `stem`.pdf (vector, the same bytes for the same figure) and `stem`.png with `dpi` pixels per inch."""
-    options: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": dpi}}
-    with matplotlib.rc_context(STYLE):
-        for ending, option in options.items():
-            with write_atomically(f"{stem}.{ending}") as unfinished:
-                drawing.savefig(unfinished, format=ending, **option)
+    for ending, option in (("pdf", {"metadata": {"CreationDate": None}}), ("png", {"dpi": dpi})):
+        with matplotlib.rc_context(STYLE), write_atomically(f"{stem}.{ending}") as unfinished:
+            drawing.savefig(unfinished, format=ending, **option)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -132,11 +135,9 @@ def save(drawing: Figure, stem: str | Path, dpi: int) -> None:
     "Error reduction by layer",
     "How much refinement lowers the error of each layer on the calibration text, from the first block to the last.",
 )
-def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure | None:
+def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure:
     """Draw a panel per warm start (row) and pattern (column), with a line per layer type."""
-    if layers.empty:
-        return None
-    layers = _with_types(layers)
+    layers = _add_types(layers)
     styles = {kind: _line_style(k, k, k) for k, kind in enumerate(layers["type"].unique())}
     labels = {start: f"from {start}:\nerror reduction (%)" for start in layers["warmstart"].unique()}
     drawing, panels = _panel_grid(labels, list(layers["pattern"].unique()), "decoder block", width)
@@ -146,7 +147,7 @@ def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure | Non
         first = list(styles).index(kind) % step
         _draw_line(panels[start, pattern], line, styles[kind], label=kind, markevery=(first, step))
         panels[start, pattern].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    _add_legend(drawing, [Line2D([], [], label=kind, **style) for kind, style in styles.items()], 0.95)
+    _add_legend(drawing, _handles(styles), 0.95)
     return drawing
 
 
@@ -156,32 +157,23 @@ def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure | Non
     "How much refinement lowers the error on the calibration text. A bar is the mean over the blocks, a whisker the "
     "standard deviation over the blocks.",
 )
-def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure | None:
+def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure:
     """Draw a panel per warm start, with a group of bars per layer type and a bar per pattern."""
-    if layers.empty:
-        return None
-    blocks = _with_types(layers).groupby(["warmstart", "pattern", "type", "block"], sort=False, as_index=False)
+    blocks = _add_types(layers).groupby(["warmstart", "pattern", "type", "block"], sort=False, as_index=False)
     means = blocks["error_reduction"].mean()
     starts, patterns, types = (means[name].unique() for name in ("warmstart", "pattern", "type"))
     thickness = 0.8 / len(patterns)
-    drawing = Figure(figsize=(width, 0.54 + 1.6 * len(starts)), layout="constrained")
+    drawing = Figure(figsize=(width, 0.54 + 1.6 * len(starts)))
     axes = drawing.subplots(len(starts), 1, sharex=True, squeeze=False)[:, 0]
     for axis, start in zip(axes, starts, strict=True):
         for k, pattern in enumerate(patterns):
             panel = means[(means["warmstart"] == start) & (means["pattern"] == pattern)]
             bars = panel.groupby("type")["error_reduction"].agg(["mean", "std"]).reindex(types)
-            axis.bar(
-                [x + (k - (len(patterns) - 1) / 2) * thickness for x in range(len(types))],
-                bars["mean"],
-                thickness,
-                yerr=bars["std"].fillna(0),
-                label=f"{pattern} sparsity",
-                color=_lighten(COLOURS[k % len(COLOURS)]),
-                hatch=HATCHES[k % len(HATCHES)],
-                edgecolor="black",
-                linewidth=0.5,
-                error_kw={"elinewidth": 0.7, "capsize": 1.5},
-            )
+            colour = matplotlib.colors.to_rgb(COLOURS[k % len(COLOURS)])
+            light = [0.35 + 0.65 * channel for channel in colour]  # enough for a black hatch to show on it
+            looks = {"color": light, "hatch": HATCHES[k % len(HATCHES)], "label": f"{pattern} sparsity"} | BAR
+            centres = [x + (k - (len(patterns) - 1) / 2) * thickness for x in range(len(types))]
+            axis.bar(centres, bars["mean"], thickness, yerr=bars["std"].fillna(0), **looks)
         axis.set_title(f"warm start: {start}")
         axis.set_ylabel("error reduction (%)")
     crowded = width < 0.75 * len(types) or max(map(len, types)) > 12
@@ -211,10 +203,7 @@ def perplexity_by_pattern(cells: pd.DataFrame, text: str, width: float) -> Figur
     "One row per warm start and method, with one marker per calibration. Lower is better.",
 )
 def perplexity_by_calibration(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
-    """Draw a panel per pattern: a row per warm start and method, with a marker per calibration.
-
-    Return None when no cell has calibrations that differ in more than the number of samples.
-    """
+    """Draw a panel per pattern, if some cell has calibrations that differ in more than the number of samples."""
     pruned = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(["none", *headline_refinements(cells)])]
     cell = [pruned[name] for name in ("pattern", "warmstart", "refinement")]
     pruned = pruned[calibration_families(pruned).groupby(cell).transform("nunique") > 1]
@@ -225,17 +214,9 @@ def perplexity_by_calibration(cells: pd.DataFrame, text: str, width: float) -> F
     return _draw_dots(points, list(points["row"].unique()), cells, text, width)
 
 
-@figure(
-    "cells",
-    "Perplexity and error against the swap budget",
-    "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls on the "
-    "calibration text but not on held-out text.",
-)
+@figure("cells", "Perplexity and error against the swap budget", OVERFITS)
 def swaps_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
-    """Draw perplexity and error against the swaps per row: a line per pattern and warm start.
-
-    A line has at least three budgets. The warm start (0) and the local optimum (infinity) are budgets, too.
-    """
+    """Draw perplexity and error against the swaps per row. The warm start (0) and the optimum are budgets, too."""
     pruned = cells[cells["pattern"] != "dense"]
     budgets = pruned["max_swaps"].astype("float64").mask(pruned["optimum"].astype(bool), float("inf"))
     pruned = pruned.assign(family=refinement_families(pruned), x=budgets).dropna(subset="x")
@@ -248,16 +229,11 @@ def swaps_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     return _draw_perplexity_and_error(lines, {}, "swaps per row, at most", cells, text, width)
 
 
-@figure(
-    "curves",
-    "Error on held-out text against the number of swaps",
-    "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls on the "
-    "calibration text but not on held-out text.",
-)
+@figure("curves", "Error on held-out text against the number of swaps", OVERFITS)
 def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
-    """Draw a panel per refinement (row) and pattern (column), with a line per warm start.
+    """Draw a panel per refinement (row) and pattern (column), with a line per warm start, if there is held-out text.
 
-    With a single warm start, the refinements are the lines of one row. Return None without held-out text.
+    With a single warm start, the refinements are the lines of one row.
     """
     curves = curves[curves["refinement"].isin(headline_refinements(curves))]
     if curves["held_out_error"].isna().all():
@@ -268,16 +244,16 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     patterns = list(curves["pattern"].unique())
     drawing, panels = _panel_grid(labels, patterns, "swaps per row, at most", width)
     for (name, pattern, kind), rows in curves.groupby([row, "pattern", line], sort=False):
-        axis, style = panels[name, pattern], styles[kind]
-        for column, held_out in (("error", False), ("held_out_error", True)):
+        for column, style in zip(("error", "held_out_error"), TEXTS.values(), strict=True):
             by_seed = align_curves(rows.pivot(index="seed", columns="budget", values=column))
-            means = pd.DataFrame({"mean": by_seed.mean(), "std": by_seed.std().fillna(0.0)})
-            _draw_line(axis, means, style | _text_style(style["color"], held_out))
+            means = by_seed.agg(["mean", "std"]).T.fillna({"std": 0.0})
+            _draw_line(panels[name, pattern], means, styles[kind] | style)
+    axis = panels[name, pattern]  # all panels share the x axis
     axis.set_xscale("symlog", linthresh=1, linscale=0.4)
     ticks = [budget for budget in SWAP_TICKS if budget <= curves["budget"].max()]
     axis.set_xticks(ticks, map(str, ticks))
     axis.set_xticks([], minor=True)
-    _add_legend(drawing, [Line2D([], [], label=name, **style) for name, style in styles.items()] + _text_handles(), 1.3)
+    _add_legend(drawing, _handles(styles) + _handles(TEXTS, GREY), 1.3)
     return drawing
 
 
@@ -288,20 +264,19 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     "calibration text and held-out text is how much refinement overfits.",
 )
 def samples_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
-    """Draw perplexity and error against the number of samples: a line per pattern and warm start.
+    """Draw perplexity and error against the number of samples, of calibrations that differ in it only.
 
-    Calibrations are on one line when their names differ in the number of samples only. Thin lines are the warm starts
-    themselves.
+    Thin lines are the warm starts themselves.
     """
     cells = cells.assign(calibrations=calibration_families(cells), x=cells["samples"])
     refined = cells[cells["refinement"].isin(headline_refinements(cells))]
     lines, starts = _group_lines(refined, ["calibrations", "refinement"]), {}
     keys = ["pattern", "warmstart", "calibrations"]
     unrefined = dict(iter(cells[cells["refinement"] == "none"].groupby(keys)))
-    for key, rows in lines.items():  # a warm start is drawn once where it is refined in several ways
-        rows_of_start = unrefined.pop(tuple(rows[keys].iloc[0]), None)
-        if rows_of_start is not None:
-            starts[key] = rows_of_start
+    for key, rows in lines.items():
+        start = tuple(rows[keys].iloc[0])
+        if start in unrefined:  # a warm start is drawn once where it is refined in several ways
+            starts[key] = unrefined.pop(start)
     return _draw_perplexity_and_error(lines, starts, "calibration samples", cells, text, width)
 
 
@@ -311,7 +286,6 @@ def samples_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None
     "Refinement has to keep this part of each row: the weights with the highest Wanda scores.",
 )
 def freeze_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
-    """Draw perplexity and error against `freeze`."""
     return _draw_setting(cells, "freeze", "frozen part of each row", text, width)
 
 
@@ -322,7 +296,6 @@ def freeze_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     "whole Gram matrix.",
 )
 def shrinkage_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
-    """Draw perplexity and error against `shrinkage`."""
     return _draw_setting(cells, "shrinkage", "shrinkage", text, width)
 
 
@@ -338,19 +311,14 @@ def _draw_setting(cells: pd.DataFrame, setting: str, label: str, text: str, widt
     return _draw_perplexity_and_error(lines, {}, label, cells, text, width)
 
 
-def _group_lines(rows: pd.DataFrame, equal: list[str]) -> dict[tuple[str, ...], pd.DataFrame]:
-    """Return the rows of each line with at least three values of `x`, where all columns of `equal` have one value.
-
-    The key is (pattern, warm start) and the values of the columns that differ between lines.
-    """
+def _group_lines(rows: pd.DataFrame, equal: list[str]) -> Lines:
+    """Return the rows of each line with at least three values of `x`, where all columns of `equal` have one value."""
     names = ["pattern", "warmstart", *equal]
     lines = {}
     for key, group in rows.groupby(names, sort=False, dropna=False):
         if group["x"].nunique() >= 3:
-            words = (
-                value if isinstance(value, str) else f"{name} {value}" for name, value in zip(names, key, strict=True)
-            )
-            lines[tuple(words)] = group
+            values = zip(names, key, strict=True)
+            lines[tuple(value if isinstance(value, str) else f"{name} {value}" for name, value in values)] = group
     differing = [k for k in range(len(names)) if k < 2 or len({key[k] for key in lines}) > 1]
     order = list(dict.fromkeys(key[:2] for key in lines))
     keys = sorted(lines, key=lambda key: order.index(key[:2]))
@@ -358,49 +326,38 @@ def _group_lines(rows: pd.DataFrame, equal: list[str]) -> dict[tuple[str, ...], 
 
 
 def _draw_perplexity_and_error(
-    lines: dict[tuple[str, ...], pd.DataFrame],
-    starts: dict[tuple[str, ...], pd.DataFrame],
-    label: str,
-    cells: pd.DataFrame,
-    text: str,
-    width: float,
+    lines: Lines, starts: Lines, label: str, cells: pd.DataFrame, text: str, width: float
 ) -> Figure | None:
-    """Draw perplexity (left) and the error relative to the warm start (right) against `x`, at equal distances.
-
-    The keys of `lines` and `starts` are (pattern, warm start) and what else tells lines apart. `starts` has the rows of
-    warm starts themselves.
-    """
-    column, perplexity_label = f"perplexity/{text}", _perplexity_label(cells, text)
+    """Draw perplexity (left), also of warm starts, and the error relative to the warm start (right) against `x`."""
     if not lines:
         return None
     values = sorted({value for rows in lines.values() for value in rows["x"]})
     position = {value: index for index, value in enumerate(values)}
     patterns, others = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, slice(1, None)))
-    drawing = Figure(figsize=(width, 2.5), layout="constrained")
+    drawing = Figure(figsize=(width, 2.5))
     left, right = drawing.subplots(1, 2)
     for key, rows in lines.items():
         rows = rows.assign(x=rows["x"].map(position))
         # a pattern is a colour and a dash, a warm start (and kind of refinement) a marker
         style = _line_style(patterns.index(key[0]), others.index(key[1:]), patterns.index(key[0]))
-        _draw_line(left, _mean_over_seeds(rows, "x", column), style, bars=True, label=", ".join(key))
-        for reduction, held_out in (("error_reduction", False), ("held_out_error_reduction", True)):
+        line = _mean_over_seeds(rows, "x", f"perplexity/{text}")
+        _draw_line(left, line, style, bars=True, label=", ".join(key))
+        reductions = ("error_reduction", "held_out_error_reduction")
+        for reduction, style_of_text in zip(reductions, TEXTS.values(), strict=True):
             error = rows.assign(error=100 - rows[reduction]).dropna(subset="error")
             if len(error):
-                means = _mean_over_seeds(error, "x", "error")
-                _draw_line(right, means, style | _text_style(style["color"], held_out), bars=True)
+                _draw_line(right, _mean_over_seeds(error, "x", "error"), style | style_of_text, bars=True)
     handles = left.get_lines()
     for key, rows in starts.items():
         rows = rows.assign(x=rows["x"].map(position)).dropna(subset="x")
-        style = _line_style(patterns.index(key[0]), others.index(key[1:]))
-        style |= _marker_fill(style["color"], hollow=True) | UNREFINED
-        _draw_line(left, _mean_over_seeds(rows, "x", column), style, bars=True)
-    grey = {"color": "0.3", "marker": "o"} | _marker_fill("0.3", hollow=True)
-    start_handles = [Line2D([], [], label=WARM_START, **grey | UNREFINED)] if starts else []
+        style = _line_style(patterns.index(key[0]), others.index(key[1:])) | UNREFINED
+        _draw_line(left, _mean_over_seeds(rows, "x", f"perplexity/{text}"), style, bars=True)
+    start_handles = _handles({WARM_START: UNREFINED}, GREY) if starts else []
     left.legend(handles=start_handles + _draw_dense(left, cells, text), loc="best")
     _use_log_scale_if_wide(left, "y", [y for line in left.get_lines() for y in line.get_ydata()])
-    left.set_ylabel(perplexity_label)
+    left.set_ylabel(_perplexity_label(cells, text))
     right.set_ylabel("error relative to warm start (%)")
-    right.legend(handles=_text_handles(), loc="best")
+    right.legend(handles=_handles(TEXTS, GREY), loc="best")
     for axis in (left, right):
         axis.set_xticks(range(len(values)), ["optimum" if x == float("inf") else f"{x:g}" for x in values])
         axis.set_xlabel(label)
@@ -424,8 +381,7 @@ def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text:
     styles = {item: _line_style(k, k) | {"linestyle": "none"} for k, item in enumerate(items)}
     down = math.ceil(len(patterns) / _number_per_row(len(patterns), width, 1.7))
     across = math.ceil(len(patterns) / down)
-    height = 0.35 + down * (0.45 + MARKER_PITCH * (heights.max() + 2))
-    drawing = Figure(figsize=(width, height), layout="constrained")
+    drawing = Figure(figsize=(width, 0.35 + down * (0.45 + MARKER_PITCH * (heights.max() + 2))))
     axes = list(drawing.subplots(down, across, sharey=True, squeeze=False).flat)
     for axis in axes[len(patterns) :]:
         axis.remove()
@@ -439,21 +395,20 @@ def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text:
         axis.grid(True, axis="x")
     axes[0].set_yticks(ticks, ticks.index)
     axes[0].set_ylim(heights.max() + 1, -1)
-    handles = [Line2D([], [], label=item, **style) for item, style in styles.items()]
     # The legend's title is the label of all x axes: it has the width of the page.
-    _add_legend(drawing, handles + dense, 1.14, title=_perplexity_label(cells, text))
+    _add_legend(drawing, _handles(styles) + dense, 1.14, title=_perplexity_label(cells, text))
     return drawing
 
 
 def _draw_panel_of_dots(
-    axis: Axes, means: pd.DataFrame, heights: pd.Series, styles: dict[str, dict[str, Any]], dense: list[Line2D]
+    axis: Axes, means: pd.DataFrame, heights: pd.Series, styles: dict[str, Style], dense: list[Line2D]
 ) -> None:
     """Draw a marker and a whisker for each (row, item), and a number at the edge for a mean that is far off."""
     lowest = means["mean"].min()
     edge = NEAR * lowest
     for (row, item), mean, std in means[["mean", "std"]].itertuples():
-        y, style = heights[row, item], styles[item]
-        axis.plot(min(mean, edge), y, clip_on=False, **style | _marker_fill(style["color"], row == WARM_START))
+        y, style = heights[row, item], styles[item] | (HOLLOW if row == WARM_START else {})
+        axis.plot(min(mean, edge), y, clip_on=False, **style)
         if mean > edge:
             offset = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
             axis.annotate(f"{mean:.0f}", (edge, y), fontsize=5.5, **offset)
@@ -472,8 +427,7 @@ def _panel_grid(
     rows: dict[str, str], patterns: list[str], label: str, width: float
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """Return a figure and its panels by row and pattern, with the labels of each row's y axes and of all x axes."""
-    size = (min(width, 1.2 + 2.9 * len(patterns)), 0.4 + 1.75 * len(rows))
-    drawing = Figure(figsize=size, layout="constrained")
+    drawing = Figure(figsize=(min(width, 1.2 + 2.9 * len(patterns)), 0.4 + 1.75 * len(rows)))
     axes = drawing.subplots(len(rows), len(patterns), sharex=True, sharey="row", squeeze=False)
     for axis, row_label in zip(axes[:, 0], rows.values(), strict=True):
         axis.set_ylabel(row_label)
@@ -486,13 +440,28 @@ def _panel_grid(
 def _add_legend(
     drawing: Figure, handles: list[Any], entry_width: float, most: int | None = None, title: str | None = None
 ) -> None:
-    """Add a legend below the panels and the height that it takes, with `most` entries in a row at most."""
+    """Add a legend below the panels, with at most `most` entries in a row, and the height that it takes."""
     columns = _number_per_row(min(len(handles), most or len(handles)), drawing.get_figwidth(), entry_width)
     drawing.set_figheight(drawing.get_figheight() + LEGEND_PITCH * math.ceil(len(handles) / columns))
     drawing.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
 
 
-def _with_types(layers: pd.DataFrame) -> pd.DataFrame:
+def _number_per_row(number: int, width: float, each: float) -> int:
+    """Return how many of `number` panels or legend entries fit into a row, where one takes `each` inches."""
+    return min(number, int(width / each))
+
+
+def _handles(styles: dict[str, Style], shared: Style | None = None) -> list[Line2D]:
+    return [Line2D([], [], label=name, **(shared or {}) | style) for name, style in styles.items()]
+
+
+def _line_style(colour: int, marker: int, dashes: int = 0) -> Style:
+    """Return the keywords of a line, from an index into each of the lists above."""
+    style = {"color": COLOURS[colour % len(COLOURS)], "marker": MARKERS[marker % len(MARKERS)]}
+    return style | {"linestyle": LINES[dashes % len(LINES)]}
+
+
+def _add_types(layers: pd.DataFrame) -> pd.DataFrame:
     """Return `layers` with the columns `type` and `error_reduction` (%)."""
     return layers.assign(
         type=layers["layer"].map(_layer_types(list(layers["layer"].unique()))),
@@ -514,7 +483,7 @@ def _mean_over_seeds(rows: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
     return seeds.groupby(level=by).agg(["mean", "std"]).fillna({"std": 0.0})
 
 
-def _draw_line(axis: Axes, line: pd.DataFrame, style: dict[str, Any], bars: bool = False, **options: Any) -> None:
+def _draw_line(axis: Axes, line: pd.DataFrame, style: Style, bars: bool = False, **options: Any) -> None:
     """Draw the means of a line, and the deviations as bars or as a band."""
     axis.plot(line.index, line["mean"], **style, **options)
     if (line["std"] > 0).any():
@@ -528,35 +497,9 @@ def _draw_line(axis: Axes, line: pd.DataFrame, style: dict[str, Any], bars: bool
 def _draw_dense(axis: Axes, cells: pd.DataFrame, text: str, along: str = "y") -> list[Line2D]:
     """Draw the dense model's perplexity as a line across the axis, if it was measured."""
     values = cells.loc[cells["pattern"] == "dense", f"perplexity/{text}"].dropna()
-    if values.empty:
-        return []
-    value = values.iloc[0]
     draw = axis.axhline if along == "y" else axis.axvline
-    return [draw(value, color="black", linestyle=(0, (4, 3)), linewidth=0.9, label=f"dense ({value:.2f})", zorder=1)]
-
-
-def _line_style(colour: int, marker: int, dashes: int = 0) -> dict[str, Any]:
-    """Return the keywords of a line, from an index into each of the lists above."""
-    name = COLOURS[colour % len(COLOURS)]
-    style = {"color": name, "marker": MARKERS[marker % len(MARKERS)], "linestyle": LINES[dashes % len(LINES)]}
-    return style | _marker_fill(name, hollow=False)
-
-
-def _marker_fill(colour: str, hollow: bool) -> dict[str, Any]:
-    return {"markerfacecolor": "white" if hollow else colour}  # white, so that no line shows through the marker
-
-
-def _text_style(colour: str, held_out: bool) -> dict[str, Any]:
-    """Return the keywords of a line of errors: full markers on the calibration text, hollow ones on held-out text."""
-    return _marker_fill(colour, hollow=held_out) | {"linewidth": 0.6 if held_out else 1.1}
-
-
-def _text_handles() -> list[Line2D]:
-    texts = {"calibration text": False, "held-out text": True}
-    return [
-        Line2D([], [], label=name, color="0.3", marker="o", **_text_style("0.3", held_out))
-        for name, held_out in texts.items()
-    ]
+    style = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 0.9, "zorder": 1}
+    return [draw(value, label=f"dense ({value:.2f})", **style) for value in values.iloc[:1]]
 
 
 def _perplexity_label(cells: pd.DataFrame, text: str) -> str:
@@ -568,20 +511,10 @@ def _use_log_scale_if_wide(axis: Axes, along: str, values: list[float]) -> None:
     """Give an axis a logarithmic scale where the values span more than a factor of six."""
     values = [value for value in values if pd.notna(value)]
     if max(values, default=1) > 6 * min(values, default=1):
-        scaled, set_scale = (axis.yaxis, axis.set_yscale) if along == "y" else (axis.xaxis, axis.set_xscale)
-        set_scale("log")
+        axis.set(**{f"{along}scale": "log"})
+        scaled = axis.yaxis if along == "y" else axis.xaxis
         # about five labels, whether the range is one decade or six
         decades = math.log10(max(values) / min(values))
         scaled.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,)))
         scaled.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         scaled.set_minor_formatter(NullFormatter())
-
-
-def _number_per_row(number: int, width: float, each: float) -> int:
-    """Return how many of `number` panels or legend entries fit into a row, where one takes `each` inches."""
-    return min(number, int(width / each))
-
-
-def _lighten(colour: str) -> tuple[float, ...]:
-    """Return a colour light enough for a black hatch to show on it."""
-    return tuple(0.35 + 0.65 * channel for channel in matplotlib.colors.to_rgb(colour))

@@ -21,6 +21,8 @@ EXAMPLES = 4  # at the top of the page; the summary table has all cases
 SIZES = {"dense": "dense weights (MB)", "checkpoint": "pruned checkpoint (MB)", "masks": "mask file (MB)"}
 NOUNS = {name: name for name in COORDINATES} | {"warmstart": "warm start"}
 CASE = ["model", "calibration", "pattern", "warmstart"]
+USAGE = {"seconds": "seconds, all jobs", "peak_memory_mb": "peak memory (MB)", "peak_gpu_mb": "peak GPU memory (MB)"}
+PUBLISHED = ["published", "measured", "difference"]
 MEASURES = ["error_reduction", "held_out_error_reduction", "perplexity", "seqlen"]
 
 
@@ -41,20 +43,14 @@ class Picture:
 class Report:
     """Everything that the page shows."""
 
-    config: dict[str, Any]
-    """The checked configuration of the study."""
-    cells: pd.DataFrame
-    layers: pd.DataFrame
-    """Tables of the study (`tables.cells_table`, `tables.layers_table`)."""
+    config: dict[str, Any]  # the checked configuration of the study
+    cells: pd.DataFrame  # `tables.cells_table`
+    layers: pd.DataFrame  # `tables.layers_table`
     pictures: list[Picture]
-    usage: pd.DataFrame
-    """Seconds and memory of the jobs by stage, from `usage_table`."""
-    sizes: dict[str, dict[str, int]]
-    """Bytes of the files that SIZES names, by model."""
-    provenance: dict[str, str]
-    """The versions, machine and models of the study, by name."""
-    published: pd.DataFrame | None = None
-    """Published values beside measured ones (`tables.compare_published`)."""
+    usage: pd.DataFrame  # seconds and memory of the jobs by stage, from `usage_table`
+    sizes: dict[str, dict[str, int]]  # bytes of the files that SIZES names, by model
+    provenance: dict[str, str]  # the versions, machine and models of the study, by name
+    published: pd.DataFrame | None = None  # `tables.compare_published`
 
 
 def read_pictures(folder: str | Path) -> list[Picture]:
@@ -70,10 +66,8 @@ def read_pictures(folder: str | Path) -> list[Picture]:
 def usage_table(jobs: list[dict[str, Any]], stages: Iterable[str]) -> pd.DataFrame:
     """Return the columns stage, jobs, seconds (sum), peak_memory_mb, peak_gpu_mb (maxima) and device: a row per stage.
 
-    Args:
-        jobs: the records of jobs: "stage", "seconds", "peak_resident_mb", "device", and on a GPU "peak_gpu_mb". The
-            column peak_gpu_mb is left out when no job has it.
-        stages: the order of the rows.
+    `jobs` are records with "stage", "seconds", "peak_resident_mb", "device", and on a GPU "peak_gpu_mb": without a GPU
+    there is no such column. `stages` is the order of the rows.
     """
     frame = pd.DataFrame(jobs, columns=["stage", "seconds", "peak_resident_mb", "peak_gpu_mb", "device"])
     table = frame.groupby("stage").agg(
@@ -89,39 +83,34 @@ def usage_table(jobs: list[dict[str, Any]], stages: Iterable[str]) -> pd.DataFra
 
 def render(report: Report) -> str:
     """Return the report as HTML text, without a reference to anything outside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    template = jinja2.Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
     cells, principal = report.cells, principal_refinement(report.cells)
     layers = report.layers[report.layers["refinement"] == principal]  # all refinements would be too much for a page
     table = summary(cells)
-    summary_constants, layer_constants, cell_constants = (_constants(frame) for frame in (table, layers, cells))
+    summary_constants, layer_constants, cell_constants = map(_constants, (table, layers, cells))
     parts, best = (
         split_by_measure(frame.drop(columns=list(summary_constants))) for frame in (table, mark_best_of_summary(table))
     )
     sizes = pd.DataFrame.from_dict(report.sizes, orient="index").rename_axis("model") / 1e6
     sizes = sizes.reindex(columns=[name for name in SIZES if name in sizes]).rename(columns=SIZES)
-    headings = {"seconds": "seconds, all jobs", "peak_memory_mb": "peak memory (MB)"}
-    headings["peak_gpu_mb"] = "peak GPU memory (MB)"
-    return environment.get_template("report.html.j2").render(
+    return template.render(
         models=list(cells["model"].unique()),
         overview=overview(cells),
-        config=_yaml(report.config),
+        # paths, ordered and shared mappings of a workflow become plain YAML by way of JSON
+        config=yaml.safe_dump(json.loads(json.dumps(report.config, default=str)), sort_keys=False, allow_unicode=True),
         summary=[_view(part, best[measure]) for measure, part in parts.items()],
         summary_constants=summary_constants,
         sizes=_view(sizes.reset_index()),
-        published=None if report.published is None else _view(_two_decimals(report.published)),
+        published=None if report.published is None else _view(_round(report.published, "{:.2f}", PUBLISHED)),
         pictures=[(picture, base64.b64encode(picture.png).decode(), *picture.size()) for picture in report.pictures],
         layers=_view(_layers_view(layers).drop(columns=list(layer_constants))),
         layer_constants=layer_constants,
         principal=principal,
         cells=_view(cells.drop(columns=list(cell_constants))),
         cell_constants=cell_constants,
-        usage=_view(report.usage.rename(columns=headings)),
+        usage=_view(report.usage.rename(columns=USAGE)),
         provenance=report.provenance,
     )
 
@@ -143,10 +132,10 @@ def overview(cells: pd.DataFrame) -> list[str]:
     cases = means.xs(principal, level="refinement").rename(columns={"perplexity": "after"})
     cases = cases.assign(before=perplexities.get("none", float("nan")))
 
-    held_out = cases["held_out_error_reduction"].mean()
+    error, held_out = cases["error_reduction"].mean(), cases["held_out_error_reduction"].mean()
     on_held_out = f" ({held_out:.1f}% on held-out text)" if pd.notna(held_out) else ""
-    error = f"{cases['error_reduction'].mean():.1f}%"
-    sentences.append(f"Refinement ({principal}) lowers the error of the layers by {error} on average{on_held_out}.")
+    lowered = f"lowers the error of the layers by {error:.1f}% on average{on_held_out}"
+    sentences.append(f"Refinement ({principal}) {lowered}.")
     compared = cases.dropna(subset=["before", "after"])
     if compared.empty:
         return [" ".join(sentences)]
@@ -180,36 +169,30 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _yaml(config: dict[str, Any]) -> str:
-    # Paths, ordered and shared mappings of a workflow become plain YAML by way of JSON.
-    return yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
-
-
 def _constants(frame: pd.DataFrame) -> dict[str, str]:
     """Return the coordinates and settings that all rows share. The page names them once, above the table."""
     names = [name for name in COORDINATES + SETTINGS if name in frame and frame[name].nunique() == 1]
     return format_values(frame[names].bfill().iloc[:1]).to_dict("records")[0] if names else {}
 
 
-def _two_decimals(published: pd.DataFrame) -> pd.DataFrame:
-    values = ["published", "measured", "difference"]
-    return published.assign(**{name: published[name].map("{:.2f}".format, na_action="ignore") for name in values})
-
-
 def _layers_view(layers: pd.DataFrame) -> pd.DataFrame:
-    one_decimal = {
-        "error reduction (%)": error_reduction(layers["loss_before"], layers["loss_after"]),
-        "held out (%)": held_out_error_reduction(layers),
-        "swaps per row": layers["swaps"] / layers["rows"],
-    }
+    percent = ["error reduction (%)", "held out (%)"]
+    reductions = error_reduction(layers["loss_before"], layers["loss_after"]), held_out_error_reduction(layers)
     tokens = layers["tokens"].astype("str")
     unrouted = layers["unrouted"].astype(bool)  # an expert with too few tokens gets all tokens of its layer
-    return layers[[*COORDINATES, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
+    view = layers[[*COORDINATES, "block", "layer", "d_out", "d_in", "loss_before", "loss_after"]].assign(
         tokens=tokens.mask(unrouted, tokens + " (unrouted)"),
-        **{name: values.map("{:.1f}".format, na_action="ignore") for name, values in one_decimal.items()},
-        **{"most in a row": layers["max_row_swaps"], "certified": layers["rows_certified"] / layers["rows"]},
+        **dict(zip(percent, reductions, strict=True)),
+        **{"swaps per row": layers["swaps"] / layers["rows"], "most in a row": layers["max_row_swaps"]},
+        certified=layers["rows_certified"] / layers["rows"],
         seconds=layers["seconds"],
     )
+    return _round(view, "{:.1f}", [*percent, "swaps per row"])
+
+
+def _round(frame: pd.DataFrame, form: str, names: list[str]) -> pd.DataFrame:
+    """Return a table with some columns as strings."""
+    return frame.assign(**{name: frame[name].map(form.format, na_action="ignore") for name in names})
 
 
 def _view(frame: pd.DataFrame, best: pd.DataFrame | None = None) -> dict[str, Any]:

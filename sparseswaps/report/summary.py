@@ -10,21 +10,22 @@ REDUCTIONS = {
     "error reduction, calibration (%)": "error_reduction",
     "error reduction, held out (%)": "held_out_error_reduction",
 }
+_one_decimal = "{:.1f}".format
 # The measure's title, its value in every row of a table, and how a value is written.
 Measure = tuple[str, pd.Series, Callable[[float], str]]
 
 
 def refinement_families(cells: pd.DataFrame) -> pd.Series:
     """Return the refinements' names without their budget: "swaps-5" and "swaps-25" are "swaps" that end sooner."""
-    return _names_without_number(cells["refinement"], cells["max_swaps"])
+    return _remove_numbers(cells["refinement"], cells["max_swaps"])
 
 
 def calibration_families(cells: pd.DataFrame) -> pd.Series:
     """Return the calibrations' names without their number of samples: "c4-16" and "c4-512" are both "c4"."""
-    return _names_without_number(cells["calibration"], cells["samples"])
+    return _remove_numbers(cells["calibration"], cells["samples"])
 
 
-def _names_without_number(names: pd.Series, numbers: pd.Series) -> pd.Series:
+def _remove_numbers(names: pd.Series, numbers: pd.Series) -> pd.Series:
     stripped = [
         re.sub(rf"^([^+]*)-{int(number)}(?=\+|$)", r"\1", name) if pd.notna(name) and pd.notna(number) else name
         for name, number in zip(names, numbers, strict=True)
@@ -69,12 +70,12 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as strings, one row per (model, calibration, pattern, warm start).
 
     A column is called "<measure>: <which>", where `which` is dense, warm start, or one of `headline_refinements`.
-    Accuracies are percent, and their mean comes first when there are several tasks. Over several seeds a value reads
-    "mean ± standard deviation".
+    Accuracies are percent, after their mean. Over several seeds a value reads "mean ± standard deviation".
     """
     keys = ["model", "calibration", "pattern", "warmstart"]
-    dense, pruned = _split_dense(cells)
-    dense = pruned[keys].drop_duplicates().merge(dense.drop(columns=keys[1:]), on="model")
+    is_dense = cells["pattern"] == "dense"
+    pruned = cells[~is_dense]
+    dense = pruned[keys].drop_duplicates().merge(cells[is_dense].drop(columns=keys[1:]), on="model")
     pruned = pruned.assign(which=pruned["refinement"].replace("none", "warm start"))
     rows = pd.concat([pruned, dense.assign(which="dense")], ignore_index=True)
 
@@ -94,16 +95,12 @@ def comparison(cells: pd.DataFrame) -> pd.DataFrame:
     A column is called "<measure>: <pattern>". A dense model has the same value at every pattern.
     """
     keys = ["model", "calibration", "warmstart", "refinement"]
-    dense, pruned = _split_dense(cells)
-    patterns = pruned["pattern"].unique()
-    dense = dense.assign(refinement="dense").drop(columns="pattern")
-    rows = pd.concat([dense.merge(pd.Series(patterns, name="pattern"), how="cross"), pruned], ignore_index=True)
+    is_dense = cells["pattern"] == "dense"
+    patterns = cells.loc[~is_dense, "pattern"].unique()
+    dense = cells[is_dense].assign(refinement="dense").drop(columns="pattern")
+    dense = dense.merge(pd.Series(patterns, name="pattern"), how="cross")
+    rows = pd.concat([dense, cells[~is_dense]], ignore_index=True)
     return _spread(rows, keys, "pattern", [(measure, list(patterns)) for measure in _perplexities(rows)])
-
-
-def _split_dense(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    dense = cells["pattern"] == "dense"
-    return cells[dense], cells[~dense]
 
 
 def _spread(
@@ -148,20 +145,12 @@ def _over_seeds(values: pd.Series, write: Callable[[float], str]) -> str | None:
     return f"{mean} ± {write(values.std())}" if len(values) > 1 else mean
 
 
-def _one_decimal(value: float) -> str:
-    return f"{value:.1f}"
-
-
 def _two_decimals(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.2e}"
 
 
 def _mark_best(table: pd.DataFrame, keys: list[str], axis: int | None) -> pd.DataFrame:
-    """Return True, in the shape of `table`, at the lowest perplexities and the highest accuracies.
-
-    Rows with the same `keys` compete with each other: in each column (axis 0), or in all columns together (None).
-    The dense model does not compete.
-    """
+    """Mark the best values of pruned models among rows of equal `keys`: by column (axis 0), or by measure (None)."""
     marks = pd.DataFrame(False, index=table.index, columns=table.columns)
     columns = pd.Series({name: name.rpartition(": ")[0] for name in table if not name.endswith(": dense")})
     for measure, names in columns.groupby(columns).groups.items():

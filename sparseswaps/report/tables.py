@@ -36,20 +36,23 @@ NAMES += ["propagate", "method", "stop", "reconstruction", "layer", "measure", "
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was measured of one evaluated model: a dense model, or one cell of the study's grid."""
+    """Everything that was measured of one evaluated model: a dense model, or one cell of the study's grid.
+
+    Attributes:
+        facts: the six COORDINATES, the SETTINGS and `max_swaps` (None: no limit). A dense model has `model` and
+            `pattern` ("dense") only. The refinement "none" is the warm start itself, "swaps+ls" is a reconstruction.
+        losses: the columns LOSSES, a row per pruned matrix. None for a dense model.
+        curves: the columns block, layer, budget, loss and held_out, a row per matrix and swap budget; budgets rise.
+            None where no swaps were made.
+        perplexities: for each text its "perplexity" and "seqlen".
+        scores: for each lm-eval task its metrics.
+    """
 
     facts: dict[str, Any]
-    """The six COORDINATES, the SETTINGS and `max_swaps` (None: no limit). A dense model has `model` and `pattern`
-    ("dense") only. The refinement "none" is the warm start itself; "swaps+ls" is a reconstruction after "swaps"."""
     losses: pd.DataFrame | None = None
-    """The columns LOSSES, a row per pruned matrix. None for a dense model."""
     curves: pd.DataFrame | None = None
-    """The columns block, layer, budget, loss and held_out, a row per matrix and swap budget; budgets rise. None where
-    no swaps were made."""
     perplexities: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """For each text its "perplexity" and "seqlen"."""
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """For each lm-eval task its metrics."""
 
 
 def error_reduction(before: pd.Series, after: pd.Series, if_zero: float = 0.0) -> pd.Series:
@@ -66,7 +69,10 @@ def cells_table(measured: list[Measured]) -> pd.DataFrame:
     """Return one row per evaluated model, in the order given."""
     rows = []
     for model in measured:
-        row = {name: model.facts.get(name) for name in COORDINATES + SETTINGS} | _refinement_columns(model)
+        budget = model.facts.get("max_swaps")
+        to_the_end = model.facts.get("method") == "swaps" and model.facts.get("stop") != "held_out"
+        row = {name: model.facts.get(name) for name in COORDINATES + SETTINGS}
+        row |= {"max_swaps": budget, "optimum": to_the_end and budget is None} | _measures(model.losses)
         for text, result in model.perplexities.items():
             row |= {f"perplexity/{text}": result["perplexity"], f"seqlen/{text}": result["seqlen"]}
         for task, metrics in model.scores.items():
@@ -75,16 +81,12 @@ def cells_table(measured: list[Measured]) -> pd.DataFrame:
     return _set_types(pd.DataFrame(rows))
 
 
-def _refinement_columns(model: Measured) -> dict[str, Any]:
-    """Return the columns of one row that say how far refinement went and what it changed."""
-    budget = model.facts.get("max_swaps")
-    to_the_end = model.facts.get("method") == "swaps" and model.facts.get("stop") != "held_out"
-    row = {"max_swaps": budget, "optimum": to_the_end and budget is None}
-    if model.losses is None:
-        measures = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
-        return row | {"sparsity": 0.0} | dict.fromkeys(measures, float("nan"))
-    losses = model.losses
-    return row | {
+def _measures(losses: pd.DataFrame | None) -> dict[str, float]:
+    """Return the columns of one row that say what pruning and refinement changed."""
+    if losses is None:
+        names = ["error_reduction", "held_out_error_reduction", "swaps_per_row", "certified", "seconds"]
+        return {"sparsity": 0.0, **dict.fromkeys(names, float("nan"))}
+    return {
         "sparsity": 1 - losses["kept"].sum() / (losses["d_out"] * losses["d_in"]).sum(),
         "error_reduction": error_reduction(losses["loss_before"], losses["loss_after"]).mean(),
         "held_out_error_reduction": held_out_error_reduction(losses).mean(),
@@ -95,33 +97,25 @@ def _refinement_columns(model: Measured) -> dict[str, Any]:
 
 
 def layers_table(measured: list[Measured]) -> pd.DataFrame:
-    """Return one row per pruned matrix and refined cell: the six COORDINATES, then LOSSES.
-
-    Dense models and the refinement "none" have no rows.
-    """
-    refined = [model for model in measured if model.losses is not None and model.facts["refinement"] != "none"]
-    return _join(refined, [model.losses for model in refined], COORDINATES, LOSSES)
+    """Return one row per pruned matrix and refined cell ("none" is not refined): the six COORDINATES, then LOSSES."""
+    refined = [(m, m.losses) for m in measured if m.losses is not None and m.facts["refinement"] != "none"]
+    return _join(refined, COORDINATES, LOSSES)
 
 
 def curves_table(measured: list[Measured]) -> pd.DataFrame:
-    """Return the error of every refinement by swaps at each swap budget: the six COORDINATES, max_swaps, and
-
-    budget: swaps that a row could make so far;
-    error, held_out_error: percent of the warm start's on the calibration text and on held-out text, means over layers.
+    """Return the error of every refinement by swaps at each swap budget: the six COORDINATES, max_swaps, budget (swaps
+    that a row could make so far), error and held_out_error (percent of the warm start's, means over layers).
 
     A layer whose refinement ended sooner counts with its last error. A budget is left out where some layer has no
     value at it and has not ended.
     """
-    swapped = [model for model in measured if model.curves is not None]
-    means = [_mean_curve(model.curves) for model in swapped]
-    return _set_types(_join(swapped, means, [*COORDINATES, "max_swaps"], ["budget", "error", "held_out_error"]))
+    means = [(model, _mean_curve(model.curves)) for model in measured if model.curves is not None]
+    return _set_types(_join(means, [*COORDINATES, "max_swaps"], ["budget", "error", "held_out_error"]))
 
 
-def _join(models: list[Measured], tables: list[pd.DataFrame], facts: list[str], columns: list[str]) -> pd.DataFrame:
+def _join(tables: list[tuple[Measured, pd.DataFrame]], facts: list[str], columns: list[str]) -> pd.DataFrame:
     """Return the tables of several models as one, with columns for the `facts` of each model."""
-    parts = [
-        table.assign(**{name: model.facts[name] for name in facts}) for model, table in zip(models, tables, strict=True)
-    ]
+    parts = [table.assign(**{name: model.facts[name] for name in facts}) for model, table in tables]
     return pd.concat(parts or [pd.DataFrame(columns=facts + columns)], ignore_index=True)[facts + columns]
 
 
@@ -130,18 +124,14 @@ def _mean_curve(curve: pd.DataFrame) -> pd.DataFrame:
     curve = curve.drop_duplicates(["block", "layer", "budget"], keep="last")
     means = {}
     for name, losses, if_zero in (("error", "loss", 0.0), ("held_out_error", "held_out", float("nan"))):
-        by_layer = align_curves(
-            curve.pivot(index=["block", "layer"], columns="budget", values=losses).astype("float64")
-        )
+        by_layer = curve.pivot(index=["block", "layer"], columns="budget", values=losses)
+        by_layer = align_curves(by_layer.astype("float64"))
         means[name] = 100 - by_layer.apply(partial(error_reduction, by_layer[0], if_zero=if_zero)).mean()
     return pd.DataFrame(means).dropna(subset="error").rename_axis("budget").reset_index()
 
 
 def align_curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the budgets (columns) at which all curves (rows) can be compared.
-
-    A curve can be compared where it has a value, and with its last value at every larger budget.
-    """
+    """Return the budgets (columns) at which each curve (row) has a value, or has ended: its last value stays."""
     known = curves.notna()
     ended = ~known.loc[:, ::-1].cummax(axis=1).loc[:, ::-1]
     return curves.ffill(axis=1).loc[:, (known | ended).all()]
@@ -167,11 +157,10 @@ def read_published(path: str | Path) -> pd.DataFrame:
 
 
 def compare_published(cells: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Return the measured value beside each published one, for each calibration that it was measured with.
+    """Return the measured value (mean over seeds) beside each published one, for each calibration it was measured with.
 
     `published` has the columns PUBLISHED. A `measure` is "perplexity/<text>", or "accuracy": percent, the unweighted
-    mean of all tasks' acc. The result has the rows of `published` with the calibration, the `seqlen` and the mean over
-    seeds of the measured value, and the difference. All of them are missing where there is no such cell.
+    mean of all tasks' acc. Calibration, `seqlen`, value and difference are missing where there is no such cell.
     """
     keys = ["model", "calibration", "pattern", "warmstart", "refinement"]
     parts = [cells[keys].assign(measure="accuracy", seqlen=pd.NA, measured=mean_accuracy(cells))]
@@ -192,11 +181,9 @@ def write_all(measured: list[Measured], folder: str | Path, published: str | Pat
     write_table(cells, folder / "cells")
     write_table(layers_table(measured), folder / "layers")
     write_table(curves_table(measured), folder / "curves")
-    for name, table, mark in (
-        ("summary", summary(cells), mark_best_of_summary),
-        ("comparison", comparison(cells), mark_best_of_comparison),
-    ):
-        write_measures(table, mark(table), folder / name)
+    summarised, compared = summary(cells), comparison(cells)
+    write_measures(summarised, mark_best_of_summary(summarised), folder / "summary")
+    write_measures(compared, mark_best_of_comparison(compared), folder / "comparison")
     if published:
         write_table(compare_published(cells, read_published(published)), folder / "published")
     return cells
@@ -229,5 +216,5 @@ def _parse(text: str) -> pd.DataFrame:
 def _set_types(frame: pd.DataFrame) -> pd.DataFrame:
     """Return `frame` with types that allow gaps. A plain integer column with a gap would be written as 0.0, 5.0, ..."""
     whole = [name for name in frame if name in ("seed", "samples", "max_swaps", "seqlen") or name.startswith("seqlen/")]
-    kinds = dict.fromkeys(whole, "Int64") | ({"between_rows": "boolean"} if "between_rows" in frame else {})
-    return frame.astype(kinds)
+    flags = [name for name in frame if name == "between_rows"]
+    return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(flags, "boolean"))

@@ -5,8 +5,6 @@ within a factor of three. A GPU holds the tensors that the CPU would hold, in th
 The host then keeps the hidden states, and the tensors that are read and written.
 """
 
-from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
 from sparseswaps.pruning.progress import SWAPS
@@ -51,8 +49,7 @@ _CARD = Rates(single=1e14, double=1e13, cholesky=5e12, search=100, sort=1e9)
 _FULL = 2e13  # matrix products in float32, without tensor cores: a third of the rate of an H100
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """The device and the threads that a job computes with."""
 
     gpu: bool
@@ -71,8 +68,7 @@ class Machine:
         return _FULL if self.gpu and sizes.bytes > 2 else self.rates.single
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """The sequences of a calibration; `on_disk` says whether hidden states are kept on disk."""
 
     samples: int
@@ -81,38 +77,29 @@ class Draw:
     on_disk: bool = False
 
     @property
-    def sequences(self) -> int:
-        return self.samples + self.held_out
-
-    @property
     def tokens(self) -> int:
-        return self.sequences * self.seqlen
+        return (self.samples + self.held_out) * self.seqlen
 
     @property
     def splits(self) -> int:
         """The number of Gram matrices of an input."""
         return 2 if self.held_out else 1
 
-
-@dataclass(frozen=True)
-class Mask:
-    """The facts about a mask that its time depends on.
-
-    Attributes:
-        whole_rows: whether the pattern is a sparsity per row.
-        sparsity: the share of weights that are pruned.
-        criterion: the criterion of the warm start; None for imported masks.
-        max_swaps: most swaps of a row; None: to the optimum.
-    """
-
-    whole_rows: bool
-    sparsity: float
-    criterion: str | None
-    max_swaps: int | None
+    def gram_bytes(self, sizes: Sizes) -> int:
+        """Return the bytes of a block's Gram matrices in float32."""
+        return self.splits * 4 * sizes.gram
 
 
-@dataclass(frozen=True)
-class Needs:
+class Mask(NamedTuple):
+    """The facts about a mask that its time depends on."""
+
+    whole_rows: bool  # whether the pattern is a sparsity per row
+    sparsity: float  # the share of weights that are pruned
+    criterion: str | None  # of the warm start; None: imported masks
+    max_swaps: int | None  # most swaps of a row; None: to the optimum
+
+
+class Needs(NamedTuple):
     """The needs of one job: bytes on the host, on the GPU (0: no GPU) and on disk for its artifacts, and seconds."""
 
     host: float
@@ -121,39 +108,32 @@ class Needs:
     seconds: float
 
 
-def _placed(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
+def _place(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
     """Return the needs of a stage that holds `computing` bytes on its device, and `host` bytes on the host."""
     if machine.gpu:
         return Needs(_LIBRARIES + _CUDA + host, _CONTEXT + computing, disk, seconds)
     return Needs(_LIBRARIES + host + computing, 0, disk, seconds)
 
 
-@cache
 def small() -> Needs:
     """Return the needs of tables, figures and the report, which do not grow with the model."""
     return Needs(_LIBRARIES, 0, 0, 1 + _START["torch"])
 
 
-@cache
 def model(sizes: Sizes) -> Needs:
     """Return the needs of stage model, which reads and hashes one tensor at a time: three times the largest tensor."""
     return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, _START["transformers"] + sizes.checkpoint / _DISK)
 
 
-@cache
 def samples(draw: Draw) -> Needs:
     """Return the needs of stage samples, which reads and tokenises a text; token ids are int64."""
     return Needs(_LIBRARIES, 0, 8 * draw.tokens, _START["transformers"] + _TOKENISING)
 
 
-def _states(sizes: Sizes) -> int:
-    """Return the values of a token within a block: norms, queries, keys, values, and three in the MLP."""
-    return 4 * sizes.hidden + 3 * sizes.attention + 4 * sizes.mlp
-
-
-def _scores(sizes: Sizes, seqlen: int) -> int:
-    """Return the bytes of a token's attention scores where attention is not fused: two copies in float32."""
-    return 8 * sizes.unfused * seqlen
+def _token(sizes: Sizes, seqlen: int, value: int) -> int:
+    """Return the bytes of a token within a block: norms, queries, keys, values, and three in the MLP; and attention's
+    scores, two copies in float32, for the few families that lack fused attention."""
+    return (4 * sizes.hidden + 3 * sizes.attention + 4 * sizes.mlp) * value + 8 * sizes.unfused * seqlen
 
 
 def _forward(sizes: Sizes, seqlen: int) -> float:
@@ -162,24 +142,17 @@ def _forward(sizes: Sizes, seqlen: int) -> float:
 
 
 def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> dict[str, int]:
-    """Return the bytes that capture holds at once, by term, beside its libraries.
-
-    - blocks: three decoder blocks' parameters.
-    - embeddings: while the pass starts.
-    - gram: a block's Gram matrices in float64, twice with held-out text, and beside them the greater of a float32 copy
-      of them all, as they are written, and of what a check of the largest takes (see `_working`).
-    - batch: what one batch holds within a block: its inputs, which are kept for their Gram matrices, in float32 once
-      more, the results between them, and attention's scores for the few families that lack fused attention.
-    - hidden: the hidden states of all sequences; on the host, or on its disk.
-    """
-    value, tokens = machine.value(sizes), min(batch_size, draw.sequences) * draw.seqlen
-    scores = _scores(sizes, draw.seqlen)
+    """Return the bytes that capture holds at once, by term, beside its libraries."""
+    value, batch = machine.value(sizes), min(batch_size, draw.samples + draw.held_out) * draw.seqlen
+    grams = draw.gram_bytes(sizes)
+    kept = 4 * max(sizes.hidden, sizes.attention, sizes.mlp)  # the inputs in float32, for their Gram matrices
     return {
         "blocks": 3 * sizes.block * value,
-        "embeddings": sizes.embedding * value,
-        "gram": draw.splits * 8 * sizes.gram + max(draw.splits * 4 * sizes.gram, _CHECK * sizes.widest**2),
-        "batch": tokens * (_states(sizes) * value + 4 * max(sizes.hidden, sizes.attention, sizes.mlp) + scores),
-        "hidden": draw.tokens * sizes.hidden * value,
+        "embeddings": sizes.embedding * value,  # while the pass starts
+        # in float64, and the greater of a float32 copy of them all, as they are written, and the check of the largest
+        "gram": 2 * grams + max(grams, _CHECK * sizes.widest**2),
+        "batch": batch * (_token(sizes, draw.seqlen, value) + kept),
+        "hidden": draw.tokens * sizes.hidden * value,  # states of all sequences, on the host or on its disk
     }
 
 
@@ -192,63 +165,52 @@ def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) ->
     return sizes.checkpoint / _DISK + sizes.blocks * computing
 
 
-@cache
 def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage capture (`capture_terms`), which writes Gram matrices in float32."""
     terms = capture_terms(sizes, draw, batch_size, machine)
     hidden = terms.pop("hidden")
     host = 0 if draw.on_disk else hidden
     if machine.gpu:  # a block as it is read, and its Gram matrices as they are written
-        host += sizes.block * sizes.bytes + draw.splits * 4 * sizes.gram
-    disk = draw.splits * 4 * sizes.gram * sizes.blocks + (hidden if draw.on_disk else 0)
+        host += sizes.block * sizes.bytes + draw.gram_bytes(sizes)
+    disk = draw.gram_bytes(sizes) * sizes.blocks + (hidden if draw.on_disk else 0)
     passes = 2 if sizes.experts else 1  # an expert that saw too few tokens is given others the second time
     seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes) + disk / _DISK
-    return _placed(machine, sum(terms.values()), host, disk, seconds)
+    return _place(machine, sum(terms.values()), host, disk, seconds)
 
 
 def _working(sizes: Sizes) -> int:
-    """Return the bytes that refine() or a warm start holds for a block's largest layer.
-
-    A weight: as stored, in float32, in five masks, and three times the search's state of it, the correlation in
-    float64, the weight and the mask (which also covers a sort and a reconstruction). A Gram entry, beside the matrix
-    itself and the held-out one: the check's.
-    """
-    return max(m.d_out * m.d_in * (sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)) + m.d_in**2 * _CHECK for m in sizes.matrices)
+    """Return the bytes that refine() or a warm start holds for a block's largest layer, beside its Gram matrices."""
+    # As stored, in float32, in five masks, and three times the state of the search: the correlation in float64, the
+    # weight and the mask. The same memory is enough for a sort and a reconstruction.
+    weight = sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)
+    return max(m.d_out * m.d_in * weight + m.d_in**2 * _CHECK for m in sizes.matrices)
 
 
 def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
-    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks.
-
-    A GPU holds the largest layer's Gram matrices a second time.
-    """
-    grams, largest = draw.splits * 4 * sizes.gram, draw.splits * 4 * sizes.widest**2
+    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks."""
+    grams, masks = draw.gram_bytes(sizes), sizes.prunable  # a mask has a byte a weight in memory, a bit on disk
+    copied = draw.splits * 4 * sizes.widest**2 if machine.gpu else 0  # the largest layer's Gram matrices
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
-    masks = sizes.prunable  # a byte a weight in memory, a bit on disk
-    computing = _working(sizes) + (largest if machine.gpu else 0)
-    return _placed(machine, computing, grams + masks, masks / 8, _START[start] + read + seconds)
+    return _place(machine, _working(sizes) + copied, grams + masks, masks / 8, _START[start] + read + seconds)
 
 
-def _start_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
-    """Return the seconds of a block's warm start.
-
-    A score is sorted row by row; greedy elimination takes 0.8 ns for each pruned weight and column; SparseGPT and ADMM
-    update weights; imported masks are read.
-    """
-    rates = machine.rates
-    if mask.criterion is None:
+def _start_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
+    """Return the seconds of a block's warm start."""
+    if mask.criterion is None:  # imported masks are read
         return sizes.prunable * sizes.bytes / _DISK
     if mask.criterion in _UPDATING:
         return _update_seconds(sizes, _UPDATING[mask.criterion], rates)
-    if mask.criterion != "greedy":
+    if mask.criterion != "greedy":  # a score is sorted row by row
         return sizes.prunable / rates.sort
     checks = sum(m.count * m.d_in**3 / 3 for m in sizes.matrices) / rates.cholesky
-    steps = sum(m.count * m.d_out * m.d_in * (2e-7 + 8e-10 * m.d_in) for m in sizes.matrices)
+    # greedy elimination takes 0.8 ns for each pruned weight and column
+    steps = sum(m.entries * (2e-7 + 8e-10 * m.d_in) for m in sizes.matrices)
     return checks + mask.sparsity * steps / rates.search
 
 
 def _product_seconds(sizes: Sizes, rates: Rates) -> float:
     """Return the seconds of one product of a block's weights with their Gram matrices."""
-    return sum(m.count * 2 * m.d_out * m.d_in**2 for m in sizes.matrices) / rates.double
+    return sum(2 * m.entries * m.d_in for m in sizes.matrices) / rates.double
 
 
 def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
@@ -257,7 +219,6 @@ def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
     return products * _product_seconds(sizes, rates) + inversions
 
 
-@cache
 def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
     """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_masked`)."""
     weights = sizes.prunable * sizes.bytes
@@ -265,23 +226,21 @@ def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> 
     return Needs(needs.host + weights, needs.gpu, weights, needs.seconds + weights / _DISK)
 
 
-@cache
 def allocation(sizes: Sizes, draw: Draw) -> Needs:
     """Return the needs of stage allocation: Gram matrices and Wanda scores in float32, one block at a time."""
-    grams = draw.splits * 4 * sizes.gram
+    grams = draw.gram_bytes(sizes)
     read = (grams + sizes.prunable * sizes.bytes) * sizes.blocks
     return Needs(_LIBRARIES + grams + 8 * sizes.prunable, 0, 0, _START["torch"] + read / _DISK)
 
 
-@cache
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage warmstart (`_masked`)."""
-    needs = _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine))
-    return replace(needs, host=needs.host + _held(sizes, mask))
+    needs = _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates))
+    return needs._replace(host=needs.host + _imported(sizes, mask))
 
 
-def _held(sizes: Sizes, mask: Mask) -> float:
-    """Return the bytes that a warm start holds to its end: imported masks may be one file of all masks."""
+def _imported(sizes: Sizes, mask: Mask) -> float:
+    """Return the bytes of imported masks, which a warm start holds to its end: they may be one file of all masks."""
     return _all_masks(sizes) if mask.criterion is None else 0
 
 
@@ -299,38 +258,32 @@ def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
     return d_in**3 / 3 / rates.cholesky + products + layer.d_out * (swaps + _AGAIN) * each / rates.search
 
 
-def _refine_seconds(sizes: Sizes, mask: Mask, machine: Machine) -> float:
+def _refine_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
     """Return the seconds of the refinement of a block's layers."""
-    measuring = _MEASURED * _product_seconds(sizes, machine.rates)
-    return measuring + sum(layer.count * layer_seconds(layer, mask, machine.rates) for layer in sizes.matrices)
+    measuring = _MEASURED * _product_seconds(sizes, rates)
+    return measuring + sum(layer.count * layer_seconds(layer, mask, rates) for layer in sizes.matrices)
 
 
-@cache
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage refine (`_masked`)."""
-    return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine))
+    return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates))
 
 
-@cache
 def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
-    """Return the needs of stage chain: those of capture, refine and reconstruct together.
-
-    Every block is run twice, and its masks and new weights are written.
-    """
-    terms = capture_terms(sizes, draw, batch_size, machine)
-    hidden = terms.pop("hidden")
-    host = sizes.prunable + _held(sizes, mask) + (0 if draw.on_disk else hidden)
+    """Return the needs of stage chain: those of capture, refine and reconstruct together. Every block is run twice."""
+    terms, rates = capture_terms(sizes, draw, batch_size, machine), machine.rates
+    hidden, weights = terms.pop("hidden"), sizes.prunable * sizes.bytes
+    host = sizes.prunable + _imported(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
-    largest = draw.splits * 4 * sizes.widest**2
+    computing = sum(terms.values()) + _working(sizes) + draw.splits * 4 * sizes.widest**2 + weights
+    disk = _all_masks(sizes) + (hidden if draw.on_disk else 0)
     seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
-    seconds += sizes.blocks * (_start_seconds(sizes, mask, machine) + _refine_seconds(sizes, mask, machine))
-    computing = sum(terms.values()) + _working(sizes) + largest + sizes.prunable * sizes.bytes
-    disk = sizes.blocks * sizes.prunable / 8 + (hidden if draw.on_disk else 0)
+    seconds += sizes.blocks * (_start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates))
     if iterations:
-        disk += sizes.blocks * sizes.prunable * sizes.bytes
-        seconds += sizes.blocks * _update_seconds(sizes, iterations, machine.rates)
-    return _placed(machine, computing, host, disk, seconds)
+        disk += sizes.blocks * weights
+        seconds += sizes.blocks * _update_seconds(sizes, iterations, rates)
+    return _place(machine, computing, host, disk, seconds)
 
 
 def _all_masks(sizes: Sizes) -> float:
@@ -338,14 +291,12 @@ def _all_masks(sizes: Sizes) -> float:
     return sizes.blocks * sizes.prunable / 8
 
 
-@cache
 def masks(sizes: Sizes) -> Needs:
     """Return the needs of stage masks: all masks as bits, and the masks of one block as booleans."""
     held = _all_masks(sizes)
     return Needs(_LIBRARIES + held + 2 * sizes.prunable, 0, held, _START["torch"] + 8 * held / _DISK)
 
 
-@cache
 def assemble(sizes: Sizes) -> Needs:
     """Return the needs of stage assemble: all masks as bits, and one tensor of the model at a time with its mask."""
     host = _LIBRARIES + _all_masks(sizes) + sizes.largest * (sizes.bytes + 2)
@@ -355,33 +306,27 @@ def assemble(sizes: Sizes) -> Needs:
 def _evaluated(
     sizes: Sizes, masked: bool, tokens: int, batch: int, seqlen: int, scored: int, machine: Machine, start: str
 ) -> Needs:
-    """Return the needs of an evaluation.
-
-    The job holds the whole model, the masks that are applied to it, a batch within a block, and the batch's logits.
-    Beside the logits it holds the larger of two tensors: their copy where a family scales them, or the logits of the
-    sequences that are scored together, in float32 and as log-probabilities. The host of a GPU reads the model.
-    """
+    """Return the needs of an evaluation: the whole model with its masks, a batch within a block, and its logits."""
     value, logits = machine.value(sizes), batch * seqlen * sizes.vocabulary
-    computing = sizes.parameters * value + batch * seqlen * (_states(sizes) * value + _scores(sizes, seqlen))
+    computing = sizes.parameters * value + batch * seqlen * _token(sizes, seqlen, value)
+    # Beside the logits: their copy where a family scales them, or the logits of the sequences that are scored together
+    # in float32 and as log-probabilities.
     computing += logits * value + max(logits * value, 8 * scored * seqlen * sizes.vocabulary)
     computing += 16 * _all_masks(sizes) if masked else 0
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
     seconds = _START[start] + sizes.checkpoint / _DISK + operations / machine.products(sizes)
-    return _placed(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
+    return _place(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
 
 
-@cache
 def perplexity(
     sizes: Sizes, masked: bool, seqlen: int, windows: int | None, batch_size: int, machine: Machine
 ) -> Needs:
     """Return the needs of stage perplexity (`_evaluated`); windows are scored one by one."""
     count = max(1, TEXT // seqlen) if windows is None else windows
-    batch = min(batch_size, count)
-    needs = _evaluated(sizes, masked, count * seqlen, batch, seqlen, 1, machine, "transformers")
-    return Needs(needs.host, needs.gpu, 0, needs.seconds + _TOKENISING)
+    needs = _evaluated(sizes, masked, count * seqlen, min(batch_size, count), seqlen, 1, machine, "transformers")
+    return needs._replace(seconds=needs.seconds + _TOKENISING)
 
 
-@cache
 def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage harness (`_evaluated`); items are assumed to be short, with four answers each."""
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM

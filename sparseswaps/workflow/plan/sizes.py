@@ -6,7 +6,7 @@ family has something (a third matrix in the MLP, biases), it is assumed to be th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from sparseswaps.base.errors import InputError
@@ -26,82 +26,65 @@ class Matrices(NamedTuple):
     d_in: int
     used: float = 1
 
+    @property
+    def entries(self) -> int:
+        return self.count * self.d_out * self.d_in
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a decoder-only model.
+    """The sizes of a decoder-only model."""
 
-    Attributes:
-        blocks: decoder blocks.
-        hidden: width of the hidden states.
-        attention: heads x width of a head, which the attention's last layer reads.
-        key_value: key and value heads x width of a head.
-        unfused: heads whose attention scores are all held; 0 where attention is fused.
-        intermediate: width of the MLP, where there are no experts.
-        experts, expert: how many experts a block has (0: none), and the width of each.
-        active: how many of them a token goes through.
-        shared: width of the experts that every token goes through, all together; 0: none.
-        vocabulary: tokens of the vocabulary.
-        tied: whether the head is the embeddings.
-        bytes: of a stored weight.
-    """
+    blocks: int  # decoder blocks
+    hidden: int  # width of the hidden states
+    attention: int  # heads x width of a head, which the attention's last layer reads
+    key_value: int  # key and value heads x width of a head
+    unfused: int  # heads whose attention scores are all held; 0 where attention is fused
+    intermediate: int  # width of the MLP, where there are no experts
+    experts: int  # experts of a block; 0: none
+    expert: int  # width of an expert
+    active: int  # experts that a token goes through
+    shared: int  # width of the experts that every token goes through, all together; 0: none
+    vocabulary: int  # tokens of the vocabulary
+    tied: bool  # whether the head is the embeddings
+    bytes: int  # of a stored weight
 
-    blocks: int
-    hidden: int
-    attention: int
-    key_value: int
-    unfused: int
-    intermediate: int
-    experts: int
-    expert: int
-    active: int
-    shared: int
-    vocabulary: int
-    tied: bool
-    bytes: int
+    @property
+    def mlps(self) -> list[tuple[int, int, float]]:
+        """Number, width, and share of all tokens of a block's MLP, or of its experts and then its shared experts."""
+        if not self.experts:
+            return [(1, self.intermediate, 1.0)]
+        routed = (self.experts, self.expert, self.active / self.experts)
+        return [routed, (1, self.shared, 1.0)] if self.shared else [routed]
 
     @cached_property
     def matrices(self) -> tuple[Matrices, ...]:
         """The weights of a block, with every MLP gated."""
-        matrices = [
-            Matrices(1, self.attention, self.hidden),
-            Matrices(2, self.key_value, self.hidden),
-            Matrices(1, self.hidden, self.attention),
-        ]
-        widths = [(1, self.intermediate, 1.0)]
+        query, output = Matrices(1, self.attention, self.hidden), Matrices(1, self.hidden, self.attention)
+        matrices = [query, Matrices(2, self.key_value, self.hidden), output]
         if self.experts:
             matrices.append(Matrices(1, self.experts, self.hidden))  # the router
-            widths = [(self.experts, self.expert, self.active / self.experts), (1, self.shared, 1.0)]
-        for count, width, used in widths:
-            if width:
-                matrices += [Matrices(2 * count, width, self.hidden, used), Matrices(count, self.hidden, width, used)]
+        for count, width, used in self.mlps:
+            matrices += [Matrices(2 * count, width, self.hidden, used), Matrices(count, self.hidden, width, used)]
         return tuple(matrices)
 
     @cached_property
     def inputs(self) -> tuple[Matrices, ...]:
-        """The Gram matrices [d_in, d_in] of a block's distinct inputs.
-
-        One each for the attention's two and the MLP's two. With experts, one for each of an expert's two inputs, and
-        two for those that every token goes through.
-        """
+        """The Gram matrices [d_in, d_in] of a block's distinct inputs: two of the attention, two of every MLP."""
         widths = [(1, self.hidden, 1.0), (1, self.attention, 1.0)]
-        if self.experts:
-            used = self.active / self.experts
-            widths += [(self.experts, self.hidden, used), (self.experts, self.expert, used)]
-            widths += [(1, self.hidden, 1.0), (1, self.shared, 1.0)] if self.shared else []
-        else:
-            widths += [(1, self.hidden, 1.0), (1, self.intermediate, 1.0)]
+        for count, width, used in self.mlps:
+            widths += [(count, self.hidden, used), (count, width, used)]
         return tuple(Matrices(count, width, width, used) for count, width, used in widths)
 
     @cached_property
     def prunable(self) -> int:
         """Weights of a block's matrices."""
-        return sum(m.count * m.d_out * m.d_in for m in self.matrices)
+        return sum(m.entries for m in self.matrices)
 
     @cached_property
     def used(self) -> float:
         """Weights of a block's matrices that one token is multiplied with."""
-        return sum(m.used * m.count * m.d_out * m.d_in for m in self.matrices)
+        return sum(m.used * m.entries for m in self.matrices)
 
     @property
     def mlp(self) -> int:
@@ -115,7 +98,6 @@ class Sizes:
 
     @property
     def widest(self) -> int:
-        """The largest d_in of a block's layers."""
         return max(self.widths)
 
     @cached_property
@@ -126,7 +108,7 @@ class Sizes:
     @cached_property
     def gram(self) -> int:
         """Entries of the Gram matrices of a block's distinct inputs."""
-        return sum(m.count * m.d_out * m.d_in for m in self.inputs)
+        return sum(m.entries for m in self.inputs)
 
     @property
     def embedding(self) -> int:
@@ -141,7 +123,7 @@ class Sizes:
     @property
     def largest(self) -> int:
         """Parameters of the largest tensor; a block's experts may be in one."""
-        return max(self.embedding, max(m.count * m.d_out * m.d_in for m in self.matrices))
+        return max(self.embedding, max(m.entries for m in self.matrices))
 
     @property
     def checkpoint(self) -> int:
@@ -151,21 +133,18 @@ class Sizes:
 
 def sizes_of(config: Mapping[str, Any]) -> Sizes:
     """Return the sizes by a `config.json` (see `directory.read_config`). Raises InputError when one is not in it."""
+    integer = partial(first_integer, config)
     hidden = _needed(config, "hidden_size", "n_embd", "d_model")
-    heads = first_integer(config, "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
-    key_value_heads = first_integer(config, "num_key_value_heads", "num_kv_heads") or heads
+    heads = integer("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
+    key_value_heads = integer("num_key_value_heads", "num_kv_heads") or heads
     if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon, GPT-BigCode
         key_value_heads = 1
     # With compressed attention, as DeepSeek's, the width of a head is in parts.
-    parts = (first_integer(config, "qk_nope_head_dim") or 0) + (first_integer(config, "qk_rope_head_dim") or 0)
-    head = max(parts, first_integer(config, "head_dim") or -(-hidden // heads))
-    intermediate = first_integer(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
-    experts = first_integer(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
-    expert = first_integer(config, "moe_intermediate_size") or intermediate
-    shared = (
-        first_integer(config, "shared_expert_intermediate_size")
-        or (first_integer(config, "n_shared_experts") or 0) * expert
-    )
+    parts = (integer("qk_nope_head_dim") or 0) + (integer("qk_rope_head_dim") or 0)
+    head = max(parts, integer("head_dim") or -(-hidden // heads))
+    intermediate = integer("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
+    experts = integer("num_local_experts", "num_experts", "n_routed_experts") or 0
+    expert = integer("moe_intermediate_size") or intermediate
     dtype = config.get("dtype") or config.get("torch_dtype")
     return Sizes(
         blocks=depth(config),
@@ -176,8 +155,8 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
         intermediate=intermediate,
         experts=experts,
         expert=expert,
-        active=min(experts, first_integer(config, "num_experts_per_tok") or experts),
-        shared=shared,
+        active=min(experts, integer("num_experts_per_tok") or experts),
+        shared=integer("shared_expert_intermediate_size") or (integer("n_shared_experts") or 0) * expert,
         vocabulary=_needed(config, "vocab_size"),
         # Before release 5 transformers left out that it is, where its family's are, and never that it is not.
         tied=config.get("tie_word_embeddings", "transformers_version" in config) is True,

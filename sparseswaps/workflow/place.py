@@ -1,0 +1,86 @@
+"""The wildcards of a stage, and what the study says about them."""
+
+from functools import cached_property
+from typing import Any
+
+from sparseswaps.layer.pattern import PerRow
+from sparseswaps.model.directory import mask_files
+from sparseswaps.workflow.files import identities
+from sparseswaps.workflow.grid import Budget, Dense, Grid, cell_of
+from sparseswaps.workflow.plan.needs import Draw, Machine, Mask
+from sparseswaps.workflow.plan.sizes import Sizes
+
+Where = dict[str, Any]  # values of wildcards by name
+
+
+class Place:
+    """The values of some wildcards, `where`, in the grid of a study. A look-up needs its wildcards to be there."""
+
+    def __init__(self, grid: Grid, where: Where) -> None:
+        self.grid, self.study, self.where = grid, grid.study, where
+        # Floating-point sums differ between threads and devices: every stage that computes has these settings.
+        self.compute = {"threads": self.study.threads, "gpu": self.study.gpu}
+        self.machine = Machine(**self.compute)
+
+    @cached_property
+    def known(self) -> Where:
+        """The wildcards, and all that follow from them: a variant tells its cell, and a method its parts."""
+        if "variant" in self.where:
+            point = self.grid.variant(self.where["model"], self.where["variant"])
+        elif "method" in self.where:
+            point = cell_of(**self.where)
+        else:
+            return self.where
+        return self.where if isinstance(point, Dense) else point.coordinates() | {"method": point.method} | self.where
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.grid.sizes[self.where["model"]]
+
+    @property
+    def calibration(self) -> Any:
+        return self.study.calibrations[self.where["calibration"]]
+
+    @property
+    def chained(self) -> bool:
+        return self.grid.chained(self.where["calibration"])
+
+    @property
+    def draw(self) -> Draw:
+        entry = self.calibration
+        return Draw(entry.samples, entry.held_out, entry.seqlen, self.study.activations == "disk")
+
+    @property
+    def budget(self) -> Budget:
+        return self.grid.patterns[self.where["pattern"]]
+
+    @property
+    def refinement(self) -> Any:
+        return self.study.refinements.get(self.known.get("refinement"))
+
+    @property
+    def reconstruction(self) -> Any:
+        return self.study.reconstructions.get(self.known.get("reconstruction"))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a mask has to keep, and where its kept weights are counted."""
+        counted = self.grid.counting_rule(self.where["warmstart"], self.known.get("refinement"))
+        return {"pattern": self.budget.pattern.label, "counted": counted}
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """What makes the first masks: a criterion, or the files of imported masks."""
+        path = self.grid.imported[self.where["warmstart"]]
+        if path is None:
+            return {"criterion": self.where["warmstart"], "from": None, "files": {}}
+        return {"criterion": None, "from": path, "files": identities(mask_files(path))}
+
+    @property
+    def mask(self) -> Mask:
+        """What the plan has to know of a mask."""
+        pattern, name = self.budget.pattern, self.where["warmstart"]
+        per_row = isinstance(pattern, PerRow)
+        sparsity = float(pattern.sparsity) if per_row else 1 - pattern.n / pattern.m
+        max_swaps = self.refinement.max_swaps if self.refinement else 0
+        return Mask(per_row, sparsity, None if self.grid.imported[name] else name, max_swaps)
