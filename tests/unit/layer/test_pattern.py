@@ -21,9 +21,6 @@ from sparseswaps.layer.pattern import parse_pattern, slug_of
 def test_patterns(value, label, slug, blocks):
     pattern = parse_pattern(value)
     assert (pattern.label, slug_of(pattern.label), tuple(pattern.blocks(10))) == (label, slug, blocks)
-
-
-def test_decimal_sparsities_are_exact():
     assert parse_pattern(0.29).blocks(100).kept == 71  # 100 * 0.29 is 28.999999999999996 in floating point
 
 
