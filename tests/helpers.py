@@ -288,11 +288,12 @@ def make_study(seeds: int = 1, blocks: int = 2) -> list[Measured]:
     return study
 
 
-def refusal(read, path: Path) -> str:
+def refusal(read, path: Path, kind: type[InputError] = InputError) -> str:
     """Return the line with which a reader refuses a file; it names the file."""
-    with pytest.raises(InputError) as error:
+    with pytest.raises(kind) as error:
         read(path)
     assert "\n" not in str(error.value)
+    assert getattr(error.value, "path", path) == path  # of a broken file
     assert str(error.value).startswith(f"{path}: ")
     return str(error.value)
 
