@@ -1,5 +1,3 @@
-"""A step that runs out of GPU memory is repeated with half the size."""
-
 import weakref
 
 import pytest

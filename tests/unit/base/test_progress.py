@@ -1,5 +1,3 @@
-"""The log lines of long work. tests/unit/workflow/test_run.py has jobs on a terminal and in files."""
-
 import io
 import logging
 

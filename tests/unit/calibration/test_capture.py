@@ -119,7 +119,6 @@ def half(weights):
 
 
 def assert_same(layers, one, other):
-    """Assert that two captures of a block have the same Gram matrices."""
     for layer in layers:
         for split in ("matrix", "held_out"):
             pair = [getattr(grams, split)[grams.reads[layer.name]] for grams in (one, other)]

@@ -9,8 +9,6 @@ from sparseswaps.workflow.artifacts import digest
 
 
 class Letters:
-    """A tokenizer with a token for each character."""
-
     def __call__(self, text, verbose=True):
         return {"input_ids": [ord(letter) for letter in text]}
 

@@ -1,5 +1,3 @@
-"""The text and the tasks that come with the project."""
-
 import json
 import os
 import shutil

@@ -31,7 +31,6 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch):
-    """Refuse every connection."""
     monkeypatch.setattr(socket.socket, "connect", None)
 
 
@@ -99,7 +98,6 @@ def test_one_task_bfloat16_and_a_short_context(folder):
 
 
 def copy_of_cloze(folder: Path, name: str, **changes) -> Path:
-    """Write the definition of a task like `embedded_cloze`, and return its folder."""
     lines = (TASKS_FOLDER / "embedded_cloze.yaml").read_text().splitlines()
     lines = [line for line in lines if line.partition(":")[0] not in {"task", *changes}]
     lines += [f"{key}: {value}" for key, value in {"task": name, **changes}.items()]

@@ -1,5 +1,3 @@
-"""The baselines against other formulations: explicit inverses, plain loops, solved linear systems."""
-
 import logging
 from math import floor, inf
 
@@ -35,7 +33,6 @@ def layer(seed: int, d_out: int, d_in: int) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def error(weight, new, gram):
-    """Return the error of the output, summed over all rows."""
     change = (weight - new).double()
     return float(((change @ gram) * change).sum())
 

@@ -1,5 +1,3 @@
-"""Swaps between rows, against trying every pair."""
-
 import pytest
 import torch
 from helpers import alter, layer, problem
@@ -104,8 +102,6 @@ def test_the_first_swap_is_the_best_of_all(example):
 @pytest.mark.parametrize(("kept", "made"), [(True, 0), (False, 1)])
 def test_a_wrong_search_is_an_error(monkeypatch, kept, made):
     class WrongPass:
-        """A pass that changes the number of kept weights, or makes swaps without end."""
-
         def __init__(self, weight, gram, mask, frozen, budget):
             mask[0, 0] = kept
 

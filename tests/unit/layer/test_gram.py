@@ -1,5 +1,3 @@
-"""Gram matrices, the losses by them, and the checks of their form."""
-
 from math import inf, nan
 
 import pytest

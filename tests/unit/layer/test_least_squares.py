@@ -1,5 +1,3 @@
-"""Least squares on a mask: the exact solution, and never a step back."""
-
 from itertools import pairwise
 
 import pytest

@@ -1,5 +1,3 @@
-"""The refinement and the reconstruction of a layer, and their figures."""
-
 from dataclasses import replace
 from itertools import islice, pairwise
 

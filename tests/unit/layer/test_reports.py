@@ -1,5 +1,3 @@
-"""The progress that functions of a layer report, and their work in parts when memory is short."""
-
 import pytest
 import torch
 from helpers import FAST, device_of, limit_memory, problem

@@ -1,5 +1,3 @@
-"""The swap engine: its cost, its steps and its certificate, against the definition and the plain oracle."""
-
 import os
 import subprocess
 import sys
@@ -64,7 +62,6 @@ def losses_of_all_swaps(weight, gram, mask, size):
 
 
 def uncertainty(weight, gram):
-    """Return a generous bound on the rounding error of a row's loss: float64 [rows]."""
     s = norms(weight, gram)
     return 100 * rounding(s) * s.sum(1)
 

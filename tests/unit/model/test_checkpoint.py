@@ -14,7 +14,6 @@ from sparseswaps.model.checkpoint import Checkpoint, read_pruned, write_pruned
 
 
 def shard(folder: Path) -> None:
-    """Split a single-file checkpoint in several, with an index."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="50KB")

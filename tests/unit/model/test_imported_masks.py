@@ -18,7 +18,6 @@ def all_layers(model):
 
 
 def assert_masks(path, model, expected):
-    """Assert that `path` gives the masks that are expected, by tensor name, for every layer."""
     mask_of = import_masks(path, model)
     for layer in all_layers(model):
         mask = mask_of(layer)

@@ -1,5 +1,3 @@
-"""The progress that functions of a whole model report, and the parts of a model's work."""
-
 import pytest
 import torch
 

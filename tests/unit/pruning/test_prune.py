@@ -1,5 +1,3 @@
-"""Pruning without the workflow: the same masks, from one call."""
-
 import inspect
 import pkgutil
 import re
@@ -196,7 +194,6 @@ def test_the_api_page_is_that_of_the_docstrings():
 
 
 def test_the_example_runs(capsys):
-    """As it is: it asserts for itself that the zeros are kept."""
     runpy.run_path(str(REPOSITORY / "examples" / "prune.py"))
     table = dict(re.findall(r"^(\S.*\S) +(\d+\.\d\d)$", capsys.readouterr().out, re.MULTILINE))
     dense, start, refined, trained = map(float, table.values())

@@ -14,7 +14,6 @@ TYPES = [name.partition(".")[2] for name in LAYERS]
 
 
 def frames(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All cells, and the layers of the refinement that goes to the optimum."""
     study = make_study(seeds)
     return tables.cells_table(study), tables.layers_table(study).query("refinement == 'swaps'")
 
@@ -246,7 +245,6 @@ def test_without_held_out_and_dense(one_seed):
 
 
 def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_seed):
-    """Of a study with more patterns and warm starts than fit side by side."""
     width = 5.5
     dense, cells = (one_seed[0].query(f"pattern {sign} 'dense'") for sign in ("==", "!="))
     layers = one_seed[1]

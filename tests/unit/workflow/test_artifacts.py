@@ -25,7 +25,6 @@ READERS = {
 
 
 def write(kind, path, model):
-    """Write an artifact of a kind."""
     gram, mask = torch.arange(256.0).view(16, 16), torch.arange(48).view(3, 16) % 3 > 0
     if kind == "model.json":
         artifacts.write_model(path, model)
@@ -46,7 +45,6 @@ def write(kind, path, model):
 
 @pytest.fixture
 def model(tiny_model):
-    """The model of the artifacts, in a folder with weights."""
     return replace(MODEL, folder=str(tiny_model))
 
 
@@ -60,7 +58,6 @@ def test_a_truncated_or_empty_artifact_is_broken(kind, model, tmp_path):
 
 
 def is_artifact(file: bytes) -> bool:
-    """Return whether a file's header says that it is an artifact."""
     try:
         header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
         return "crc32" in json.loads(header["__metadata__"]["sparseswaps"])

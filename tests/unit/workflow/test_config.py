@@ -1,4 +1,5 @@
 import json
+import re
 from collections import OrderedDict
 
 import pytest
@@ -22,6 +23,13 @@ def change(config, path, value):
     for key in parents:
         config = config[int(key) if isinstance(config, list) else key]
     config[last] = value
+
+
+def refused(config):
+    with pytest.raises(InputError) as error:
+        load_study(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_defaults_are_filled_in(config):
@@ -98,10 +106,7 @@ def test_defaults_are_filled_in(config):
 )
 def test_a_mistake_is_one_line_with_its_key(config, path, value, key):
     change(config, path, value)
-    with pytest.raises(InputError) as error:
-        load_study(config)
-    assert str(error.value).replace(",", ":").startswith(f"config key {key}:")
-    assert "\n" not in str(error.value)
+    assert refused(config).replace(",", ":").startswith(f"config key {key}:")
 
 
 @pytest.mark.parametrize(
@@ -118,15 +123,13 @@ def test_a_mistake_is_one_line_with_its_key(config, path, value, key):
 )
 def test_a_misspelt_key_or_value_gets_a_suggestion(config, path, value, choice):
     change(config, path, value)
-    with pytest.raises(InputError, match=rf"did you mean {choice}\?"):
-        load_study(config)
+    assert f"did you mean {choice}?" in refused(config)
 
 
 @pytest.mark.parametrize("key", ["name", "models", "calibrations", "patterns", "warmstarts", "refinements"])
 def test_a_missing_key_is_named(config, key):
     del config[key]
-    with pytest.raises(InputError, match=f"^config key {key}: "):
-        load_study(config)
+    assert refused(config).startswith(f"config key {key}: ")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +143,7 @@ def test_what_does_not_go_together_is_named_unless_it_is_excluded(config, change
     config |= changes
     config["calibrations"]["other"] = config["calibrations"]["stdlib"] | {"propagate": "pruned", "held_out": 3}
     config["calibrations"]["stdlib"] |= calibration
-    with pytest.raises(InputError, match=f"^config key {key}: "):
-        load_study(config)
+    assert refused(config).startswith(f"config key {key}: ")
     pattern = {"pattern": "x"} if "patterns" in changes else {}
     config["exclude"] = [{"calibration": ["stdlib", "other"] if pattern else "stdlib", **pattern}]
     load_study(config)
@@ -166,13 +168,10 @@ def test_presets_are_the_protocols_of_the_literature_where_nothing_else_is_said(
     assert (mine.windows, mine.join, mine.documents, mine.files) == (None, "\n", 1100, "en/other.json.gz")
 
 
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("least_squares", (0.01, 50)), ("admm", (0.1, 20)), ("sparsegpt", (0.01, 1))],
-)
-def test_reconstructions_have_the_defaults_of_their_method(method, settings):
-    reconstruction = Reconstruction(method=method)
-    assert (reconstruction.damping, reconstruction.iterations) == settings
+def test_reconstructions_have_the_defaults_of_their_method():
+    defaults = {"least_squares": (0.01, 50), "admm": (0.1, 20), "sparsegpt": (0.01, 1)}
+    made = [Reconstruction(method=method) for method in defaults]
+    assert [(settings.damping, settings.iterations) for settings in made] == list(defaults.values())
 
 
 def test_a_study_is_made_again_from_its_dump(config, tiny_model):
@@ -195,28 +194,21 @@ def test_a_study_is_made_again_from_its_dump(config, tiny_model):
     assert Study(**study.dump()) == study
 
 
-def test_a_model_without_safetensors_is_named(config, tmp_path):
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+BLOCKS = '{"num_hidden_layers": %s}'
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", BLOCKS % "null", BLOCKS % '"2"', BLOCKS % 2])
+def test_a_broken_model_configuration_and_missing_weights_are_named(config, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     config["models"]["tiny"]["source"] = str(tmp_path)
-    with pytest.raises(InputError, match=r"models\.tiny\.source: .*model\.safetensors"):
-        load_study(config)
+    file = r"model\.safetensors" if text == BLOCKS % 2 else r"config\.json"
+    assert re.match(rf"config key models\.tiny\.source: .*{file}", refused(config))
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"num_hidden_layers": null}', '{"num_hidden_layers": "2"}', "{"])
-def test_a_broken_model_configuration_is_named(config, tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    config["models"]["tiny"]["source"] = str(tmp_path)
-    with pytest.raises(InputError, match=r"config key models\.tiny\.source: .*config\.json"):
-        load_study(config)
-
-
-def test_the_schema_of_the_repository_is_the_studys():
+def test_the_schema_of_the_repository_is_the_studys_and_describes_every_key():
     path = REPOSITORY / "schemas" / "config.schema.yaml"
     assert path.read_text(encoding="utf-8") == json_schema(), "the schema is stale: run `make docs`, commit it"
-
-
-def test_every_key_has_a_description():
     schema = yaml.safe_load(json_schema())
     keys = [(name, key) for name, part in schema["$defs"].items() for key in part["properties"].items()]
     keys += [("Study", key) for key in schema["properties"].items()]
@@ -234,8 +226,6 @@ PLACES += [(table, "../x") for table in ("refinements", "reconstructions", *TEXT
 def test_a_name_that_becomes_a_folder_stays_in_its_place(config, table, name):
     entry = {"source": "embedded"} if table == "models" else {"text": "embedded"} if table in TEXTS else {}
     change(config, table, {name: entry})
-    with pytest.raises(InputError) as error:
-        load_study(config)
-    assert str(error.value).startswith(f"config key {table}")
-    assert repr(name)[:70] in str(error.value)
-    assert "\n" not in str(error.value)
+    line = refused(config)
+    assert line.startswith(f"config key {table}")
+    assert repr(name)[:70] in line

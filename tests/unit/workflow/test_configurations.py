@@ -1,5 +1,3 @@
-"""The configurations that come with the project: that they can be run, and that what they say they need is planned."""
-
 import json
 import re
 from pathlib import Path
@@ -66,7 +64,6 @@ def load(file):
 
 
 def rounded(text):
-    """Return a figure of the plan to two digits."""
     number, unit = text.split()
     return f"{float(f'{float(number):.2g}'):g} {unit}"
 
@@ -95,7 +92,6 @@ def test_the_table_and_the_file_say_its_command_and_what_is_planned(file, local_
 
 
 def most(config):
-    """Return the GPU memory of the largest job."""
     return max(row.most.gpu for row in plan_rows(Grid(load_study(config))))
 
 
@@ -114,7 +110,6 @@ def test_sizes_are_those_that_the_models_are_known_by(source):
 
 
 def test_names_in_studies_of_the_embedded_model_have_one_meaning():
-    """Artifacts of the embedded model lie in folders by these names, whatever the study."""
     meanings: dict[tuple[str, str], set[str]] = {}
     ablations = sorted((REPOSITORY / "configs" / "ablations").glob("*.yaml"))
     for path in [*ablations, REPOSITORY / "configs" / "quick.yaml", REPOSITORY / "config.yaml"]:

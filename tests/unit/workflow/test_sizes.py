@@ -1,5 +1,3 @@
-"""Sizes by config.json against those of the model that transformers builds of it."""
-
 import json
 
 import pytest
