@@ -69,12 +69,12 @@ def with_wrong_values(content: dict, size: int, random: Random) -> dict:
         spans += [[-8, end], [begin, size + 8], [begin, random.choice(NUMBERS)]]
         shape = [random.choice([0, 1, 2, 16, 2**32, *NUMBERS]) for _ in range(random.randint(0, 4))]
         metadata = [{"a": 1}, {"a": None}, {"a": {"b": "c"}}, {}, *({"sparseswaps": text} for text in OURS)]
-        entry = target = content.get(name)
+        entry, target = content.get(name), content
         if random.random() < 0.7 and isinstance(entry, dict):
+            target = entry
             values = {"data_offsets": [*spans, *NUMBERS], "shape": [shape, shape, *NUMBERS], "dtype": WORDS}
             values["more"] = NUMBERS
         else:
-            target = content
             values = {name: [*NUMBERS, *WORDS], "": [entry], "__metadata__": [*NUMBERS, *metadata]}
         key = random.choice(list(values))
         target[key] = random.choice(values[key])

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
 from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.activations import KeepOnDisk
 from sparseswaps.calibration.capture import capture
-from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
@@ -163,28 +162,24 @@ def test_running_out_of_memory_halves_the_batches(config, prune, caplog):
         captured(7)
 
 
-def test_running_out_of_memory_while_batches_are_halved_loses_nothing(monkeypatch):
-    weights = WeightsInMemory(tiny(MODELS[0]))
+def test_running_out_of_memory_while_batches_are_halved_loses_nothing():
+    model = tiny(MODELS[0])
+    weights = WeightsInMemory(model)
     expected = list(capture(weights, *IDS, 1))
-    run_batch, observe = Replay._run_batch, Replay.observe
-    failures = iter([False, True, True])  # the first block's second batch fails, then observing the halved batches
+    block, embedding = model.model.layers[0].mlp, model.model.embed_tokens
+    left = {block: 3, embedding: 6}  # the first block's second batch fails, then observing the halved batches
 
-    def fail(method):
-        def failing(*arguments, **options):
-            if next(failures, False):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return method(*arguments, **options)
+    def fail(module, _args):
+        left[module] -= 1
+        if left[module] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-        return failing
-
-    captured = capture(weights, *IDS, 4)
-    monkeypatch.setattr(Replay, "_run_batch", fail(run_batch))
-    started = iter([observe])
-    monkeypatch.setattr(Replay, "observe", lambda *args: next(started, fail(observe))(*args))
-    for layers, one, other in zip(weights.layers, captured, expected, strict=True):
+    for module in left:
+        module.register_forward_pre_hook(fail)
+    for layers, one, other in zip(weights.layers, capture(weights, *IDS, 4), expected, strict=True):
         assert one.tokens == other.tokens
         assert_same(layers, one, other)
-    assert next(failures, None) is None  # all of them happened
+    assert max(left.values()) <= 0  # all of them happened
 
 
 class Twice(torch.nn.Module):
