@@ -117,12 +117,9 @@ def test_refinement_in_parts_is_the_same(monkeypatch, caplog):
     assert torch.equal(refined.mask, whole.mask)
     for column, mask in (("held_out_before", start), ("held_out_after", refined.mask)):
         assert refined.figures[column] == pytest.approx(float(row_loss(weight, held_out, mask).sum()))
-
-
-def test_a_gpu_without_memory_for_one_row_is_an_error(monkeypatch):
     monkeypatch.setattr(batched, "swap_rows", limit_memory(batched.swap_rows, 0))
     with pytest.raises(InputError, match="gpu: false"):
-        refine(WEIGHT, GRAM, START, PATTERN, backend="batched")
+        refine(weight, gram, start, pattern, backend="batched")
 
 
 @pytest.mark.gpu

@@ -59,13 +59,11 @@ def test_a_wrong_or_missing_weight_is_named(model, change, details):
         describe(model)
 
 
-def test_a_model_without_weights_is_named(model):
+def test_a_model_without_linear_layers_or_weights_is_refused(model, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("sparseswaps.model.blocks.linear_layers", lambda block: {})
+        with pytest.raises(InputError, match=str(model)):
+            describe(model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        describe(model)
-
-
-def test_a_model_without_linear_layers_is_refused(model, monkeypatch):
-    monkeypatch.setattr("sparseswaps.model.blocks.linear_layers", lambda block: {})
-    with pytest.raises(InputError, match=str(model)):
         describe(model)

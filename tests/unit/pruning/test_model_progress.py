@@ -16,12 +16,9 @@ from sparseswaps.pruning.progress import blocks_part, rows_part
 IDS = torch.arange(5 * 8).view(5, 8)
 
 
-def test_a_description_reports_its_tensors(reports, tiny_model):
+def test_a_description_reports_its_tensors_and_megabytes(reports, tiny_model):
     tensors = describe(tiny_model, progress=reports).tensors
     assert [done for done, _ in reports] == list(range(1, len(tensors) + 1))
-
-
-def test_hashes_report_megabytes(reports):
     Checkpoint(MODEL).hashes(reports)
     assert reports[-1][1] == (MODEL / "model.safetensors").stat().st_size // 10**6 > 0
 

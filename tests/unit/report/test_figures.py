@@ -53,13 +53,17 @@ def test_by_layer_has_a_panel_per_warmstart_and_pattern(one_seed):
     assert not figure.axes[0].collections  # one seed has no band
 
 
-def test_several_seeds_are_a_mean_with_a_band(two_seeds):
+def test_several_seeds_are_a_mean_with_a_band_or_a_whisker(two_seeds):
     figure = figures.error_reduction_by_layer(two_seeds[1], WIDTH)
     assert curves(figure.axes[2])["q_proj"] == [30.5, 31.5]
     assert len(figure.axes[0].collections) == len(LAYERS)
     curve = figures.swaps_curve(two_seeds[0], "held_out", WIDTH)
     assert curves(curve.axes[0])["60%, wanda"][-1] == pytest.approx(8.02 * 1.4 * 1.5 + 0.5)
     assert len(curve.axes[0].collections) == 4
+    axis = figures.perplexity_by_pattern(two_seeds[0], "held_out", WIDTH).axes[0]
+    (low, y), (high, _) = axis.collections[-1].get_segments()[0]  # swaps from wanda
+    assert high - low == pytest.approx(2**0.5)  # two seeds, one apart
+    assert dots(axis)[y] == pytest.approx((low + high) / 2)
 
 
 def test_by_type_bars_are_means_over_blocks(one_seed):
@@ -117,13 +121,6 @@ def test_a_panel_has_its_methods_and_numbers_for_what_is_far(one_seed):
     figure = figures.perplexity_by_pattern(cells, "held_out", WIDTH)
     assert figure.axes[0].get_xlim()[0] > 10
     assert legend_texts(figure)[-1] == "dense (1.10)"
-
-
-def test_seeds_are_whiskers(two_seeds):
-    axis = figures.perplexity_by_pattern(two_seeds[0], "held_out", WIDTH).axes[0]
-    (low, y), (high, _) = axis.collections[-1].get_segments()[0]  # swaps from wanda
-    assert high - low == pytest.approx(2**0.5)  # two seeds, one apart
-    assert dots(axis)[y] == pytest.approx((low + high) / 2)
 
 
 def test_perplexity_by_calibration(one_seed):
@@ -238,10 +235,14 @@ def test_another_refinement_or_reconstruction_is_another_line(one_seed):
     assert curves(figure.axes[0])["60%, wanda, swaps+ls"] == [1, 1, 1, 1]  # it begins at none+ls
 
 
-def test_without_held_out_and_dense(one_seed):
+def test_without_held_out_text_or_dense_model_or_refinement(one_seed):
     cells = one_seed[0].query("pattern != 'dense'").assign(held_out_error_reduction=float("nan"))
     assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
     assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
+    cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
+    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], WIDTH))
+    assert list(drawn) == ["pico/c4/perplexity_by_pattern-held_out"]
+    assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
 
 def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_seed):
@@ -266,13 +267,6 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_see
         legend = figure.legends[0].get_window_extent()
         assert figure.get_figwidth() <= width
         assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
-
-
-def test_a_study_that_refined_nothing(one_seed):
-    cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")
-    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], WIDTH))
-    assert list(drawn) == ["pico/c4/perplexity_by_pattern-held_out"]
-    assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
 
 def test_saved_files(one_seed, tmp_path):

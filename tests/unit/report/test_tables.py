@@ -65,9 +65,9 @@ def test_a_row_sums_up_its_layers(cells):
     assert list(cells["refinement"][cells["optimum"]].unique()) == ["swaps"]
     assert of_wanda(cells, "swaps-5")["certified"] == 0
     assert of_wanda(cells, "none")[["error_reduction", "swaps_per_row"]].tolist() == [0, 0]
-
-
-def test_the_dense_row_has_only_what_was_measured(cells):
+    before, after = pd.Series([0.0, 4.0, 0.0]), pd.Series([0.0, 1.0, 1.0])
+    assert list(tables.error_reduction(before, after)) == [0, 75, -np.inf]
+    # The dense row has only what was measured.
     dense = one_row(cells, pattern="dense")
     assert dense[["calibration", "seed", "warmstart", "refinement", "max_swaps", "error_reduction"]].isna().all()
     assert dense[["perplexity/held_out", "seqlen/held_out", "cloze/acc", "sparsity"]].tolist() == [DENSE, 256, 0.5, 0]
@@ -79,11 +79,6 @@ def test_sparsity_is_counted(cells):
     counted = (115 * narrow + 307 * 192) / (192 * narrow + 512 * 192)
     sparsity = cells.groupby("pattern")["sparsity"].unique()
     assert [*sparsity["2:4"], *sparsity["60%"]] == pytest.approx([0.5, counted])
-
-
-def test_no_error_before_and_after_is_no_reduction():
-    before, after = pd.Series([0.0, 4.0, 0.0]), pd.Series([0.0, 1.0, 1.0])
-    assert list(tables.error_reduction(before, after)) == [0, 75, -np.inf]
 
 
 def test_curves_are_means_over_the_layers_with_a_value(study):
@@ -176,16 +171,13 @@ def test_summary(cells):
     assert wanda[10:].tolist() == ["45.0", "22.5", "30.0", "50.0", "30.0", "40.0", "40.0", "15.0", "20.0"]
 
 
-def test_summary_over_seeds():
+def test_summary_over_seeds_and_of_several_lengths(cells):
     table = summary.summary(tables.cells_table(make_study(seeds=2)))
     assert len(table) == 4
     wanda = one_row(table, pattern="60%", **{"warm start": "wanda"})
     assert wanda[f"{PERPLEXITY}: dense"] == "8.02"
     assert wanda[f"{PERPLEXITY}: swaps"] == "17.34 ± 0.71"  # 16.842 and 17.842
     assert wanda[f"{ONCE[0]}: swaps"] == "37.0 ± 0.7"  # 36.5 and 37.5
-
-
-def test_lengths_never_share_a_column(cells):
     other = cells.assign(model="nano", **{"seqlen/held_out": 2048})
     table = summary.summary(pd.concat([cells, other], ignore_index=True))
     assert table[f"{PERPLEXITY}: swaps"].notna().tolist() == [True] * 4 + [False] * 4
@@ -203,8 +195,6 @@ def test_a_study_of_dense_models_alone(study, tmp_path):
 def test_the_furthest_refinement_of_each_family_is_the_headline(cells):
     assert summary.headline_refinements(cells) == ["swaps"]
     assert summary.headline_refinements(cells[~cells["optimum"]]) == ["swaps-5"]
-    other = cells[cells["refinement"] == "swaps-5"].assign(refinement="dsnot", max_swaps=50)
-    assert summary.headline_refinements(pd.concat([cells, other], ignore_index=True)) == ["swaps", "dsnot"]
 
 
 def test_methods_beside_swaps(study):

@@ -51,8 +51,5 @@ def test_rows_differ_where_the_method_lets_them(config, tiny_model):
     assert grid.imported == {"wanda": None, "sparsegpt": None, "theirs": str(tiny_model)}
     methods = [("wanda", "swaps"), ("wanda", "matrix"), ("sparsegpt",), ("theirs",)]
     assert [grid.counting_rule(*method) for method in methods] == ["rows", "matrix", "matrix", "roughly"]
-
-
-def test_blocks_are_named_by_their_number_and_criteria_are_warm_starts(config):
-    assert Grid(load_study(config)).blocks == {"tiny": ["block00", "block01"]}
+    assert grid.blocks == {"tiny": ["block00", "block01"]}
     assert get_args(Criterion) == tuple(WARMSTARTS)

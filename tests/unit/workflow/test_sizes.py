@@ -44,13 +44,11 @@ def test_a_real_size():
     assert Matrices(16, 14336, 4096, 0.25) in sizes.matrices
 
 
-def test_the_dtype_beside_a_language_part_is_its_dtype(tmp_path):
+def test_the_dtype_and_the_head_of_a_configuration_that_says_less(tmp_path):
     text = {key: value for key, value in LLAMA.items() if key != "torch_dtype"}
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", "text_config": text}))
     assert sizes_of(read_config(tmp_path)).bytes == 2
-
-
-def test_what_transformers_left_out_of_a_file_is_that_the_head_is_tied():
+    # What transformers left out of a file is that the head is tied.
     silent = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
     assert not sizes_of(LLAMA | {"transformers_version": "4.43.0"}).tied
     assert sizes_of(silent | {"transformers_version": "4.42.0"}).tied
