@@ -175,16 +175,11 @@ def test_admm_is_the_papers_rounds(pattern):
     torch.testing.assert_close(admm_update(weight.float(), gram.float(), mask), new, rtol=1e-3, atol=1e-4)
 
 
-def damped(gram, damping=0.1):
-    """Return the Gram matrix for which ADMM's weights are the least-squares solution, in the units of the weights."""
-    norm = gram.diagonal().sqrt() + 1e-8
-    return gram + damping * (gram.diagonal() / norm**2).mean() * torch.diag(norm**2)
-
-
 def test_admm_converges_to_the_best_weights_on_the_mask():
     weight, gram, _ = layer(5, 6, 24)
     mask = torch.rand(6, 24, generator=torch.Generator().manual_seed(0)) < torch.arange(6)[:, None] / 5
-    objective = damped(gram)
+    norm = gram.diagonal().sqrt() + 1e-8
+    objective = gram + 0.1 * (gram.diagonal() / norm**2).mean() * torch.diag(norm**2)  # in the units of the weights
     new = admm_update(weight, gram, mask, iterations=2000)
     for row, kept in enumerate(mask):
         exact = torch.linalg.solve(objective[kept][:, kept], objective[kept] @ weight[row])
@@ -201,9 +196,6 @@ def test_weight_updates_lower_the_error_of_a_mask(make_mask, pattern):
     assert error(weight, surgeon, gram) < 0.8 * error(weight, plain, gram)
     assert error(weight, few, gram) < 0.8 * error(weight, plain, gram)
     assert error(weight, surgeon, gram) < error(weight, weight * wanda(weight, gram, pattern), gram)
-    # In the limit no weights on the mask have a lower damped error than ADMM's.
-    best = error(weight, admm_update(weight, gram, mask, iterations=500), damped(gram))
-    assert all(best < (1 + 1e-6) * error(weight, new, damped(gram)) for new in (plain, surgeon, few))
 
 
 @pytest.mark.parametrize("sign", [1, -1])

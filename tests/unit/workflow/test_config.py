@@ -49,7 +49,6 @@ def test_defaults_are_filled_in(config):
         ("modles", {}, "modles"),
         ("calibrations.stdlib.sample", 3, "calibrations.stdlib.sample"),
         ("calibrations.stdlib.samples", 0, "calibrations.stdlib.samples"),
-        ("calibrations.stdlib.samples", 8.0, "calibrations.stdlib.samples"),
         ("calibrations.stdlib.text", "no/such.txt", "calibrations.stdlib.text"),
         ("calibrations.stdlib.text", "/data", "calibrations.stdlib.text"),
         ("calibrations.stdlib.subset", "en", "calibrations.stdlib.subset"),
@@ -58,7 +57,6 @@ def test_defaults_are_filled_in(config):
         ("calibrations.stdlib", {"text": "org/name", "subset": "a", "files": "b.json"}, "calibrations.stdlib.files"),
         ("evaluation.perplexity.held_out.text", "x.txt", "evaluation.perplexity.held_out.text"),
         ("evaluation.perplexity.held_out.seqlen", 512, "evaluation.perplexity.held_out.seqlen"),
-        ("evaluation.lm_eval.tasks", ["arc_easy", "embedded_close"], "evaluation.lm_eval.tasks[1]"),
         ("evaluation.lm_eval.tasks", ["arc_easy", "arc_easy"], "evaluation.lm_eval.tasks"),
         ("evaluation.lm_eval.include", "/no/such", "evaluation.lm_eval.include"),
         ("models", {}, "models"),
@@ -74,7 +72,6 @@ def test_defaults_are_filled_in(config):
         ("patterns", [{"name": "x", "sparsity": "60%"}], "patterns[0]"),
         ("patterns", [{"name": "x", "sparsity": "2:4", "owl": {}}], "patterns[0].owl"),
         ("patterns", [{"name": "x", "sparsity": "60%", "layers": {"a": "x"}}], "patterns[0].layers.a"),
-        ("warmstarts", ["wandb"], "warmstarts[0]"),
         ("warmstarts", [3], "warmstarts[0]"),
         ("warmstarts", ["wanda", "wanda"], "warmstarts"),
         ("warmstarts", [{"name": "theirs"}], "warmstarts[0].from"),
@@ -82,7 +79,6 @@ def test_defaults_are_filled_in(config):
         ("warmstarts", [{"name": "theirs", "from": "results/a"}], "warmstarts[0].from"),
         ("warmstarts", [{"name": "wanda", "from": "x"}], "warmstarts[0].name"),
         ("warmstarts", [{"name": "a/b", "from": "x"}], "warmstarts[0].name"),
-        ("warmstarts", [{"name": "x", "from": "x", "form": "y"}], "warmstarts[0].form"),
         ("seeds", [1.0], "seeds[0]"),
         ("seeds", [2**70], "seeds[0]"),
         ("seeds", [1, 1], "seeds"),
@@ -96,7 +92,6 @@ def test_defaults_are_filled_in(config):
         ("reconstructions", {"ls": {"damping": -1}}, "reconstructions.ls.damping"),
         ("reconstructions", {"x": {"method": "sparsegpt", "iterations": 2}}, "reconstructions.x.iterations"),
         ("exclude", [{"reconstruction": "ls"}], "exclude[0].reconstruction"),
-        ("exclude", [{"pattern": "70%"}], "exclude[0].pattern"),
         ("exclude", [{"pattern": ["60%", "nothing"]}], "exclude[0].pattern"),
         ("exclude", [{"seed": 0}, {"seed": [0, 7]}], "exclude[1].seed"),
         ("exclude", [{"warmstarts": "ria"}], "exclude[0].warmstarts"),
@@ -110,20 +105,22 @@ def test_a_mistake_is_one_line_with_its_key(config, path, value, key):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "choice"),
+    ("path", "value", "key", "choice"),
     [
-        ("refinements.swaps", {"max_swap": 3}, "max_swaps"),
-        ("warmstarts", ["wandb"], "wanda"),
-        ("warmstarts", [{"name": "x", "form": "y"}], "from"),
-        ("refinements.swaps", {"method": "swap"}, "swaps"),
-        ("evaluation.lm_eval.tasks", ["embedded_close"], "embedded_cloze"),
-        ("exclude", [{"refinement": "swap"}], "swaps"),
-        ("exclude", [{"pattern": "61%"}], "60%"),
+        ("refinements.swaps", {"max_swap": 3}, "refinements.swaps.max_swap", "max_swaps"),
+        ("warmstarts", ["wandb"], "warmstarts[0]", "wanda"),
+        ("warmstarts", [{"name": "x", "from": "x", "form": "y"}], "warmstarts[0].form", "from"),
+        ("refinements.swaps", {"method": "swap"}, "refinements.swaps.method", "swaps"),
+        ("evaluation.lm_eval.tasks", ["arc_easy", "embedded_close"], "evaluation.lm_eval.tasks[1]", "embedded_cloze"),
+        ("exclude", [{"refinement": "swap"}], "exclude[0].refinement", "swaps"),
+        ("exclude", [{"pattern": "61%"}], "exclude[0].pattern", "60%"),
     ],
 )
-def test_a_misspelt_key_or_value_gets_a_suggestion(config, path, value, choice):
+def test_a_misspelt_key_or_value_gets_a_suggestion(config, path, value, key, choice):
     change(config, path, value)
-    assert f"did you mean {choice}?" in refused(config)
+    line = refused(config)
+    assert line.startswith(f"config key {key}:")
+    assert f"did you mean {choice}?" in line
 
 
 @pytest.mark.parametrize("key", ["name", "models", "calibrations", "patterns", "warmstarts", "refinements"])

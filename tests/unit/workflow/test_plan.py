@@ -22,6 +22,7 @@ from sparseswaps.workflow.study import load_study
 CORE, GPU = Machine(gpu=False, threads=1), Machine(gpu=True, threads=1)
 TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
 BOTH = {"stdlib": TEXT, "chained": TEXT | {"propagate": "pruned"}}
+MINE = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
 PAPER = Draw(samples=128, held_out=16, seqlen=2048)
 OPTIMUM = Mask(whole_rows=True, sparsity=0.6, criterion="wanda", max_swaps=None)
 
@@ -55,12 +56,7 @@ def count_jobs(config):
         {"calibrations": BOTH, "exclude": [{"pattern": "2:4", "calibration": "stdlib"}]},
         {"evaluation": {}},
         {"checkpoints": False},
-        {
-            "calibrations": BOTH,
-            "patterns": ["60%", {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}],
-            "reconstructions": {"ls": {}},
-            "checkpoints": False,
-        },
+        {"calibrations": BOTH, "patterns": ["60%", MINE], "reconstructions": {"ls": {}}, "checkpoints": False},
     ],
     ids=["dense", "pruned", "both", "without a start", "no evaluation", "no checkpoints", "reconstructed"],
 )
