@@ -34,34 +34,32 @@ def isolated(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", None)
 
 
+def read(folder: Path):
+    return load_model(str(folder), "cpu"), load_tokenizer(str(folder))
+
+
 def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
     """Return `evaluate` of a model, whose forward pass may be `forward(number of passes before, own forward, ids)`."""
-    model = load_model(str(folder / name), "cpu").to(dtype)
+    model, tokenizer = read(folder / name)
     model.config.max_position_embeddings = context
     if forward is not None:
         passes, own = count(), model.forward
         model.forward = lambda ids: forward(next(passes), own, ids)
     arguments = {"tasks": list(TASKS), "include": [TASKS_FOLDER], "limit": ITEMS, "batch_size": 3} | changes
-    return evaluate(model, load_tokenizer(str(folder / name)), **arguments)
+    return evaluate(model.to(dtype), tokenizer, **arguments)
 
 
 def items(task: str) -> list[dict]:
     return [json.loads(row) for row in (TASKS_FOLDER / f"{task}.jsonl").read_text().splitlines()[:ITEMS]]
 
 
-def scorer(folder: Path):
-    """(context, continuation) -> (its log-probability, whether every token of it is the likeliest)."""
-    model, tokenizer = load_model(str(folder / "model"), "cpu"), load_tokenizer(str(folder / "model"))
-
-    @torch.no_grad()
-    def score(context: str, continuation: str) -> tuple[float, bool]:
-        ids = torch.tensor(tokenizer(context + continuation)["input_ids"])
-        start = len(tokenizer(context)["input_ids"])
-        logprobs = model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
-        target = ids[start:]
-        return logprobs.gather(1, target[:, None]).sum().item(), bool((logprobs.argmax(-1) == target).all())
-
-    return score
+@torch.no_grad()
+def score(model, tokenizer, context: str, continuation: str) -> tuple[float, bool]:
+    """Return the log-probability of a continuation, and whether all of its tokens are the likeliest."""
+    ids, start = torch.tensor(tokenizer(context + continuation)["input_ids"]), len(tokenizer(context)["input_ids"])
+    logprobs = model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
+    target = ids[start:]
+    return logprobs.gather(1, target[:, None]).sum().item(), bool((logprobs.argmax(-1) == target).all())
 
 
 def test_both_tasks_agree_with_a_direct_computation(folder):
@@ -70,10 +68,10 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
     assert result["limit"] == ITEMS
     assert result["samples"] == dict.fromkeys(TASKS, ITEMS)
     assert set(result["versions"]) == {"lm_eval", *TASKS}
-    score = scorer(folder)
+    loaded = read(folder / "model")
     cloze = result["results"]["embedded_cloze"]
     assert set(cloze) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
-    scores = [score(item["context"], item["target"]) for item in items("embedded_cloze")]
+    scores = [score(*loaded, item["context"], item["target"]) for item in items("embedded_cloze")]
     assert cloze["perplexity"] == pytest.approx(math.exp(-sum(score for score, _ in scores) / ITEMS), rel=1e-4)
     assert cloze["acc"] == sum(greedy for _, greedy in scores) / ITEMS
     assert cloze["perplexity_stderr"] > 0
@@ -81,7 +79,7 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
     assert set(choice) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
     plain, normed = [], []
     for item in items("embedded_choice"):
-        scores = [score(item["context"], "\n" + text)[0] for text in item["choices"]]
+        scores = [score(*loaded, item["context"], "\n" + text)[0] for text in item["choices"]]
         plain.append(np.argmax(scores) == item["label"])
         normed.append(np.argmax(np.divide(scores, list(map(len, item["choices"])))) == item["label"])
     assert choice["acc"] == np.mean(plain)
@@ -110,7 +108,7 @@ def test_few_shot_examples_are_those_that_lm_eval_draws(folder, tmp_path):
 
     include = copy_of_cloze(tmp_path, "cloze", num_fewshot=1, fewshot_split="test")
     ours = run(folder, tasks=["cloze"], include=[include])["results"]["cloze"]
-    model, tokenizer = load_model(str(folder / "model"), "cpu"), load_tokenizer(str(folder / "model"))
+    model, tokenizer = read(folder / "model")
     arguments = {"tasks": ["cloze"], "limit": ITEMS, "bootstrap_iters": 0}
     arguments["task_manager"] = TaskManager(include_path=[include], include_defaults=False)
     theirs = simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3), **arguments)["results"]["cloze"]
