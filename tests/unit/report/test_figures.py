@@ -44,7 +44,9 @@ def test_by_layer_has_a_panel_per_warmstart_and_pattern(one_seed):
     figure = figures.error_reduction_by_layer(one_seed[1], WIDTH)
     assert [axis.get_title().split(" ")[0] for axis in figure.axes] == ["60%", "2:4", "", ""]
     labels = [axis.get_ylabel() for axis in figure.axes]
-    assert ["magnitude" in labels[0], labels[1], "wanda" in labels[2], labels[3]] == [True, "", True, ""]
+    assert "magnitude" in labels[0]
+    assert "wanda" in labels[2]
+    assert labels[1] == labels[3] == ""
     assert legend_texts(figure) == TYPES
     wanda = curves(figure.axes[2])
     assert wanda["q_proj"] == [30, 31]
