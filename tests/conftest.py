@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 # Nothing in the tests may wait for a network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1")
 
-from helpers import Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
+from helpers import Reports, Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,11 @@ def tiny_model(tmp_path_factory) -> Path:
 def model(tiny_model, tmp_path) -> Path:
     """A copy of the tiny model, to be spoilt."""
     return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture
+def reports() -> Reports:
+    return Reports()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock
 
 from sparseswaps.base.errors import InputError
+from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.description import describe
@@ -84,6 +85,24 @@ def alter(weight: torch.Tensor, inputs: torch.Tensor, kind: str) -> tuple[torch.
     elif kind == "zero weights":
         weight[:, ::3] = 0
     return weight, inputs
+
+
+def problem(seed: int, d_out: int, d_in: int, pattern: str, kind: str = "correlated") -> tuple:
+    """A random layer's weight, Gram matrix and Wanda mask, and the pattern: the arguments of `refine`."""
+    weight, inputs = layer(seed, d_out, d_in, kind)
+    gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
+    return weight, gram, wanda(weight, gram, pattern), pattern
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "cuda" and ON_CUDA else "cpu"
+
+
+class Reports(list):
+    """The totals that a function reports: [(done, made), ...]."""
+
+    def __call__(self, *totals: int) -> None:
+        self.append(totals)
 
 
 def limit_memory(function: Callable, most: int) -> Callable:
@@ -269,11 +288,12 @@ def make_study(seeds: int = 1, blocks: int = 2) -> list[Measured]:
     return study
 
 
-def refusal(read, path: Path) -> str:
+def refusal(read, path: Path, kind: type[InputError] = InputError) -> str:
     """Return the line with which a reader refuses a file; it names the file."""
-    with pytest.raises(InputError) as error:
+    with pytest.raises(kind) as error:
         read(path)
     assert "\n" not in str(error.value)
+    assert getattr(error.value, "path", path) == path  # of a broken file
     assert str(error.value).startswith(f"{path}: ")
     return str(error.value)
 

@@ -1,7 +1,7 @@
 import pytest
 from helpers import refusal
 
-from sparseswaps.base.errors import BrokenFileError, InputError
+from sparseswaps.base.errors import BrokenFileError
 from sparseswaps.base.files import read_csv, read_json, write_atomically, write_csv, write_json
 
 ROWS = [{"layer": "a,b\n", "n": 7, "x": 0.1, "none": None, "yes": True}]
@@ -12,10 +12,7 @@ ROWS.append({"layer": "é", "n": -1, "x": 1e-300, "none": "", "yes": False})
 def test_a_table_is_read_as_it_was_written(rows, tmp_path):
     write_csv(tmp_path / "x.csv", rows)
     expected = [row | {"none": None} for row in rows]  # an empty text is None
-    read = read_csv(tmp_path / "x.csv")
-    assert [[(type(value), value) for value in row.values()] for row in read] == [
-        [(type(value), value) for value in row.values()] for row in expected
-    ]
+    assert repr(read_csv(tmp_path / "x.csv")) == repr(expected)  # types included
 
 
 @pytest.mark.parametrize(("write", "read"), [(write_csv, read_csv), (write_json, read_json)])
@@ -24,13 +21,8 @@ def test_a_cut_or_spoilt_file_is_refused(write, read, tmp_path):
     content = (tmp_path / "x").read_bytes()
     for broken in (*(content[:size] for size in range(0, len(content) - 1, 7)), b"\xff" + content, content + b"\0,"):
         (tmp_path / "x").write_bytes(broken)
-        with pytest.raises(BrokenFileError):
-            read(tmp_path / "x")
-        refusal(read, tmp_path / "x")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    refusal(read_json, tmp_path / "x.json")
+        refusal(read, tmp_path / "x", BrokenFileError)
+    refusal(read_json, tmp_path / "missing")
 
 
 def test_a_file_or_folder_is_complete_or_as_before(tmp_path):
@@ -51,6 +43,4 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-    with pytest.raises(InputError) as error, write_atomically(tmp_path / "new" / "x"):
-        pass
-    assert str(error.value).startswith(f"{tmp_path / 'new' / 'x'}: ")
+    refusal(lambda path: write_json(path, ROWS), tmp_path / "new" / "x")

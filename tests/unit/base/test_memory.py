@@ -1,5 +1,3 @@
-"""A step that runs out of GPU memory is repeated with half the size."""
-
 import weakref
 
 import pytest
@@ -24,9 +22,8 @@ def step_of_rows(rows):
         (0, 64, [], []),
     ],
 )
-def test_slices_are_halved_from_the_one_that_does_not_fit(caplog, count, size, slices, halved):
-    reports = []
-    assert map_slices(step_of_rows, count, size, "rows", progress=lambda *report: reports.append(report)) == slices
+def test_slices_are_halved_from_the_one_that_does_not_fit(caplog, reports, count, size, slices, halved):
+    assert map_slices(step_of_rows, count, size, "rows", progress=reports) == slices
     assert [record.args for record in caplog.records] == halved
     assert reports == [(stop, 0) for _, stop in slices]
 

@@ -4,7 +4,6 @@ import logging
 import pytest
 import torch
 from families import MODELS, SIZES, families, tiny, tokens
-from helpers import write_tiny_model
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
 from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.activations import KeepOnDisk
 from sparseswaps.calibration.capture import capture
-from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
@@ -22,6 +20,9 @@ from sparseswaps.model.checkpoint import write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.layers import file_tensors
 from sparseswaps.model.weights import WeightsInMemory, WeightsOnDisk
+
+IDS = tokens(9, 1), tokens(3, 2)  # samples and held-out text
+FEW = tokens(2, 1), tokens(1, 2)
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -38,7 +39,7 @@ def held(request, tmp_path):
 
 
 class Watch(TorchFunctionMode):
-    """Sums up x^T x for whatever is multiplied with one of the model's matrices, wherever that happens."""
+    """Sums up x^T x for all that is multiplied with one of the model's matrices."""
 
     def __init__(self, model):
         super().__init__()
@@ -58,30 +59,26 @@ class Watch(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def watched(model, place, layers, ids):
-    """The Gram matrix and the number of tokens of each of a block's matrices, in a plain forward pass of the model."""
-    with Watch(model) as watch, torch.no_grad():
-        model(input_ids=ids)
-    return {layer.matrix: watch.sums[f"{place}.{layer.parameter}", layer.expert or 0] for layer in layers}
+def assert_watched(model, index, layers, grams, tolerance):
+    """Assert that a block's Gram matrices and numbers of tokens are those of plain forward passes of the model."""
+    for split, ids in zip(("matrix", "held_out"), IDS, strict=True):
+        with Watch(model) as watch, torch.no_grad():
+            model(input_ids=ids)
+        for layer in layers:
+            if (source := grams.reads[layer.name]) not in grams.unrouted:
+                gram, count = watch.sums[f"{find_blocks(model)[0]}.{index}.{layer.parameter}", layer.expert or 0]
+                torch.testing.assert_close(getattr(grams, split)[source], gram.float(), rtol=tolerance, atol=tolerance)
+                assert split == "held_out" or grams.tokens[source] == count
 
 
 @families
 def test_grams_are_those_of_the_models_own_forward_pass(config, held):
-    """Blocks replayed one by one, against everything that is multiplied in plain forward passes of the whole model."""
     model = tiny(config)
-    samples, held_out = tokens(9, 1), tokens(3, 2)
-    prefix, _ = find_blocks(model)
     weights = held(model)
-    captured = capture(weights, samples, held_out, batch_size=2)  # the last batches are smaller
+    captured = capture(weights, *IDS, batch_size=2)  # the last batches are smaller
     for index, (grams, layers) in enumerate(zip(captured, weights.layers, strict=True)):
         assert grams.unrouted == []  # every expert of these models sees enough
-        for split, ids in (("matrix", samples), ("held_out", held_out)):
-            expected = watched(model, f"{prefix}.{index}", layers, ids)
-            for layer in layers:
-                gram, count = expected[layer.matrix]
-                source = grams.reads[layer.name]
-                torch.testing.assert_close(getattr(grams, split)[source], gram.float(), rtol=1e-4, atol=1e-4)
-                assert split == "held_out" or grams.tokens[source] == count
+        assert_watched(model, index, layers, grams, 1e-4)
 
 
 @families
@@ -90,7 +87,7 @@ def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config,
     described = describe(tmp_path)
     whole = WeightsInMemory(AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval())
     whole.layers = described.blocks
-    passes = [capture(weights, tokens(5, 1), tokens(3, 2), 2) for weights in (whole, WeightsOnDisk(described, "cpu:0"))]
+    passes = [capture(weights, *IDS, 2) for weights in (whole, WeightsOnDisk(described, "cpu:0"))]
     for one, other in zip(*passes, strict=True):  # only "cpu" itself computes in float32
         assert one.reads == other.reads
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
@@ -98,29 +95,19 @@ def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config,
 
 @pytest.mark.gpu
 @families
-def test_captured_on_a_gpu_as_on_the_cpu(config, tmp_path):
+def test_captured_on_a_gpu_as_on_the_cpu_and_twice_the_same(config, tmp_path):
     tiny(config).save_pretrained(tmp_path)
     described = describe(tmp_path)
-    passes = [capture(WeightsOnDisk(described, device), tokens(9, 1), tokens(3, 2), 2) for device in ("cpu", "cuda")]
-    for one, other in zip(*passes, strict=True):
+    passes = [capture(WeightsOnDisk(described, device), *IDS, 2) for device in ("cpu", "cuda", "cuda")]
+    for one, other, again in zip(*passes, strict=True):
         assert (one.reads, one.tokens) == (other.reads, other.tokens)
         for name, gram in one.matrix.items():
             torch.testing.assert_close(other.matrix[name].cpu(), gram, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.gpu
-@families
-def test_captured_on_a_gpu_twice_the_same(config, tmp_path):
-    """And so the same masks from run to run, since refinement takes no sums in any other order either."""
-    tiny(config).save_pretrained(tmp_path)
-    described = describe(tmp_path)
-    passes = [capture(WeightsOnDisk(described, "cuda"), tokens(9, 1), tokens(3, 2), 2) for _ in range(2)]
-    for one, other in zip(*passes, strict=True):
-        assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
+            assert torch.equal(other.matrix[name], again.matrix[name])
 
 
 def half(weights):
-    """A `prune` that keeps every other input of every layer, whatever the Gram matrices."""
+    """A `prune` that keeps every other input of every layer."""
 
     def prune(index, _grams):
         block = find_blocks(weights.model)[1][index]
@@ -130,101 +117,69 @@ def half(weights):
     return prune
 
 
-def by_matrix(layers, grams):
-    """Gram matrices by the matrix of the model that reads them."""
-    return {
-        layer.matrix: (grams.matrix[grams.reads[layer.name]], grams.held_out[grams.reads[layer.name]])
-        for layer in layers
-    }
-
-
-def same(some, others):
-    assert some.keys() == others.keys()
-    for matrix in some:
-        torch.testing.assert_close(some[matrix], others[matrix], rtol=1e-3, atol=1e-3)
+def assert_same(layers, one, other):
+    for layer in layers:
+        for split in ("matrix", "held_out"):
+            pair = [getattr(grams, split)[grams.reads[layer.name]] for grams in (one, other)]
+            torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-3)
 
 
 @families
 def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(config, held):
     model = tiny(config)
-    samples, held_out = tokens(9, 1), tokens(3, 2)
     weights = held(model)
-    chained = capture(weights, samples, held_out, 2, half(weights))
-    of_dense = list(capture(WeightsInMemory(copy.deepcopy(model)), samples, held_out, 2))[-1]
-    prefix, blocks = find_blocks(model)
+    chained = capture(weights, *IDS, 2, half(weights))
+    of_dense = list(capture(WeightsInMemory(copy.deepcopy(model)), *IDS, 2))[-1]
     mine = WeightsInMemory(model)
     for index, (grams, layers) in enumerate(zip(chained, weights.layers, strict=True)):
-        # plain forward passes of the whole model, of which the blocks before this one are pruned
-        for split, ids in (("matrix", samples), ("held_out", held_out)):
-            expected = watched(model, f"{prefix}.{index}", layers, ids)
-            for layer in layers:
-                if (source := grams.reads[layer.name]) not in grams.unrouted:
-                    gram = expected[layer.matrix][0].float()
-                    torch.testing.assert_close(getattr(grams, split)[source], gram, rtol=1e-3, atol=1e-3)
-        put_weights(blocks[index], mine.layers[index], half(mine)(index, None))
+        assert_watched(model, index, layers, grams, 1e-3)
+        put_weights(find_blocks(model)[1][index], mine.layers[index], half(mine)(index, None))
     assert any(not torch.allclose(grams.matrix[n], of_dense.matrix[n]) for n in grams.matrix if n in of_dense.matrix)
-
-
-def test_where_nothing_is_pruned_both_propagations_agree():
-    weights = WeightsInMemory(tiny(MODELS[0]))
-    samples, held_out = tokens(5, 1), tokens(3, 2)
-    passes = [capture(weights, samples, held_out, 2, *prune) for prune in ([lambda *_: {}], [])]
-    for layers, chained, dense in zip(weights.layers, *passes, strict=True):
-        same(by_matrix(layers, chained), by_matrix(layers, dense))
 
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("config", [MODELS[0], MODELS[-2]], ids=lambda config: config.model_type)
-def test_running_out_of_memory_halves_the_batches(config, prune, monkeypatch, caplog):
+def test_running_out_of_memory_halves_the_batches(config, prune, caplog):
     model, most = tiny(config), 2
-    samples, held_out = tokens(7, 1), tokens(3, 2)
-    layers = find_layers(model)
 
     def captured(batch_size):
         weights = WeightsInMemory(copy.deepcopy(model))
-        return list(capture(weights, samples, held_out, batch_size, half(weights) if prune else None))
-
-    expected = captured(1)
-    down = model.model.layers[1].self_attn.o_proj
+        return list(capture(weights, *IDS, batch_size, half(weights) if prune else None))
 
     def greedy(_module, args):
         if len(args[0]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    down.register_forward_pre_hook(greedy)
+    expected = captured(1)
+    model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(greedy)
     with caplog.at_level(logging.WARNING):
         halved = captured(7)
     assert len(caplog.messages) == 2  # 7 sequences, then 3
-    for index, grams in enumerate(halved):
-        same(by_matrix(layers[index], grams), by_matrix(layers[index], expected[index]))
+    for layers, one, other in zip(find_layers(model), halved, expected, strict=True):
+        assert_same(layers, one, other)
     most = 0
     with pytest.raises(InputError, match="seqlen"):
-        list(capture(WeightsInMemory(model), samples, held_out, 7))
+        captured(7)
 
 
-def test_running_out_of_memory_while_batches_are_halved_loses_nothing(monkeypatch):
-    weights = WeightsInMemory(tiny(MODELS[0]))
-    samples, held_out = tokens(12, 1), tokens(3, 2)
-    expected = list(capture(weights, samples, held_out, 1))
-    run_batch, observe = Replay._run_batch, Replay.observe
-    failures = iter([False, True, True])  # the first block's second batch fails, then observing the halved batches
+def test_running_out_of_memory_while_batches_are_halved_loses_nothing():
+    model = tiny(MODELS[0])
+    weights = WeightsInMemory(model)
+    expected = list(capture(weights, *IDS, 1))
+    block, embedding = model.model.layers[0].mlp, model.model.embed_tokens
+    left = {block: 3, embedding: 6}  # the first block's second batch fails, then observing the halved batches
 
-    def fail(method):
-        def failing(*arguments, **options):
-            if next(failures, False):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return method(*arguments, **options)
+    def fail(module, _args):
+        left[module] -= 1
+        if left[module] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-        return failing
-
-    captured = capture(weights, samples, held_out, 4)
-    monkeypatch.setattr(Replay, "_run_batch", fail(run_batch))
-    started = iter([observe])
-    monkeypatch.setattr(Replay, "observe", lambda *args: next(started, fail(observe))(*args))
-    for layers, one, other in zip(weights.layers, captured, expected, strict=True):
+    for module in left:
+        module.register_forward_pre_hook(fail)
+    for layers, one, other in zip(weights.layers, capture(weights, *IDS, 4), expected, strict=True):
         assert one.tokens == other.tokens
-        same(by_matrix(layers, one), by_matrix(layers, other))
-    assert next(failures, None) is None  # all of them happened
+        assert_same(layers, one, other)
+    assert max(left.values()) <= 0  # all of them happened
 
 
 class Twice(torch.nn.Module):
@@ -246,7 +201,7 @@ def test_layers_that_are_called_otherwise_than_once(caplog):
     inputs = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
     with caplog.at_level(logging.WARNING):
-        grams = next(capture(weights, tokens(9, 1), tokens(3, 2), 3))
+        grams = next(capture(weights, *IDS, 3))
     x = torch.cat([x.reshape(-1, 16) for x in inputs[-4:-1]])  # the first call only shows what the block returns
     torch.testing.assert_close(grams.matrix["mlp.twice"], 5 * x.T @ x, rtol=1e-4, atol=1e-4)
     assert grams.tokens["mlp.twice"] == 2 * 9 * 12
@@ -270,7 +225,7 @@ def test_models_whose_blocks_cannot_be_run_one_by_one_are_refused(change, messag
     model = tiny(MODELS[0])
     model.model.layers[1].register_forward_pre_hook(between, with_kwargs=True)
     with pytest.raises(InputError, match=message):
-        next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), 2))
+        next(capture(WeightsInMemory(model), *FEW, 2))
 
 
 def test_a_model_that_does_not_run_a_block_is_refused():
@@ -278,14 +233,13 @@ def test_a_model_that_does_not_run_a_block_is_refused():
     model.model.config = copy.deepcopy(model.config)
     model.model.config.num_hidden_layers = 3  # of 4
     with pytest.raises(InputError, match=r"model\.layers\.3"):
-        next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), 2))
+        next(capture(WeightsInMemory(model), *FEW, 2))
 
 
 def test_hidden_states_may_wait_on_disk(tmp_path):
     weights = WeightsInMemory(tiny(MODELS[0]).bfloat16())
-    samples, held_out = tokens(5, 1), tokens(3, 2)
-    files = capture(weights, samples, held_out, 2, keep=KeepOnDisk(tmp_path))
-    for one, other in zip(files, capture(weights, samples, held_out, 2), strict=True):
+    files = capture(weights, *IDS, 2, keep=KeepOnDisk(tmp_path))
+    for one, other in zip(files, capture(weights, *IDS, 2), strict=True):
         assert one.matrix.keys() == other.matrix.keys()
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
         assert list(tmp_path.iterdir()) == []
@@ -297,16 +251,12 @@ def test_an_expert_that_sees_too_few_tokens_is_given_all_of_its_layer(held):
         block.mlp.gate.weight.data[:] = 0
         block.mlp.gate.weight.data[1:5] = 0.02 * torch.randn(4, 16)
         block.mlp.gate.weight.data[5] = -100 * block.mlp.gate.weight.data[1]
-    samples, held_out = tokens(5, 1), tokens(3, 2)
-    weights = held(model)
-    inputs = []
-    experts = model.model.layers[0].mlp.experts
-    hook = experts.register_forward_pre_hook(lambda _module, args: inputs.append((args[0], args[1])))
+    weights, inputs, experts = held(model), [], model.model.layers[0].mlp.experts
+    experts.register_forward_pre_hook(lambda _module, args: inputs.append((args[0], args[1])))
     with torch.no_grad():
-        model(input_ids=samples)
-    hook.remove()
+        model(input_ids=IDS[0])
     ((hidden, chosen),) = inputs
-    grams = next(capture(weights, samples, held_out, batch_size=2))
+    grams = next(capture(weights, *IDS, batch_size=2))
     unrouted = 0
     for layer in weights.layers[0]:
         if layer.expert is None:
@@ -330,30 +280,27 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
     dense = tiny(config)
     dense.save_pretrained(tmp_path / "dense")
     described, pattern = describe(tmp_path / "dense"), parse_pattern(pattern)
-    routers = {name for name, _ in dense.named_parameters() if "experts" not in name}
-    routers = {
-        name for name in routers if name.endswith((".gate.weight", "router.weight", "shared_expert_gate.weight"))
-    }
+    gates = (".gate.weight", "router.weight", "shared_expert_gate.weight")
+    routers = {name for name, _ in dense.named_parameters() if "experts" not in name and name.endswith(gates)}
     assert set(described.left_dense) == routers
     masks, doubled = {}, {}
-    for index, grams in enumerate(capture(WeightsOnDisk(described, "cpu"), tokens(9, 1), tokens(3, 2), batch_size=5)):
+    captured = capture(WeightsOnDisk(described, "cpu"), *IDS, batch_size=5)
+    for layers, grams in zip(described.blocks, captured, strict=True):
         of_block = {}
-        for layer in described.blocks[index]:
+        for layer in layers:
             weight, gram = described.weight(layer), grams.matrix[grams.reads[layer.name]]
             result = refine(weight, gram, wanda(weight, gram, pattern), pattern)
             assert result.loss_after.sum() < result.loss_before.sum()
             check_mask(result.mask, pattern)
             of_block[layer.name] = result.mask
-        masks |= file_tensors(described.blocks[index], of_block)
-        twice = {layer.name: 2 * described.weight(layer) for layer in described.blocks[index]}
-        doubled |= file_tensors(described.blocks[index], twice)
+        masks |= file_tensors(layers, of_block)
+        doubled |= file_tensors(layers, {layer.name: 2 * described.weight(layer) for layer in layers})
     write_pruned(described.checkpoint, masks, tmp_path / "pruned", {})
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
     write_pruned(described.checkpoint, masks, tmp_path / "doubled", {}, doubled.__getitem__)  # with new weights
     for name, tensor in AutoModelForCausalLM.from_pretrained(tmp_path / "doubled").state_dict().items():
-        assert torch.equal(
-            tensor, pruned[name] if torch.equal(pruned[name], dense.state_dict()[name]) else 2 * pruned[name]
-        )
+        scale = 1 if torch.equal(pruned[name], dense.state_dict()[name]) else 2
+        assert torch.equal(tensor, scale * pruned[name])
     for name, tensor in dense.state_dict().items():
         matrix = ".layers." in name or ".h." in name
         if matrix and tensor.ndim >= 2 and not name.endswith("_bias") and name not in routers:
@@ -370,30 +317,24 @@ def test_a_layer_that_is_never_called_is_named_and_stays_dense(tmp_path, caplog)
     model.save_pretrained(tmp_path)
     described = describe(tmp_path)
     with caplog.at_level(logging.WARNING):
-        grams = next(capture(WeightsOnDisk(described, "cpu"), tokens(2, 1), tokens(1, 2), batch_size=2))
+        grams = next(capture(WeightsOnDisk(described, "cpu"), *FEW, batch_size=2))
     assert any("backbone.layers.0.mixer.dt_proj" in message for message in caplog.messages)
     names = [layer.name for layer in grams.readers(described.blocks[0])]
     assert names == ["mixer.in_proj", "mixer.x_proj", "mixer.out_proj"]
 
 
 def test_layers_with_one_input_share_one_gram_matrix():
-    model = tiny(MODELS[0])
-    grams = next(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
+    weights = WeightsInMemory(tiny(MODELS[0]))
+    grams, without_held_out = (next(capture(weights, FEW[0], ids, batch_size=2)) for ids in (FEW[1], FEW[1][:0]))
     shared = dict.fromkeys(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "self_attn.q_proj")
     shared |= dict.fromkeys(["mlp.gate_proj", "mlp.up_proj"], "mlp.gate_proj")
     assert grams.reads == shared | {name: name for name in ("self_attn.o_proj", "mlp.down_proj")}
-    assert set(grams.matrix) == set(grams.held_out) == set(grams.reads.values())
+    assert set(grams.matrix) == set(grams.held_out) == set(grams.reads.values()) == set(without_held_out.matrix)
+    assert without_held_out.held_out == {}
 
 
-def test_no_held_out_text_gives_no_held_out_gram():
+def test_infinite_activations_name_their_layer():
     model = tiny(MODELS[0])
-    grams = next(capture(WeightsInMemory(model), tokens(2, 1), tokens(2, 2)[:0], batch_size=2))
-    assert grams.held_out == {}
-    assert len(grams.matrix) == 4
-
-
-def test_infinite_activations_name_their_layer(tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path / "model"), dtype=torch.float32).eval()
     model.model.layers[1].mlp.up_proj.weight.data.fill_(1e38)
     with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj"):
-        list(capture(WeightsInMemory(model), tokens(2, 1), tokens(1, 2), batch_size=2))
+        list(capture(WeightsInMemory(model), *FEW, batch_size=2))

@@ -11,17 +11,13 @@ from sparseswaps.calibration.settings import TextSource
 LINES = "".join(json.dumps({"body": body}) + "\n" for body in ("one", "", "two")).encode()
 
 
-def parquet(path, **columns):
-    pandas.DataFrame(columns).to_parquet(path)
-
-
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.jsonl.gz", "x.json.gz", "x.parquet"])
 def test_a_file_gives_its_documents(name, tmp_path):
     path = tmp_path / name
     if name.endswith(".txt"):
         path.write_text("one\n<|endoftext|>\n\n<|endoftext|>\ntwo\n<|endoftext|>\n")
     elif name.endswith(".parquet"):
-        parquet(path, body=["one", "", "two"], n=[1, 2, 3])
+        pandas.DataFrame({"body": ["one", "", "two"], "n": [1, 2, 3]}).to_parquet(path)
     else:
         path.write_bytes(gzip.compress(LINES, mtime=0) if name.endswith(".gz") else LINES)
     expected = ["one", "two"] if name.endswith(".txt") else ["one", "", "two"]
@@ -44,7 +40,7 @@ def test_a_file_gives_its_documents(name, tmp_path):
 )
 def test_a_broken_file_is_named_in_one_line(name, content, place, tmp_path):
     if isinstance(content, dict):
-        parquet(tmp_path / name, **content)
+        pandas.DataFrame(content).to_parquet(tmp_path / name)
     elif content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as error:

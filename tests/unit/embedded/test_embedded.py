@@ -1,5 +1,3 @@
-"""The text and the tasks that come with the project."""
-
 import json
 import os
 import shutil
@@ -7,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
@@ -24,33 +23,29 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(embedded.MODEL)
 
 
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def items(task: str) -> list[dict]:
-    lines = (embedded.TASKS_FOLDER / f"{task}.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    return read(embedded.TASKS_FOLDER / f"{task}.jsonl")
 
 
-def modules(part: str) -> set[str]:
-    lines = (embedded.TEXT / f"{part}.jsonl").read_text(encoding="utf-8").split("\n")
-    return {json.loads(line)["module"] for line in lines if line}
-
-
-def test_no_module_is_for_calibration_and_evaluation():
-    calibration, evaluation = modules("calibration"), modules("evaluation")
+def test_no_module_is_for_calibration_and_evaluation(tokenizer):
+    names = ("calibration", "evaluation")
+    calibration, evaluation = ({row["module"] for row in read(embedded.TEXT / f"{name}.jsonl")} for name in names)
     asked = {item["module"] for task in embedded.TASKS for item in items(task)}
     assert not calibration & (evaluation | asked)
     assert (len(calibration), len(evaluation)) == (86, 31)
-    parts = [load("embedded", part) for part in ("calibration", "evaluation")]
+    parts = [load("embedded", name) for name in names]
     assert [sum(len(text.encode()) for text in part) for part in parts] == [1_524_372, 446_979]
+    assert len(windows(tokenize(tokenizer, "\n\n".join(parts[1])), 256)) > 256  # enough for an evaluation
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_calibration_text_is_enough_for_every_seed(tokenizer, seed):
     calibration, held_out = draw(load("embedded", "calibration"), tokenizer, 128, 32, 256, seed)
     assert (calibration.shape, held_out.shape) == ((128, 256), (32, 256))
-
-
-def test_the_evaluation_text_is_enough(tokenizer):
-    assert len(windows(tokenize(tokenizer, "\n\n".join(load("embedded", "evaluation"))), 256)) > 256
 
 
 @pytest.mark.parametrize("task", embedded.TASKS)

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from helpers import write_tiny_model
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.calibration.documents import load
 from sparseswaps.embedded import TASKS, TASKS_FOLDER
 from sparseswaps.evaluation.harness import evaluate, plain_metrics
+from sparseswaps.model.loading import load_model, load_tokenizer
 
 ITEMS = 8
 
@@ -22,69 +21,45 @@ ITEMS = 8
 def folder(tmp_path_factory) -> Path:
     """A tiny random Llama in `model`, and one with a NaN among its weights in `broken`."""
     folder = tmp_path_factory.mktemp("harness")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(load("embedded", "evaluation")[:10], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 1024}
-    sizes |= {"vocab_size": len(tokenizer), "num_attention_heads": 2, "bos_token_id": 0, "eos_token_id": 0}
-    config = LlamaConfig(**sizes, initializer_range=0.2)
-    model = LlamaForCausalLM(config)
     for name in ("model", "broken"):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-        model.model.norm.weight.data[3] = math.nan
+        write_tiny_model(folder / name, max_position_embeddings=1024)
+    model = load_model(str(folder / "broken"), "cpu")
+    model.model.norm.weight.data[3] = math.nan
+    model.save_pretrained(folder / "broken")
     return folder
 
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch):
-    """Refuse every connection."""
+    monkeypatch.setattr(socket.socket, "connect", None)
 
-    def refuse(*_):
-        raise OSError("the harness reached for the network")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+def read(folder: Path):
+    return load_model(str(folder), "cpu"), load_tokenizer(str(folder))
 
 
 def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
     """Return `evaluate` of a model, whose forward pass may be `forward(number of passes before, own forward, ids)`."""
-    model = LlamaForCausalLM.from_pretrained(folder / name, dtype=dtype)
+    model, tokenizer = read(folder / name)
     model.config.max_position_embeddings = context
     if forward is not None:
         passes, own = count(), model.forward
         model.forward = lambda ids: forward(next(passes), own, ids)
     arguments = {"tasks": list(TASKS), "include": [TASKS_FOLDER], "limit": ITEMS, "batch_size": 3} | changes
-    return evaluate(model, PreTrainedTokenizerFast.from_pretrained(folder / name), **arguments)
+    return evaluate(model.to(dtype), tokenizer, **arguments)
 
 
 def items(task: str) -> list[dict]:
     return [json.loads(row) for row in (TASKS_FOLDER / f"{task}.jsonl").read_text().splitlines()[:ITEMS]]
 
 
-def scorer(folder: Path):
-    """(context, continuation) -> (its log-probability, whether every token of it is the likeliest)."""
-    model = LlamaForCausalLM.from_pretrained(folder / "model")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
-
-    @torch.no_grad()
-    def score(context: str, continuation: str) -> tuple[float, bool]:
-        ids = torch.tensor(tokenizer(context + continuation)["input_ids"])
-        start = len(tokenizer(context)["input_ids"])
-        logprobs = model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
-        target = ids[start:]
-        return logprobs.gather(1, target[:, None]).sum().item(), bool((logprobs.argmax(-1) == target).all())
-
-    return score
+@torch.no_grad()
+def score(model, tokenizer, context: str, continuation: str) -> tuple[float, bool]:
+    """Return the log-probability of a continuation, and whether all of its tokens are the likeliest."""
+    ids, start = torch.tensor(tokenizer(context + continuation)["input_ids"]), len(tokenizer(context)["input_ids"])
+    logprobs = model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
+    target = ids[start:]
+    return logprobs.gather(1, target[:, None]).sum().item(), bool((logprobs.argmax(-1) == target).all())
 
 
 def test_both_tasks_agree_with_a_direct_computation(folder):
@@ -93,20 +68,18 @@ def test_both_tasks_agree_with_a_direct_computation(folder):
     assert result["limit"] == ITEMS
     assert result["samples"] == dict.fromkeys(TASKS, ITEMS)
     assert set(result["versions"]) == {"lm_eval", *TASKS}
-    score = scorer(folder)
-
+    loaded = read(folder / "model")
     cloze = result["results"]["embedded_cloze"]
     assert set(cloze) == {"acc", "acc_stderr", "perplexity", "perplexity_stderr"}
-    scores = [score(item["context"], item["target"]) for item in items("embedded_cloze")]
+    scores = [score(*loaded, item["context"], item["target"]) for item in items("embedded_cloze")]
     assert cloze["perplexity"] == pytest.approx(math.exp(-sum(score for score, _ in scores) / ITEMS), rel=1e-4)
     assert cloze["acc"] == sum(greedy for _, greedy in scores) / ITEMS
     assert cloze["perplexity_stderr"] > 0
-
     choice = result["results"]["embedded_choice"]
     assert set(choice) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
     plain, normed = [], []
     for item in items("embedded_choice"):
-        scores = [score(item["context"], "\n" + text)[0] for text in item["choices"]]
+        scores = [score(*loaded, item["context"], "\n" + text)[0] for text in item["choices"]]
         plain.append(np.argmax(scores) == item["label"])
         normed.append(np.argmax(np.divide(scores, list(map(len, item["choices"])))) == item["label"])
     assert choice["acc"] == np.mean(plain)
@@ -121,7 +94,6 @@ def test_one_task_bfloat16_and_a_short_context(folder):
 
 
 def copy_of_cloze(folder: Path, name: str, **changes) -> Path:
-    """Write the definition of a task like `embedded_cloze`, and return its folder."""
     lines = (TASKS_FOLDER / "embedded_cloze.yaml").read_text().splitlines()
     lines = [line for line in lines if line.partition(":")[0] not in {"task", *changes}]
     lines += [f"{key}: {value}" for key, value in {"task": name, **changes}.items()]
@@ -136,14 +108,10 @@ def test_few_shot_examples_are_those_that_lm_eval_draws(folder, tmp_path):
 
     include = copy_of_cloze(tmp_path, "cloze", num_fewshot=1, fewshot_split="test")
     ours = run(folder, tasks=["cloze"], include=[include])["results"]["cloze"]
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
-    theirs = simple_evaluate(
-        HFLM(pretrained=LlamaForCausalLM.from_pretrained(folder / "model"), tokenizer=tokenizer, batch_size=3),
-        tasks=["cloze"],
-        limit=ITEMS,
-        task_manager=TaskManager(include_path=[include], include_defaults=False),
-        bootstrap_iters=0,
-    )["results"]["cloze"]
+    model, tokenizer = read(folder / "model")
+    arguments = {"tasks": ["cloze"], "limit": ITEMS, "bootstrap_iters": 0}
+    arguments["task_manager"] = TaskManager(include_path=[include], include_defaults=False)
+    theirs = simple_evaluate(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3), **arguments)["results"]["cloze"]
     assert (ours["acc"], ours["perplexity"]) == (theirs["acc,none"], theirs["perplexity,none"])
     assert ours["perplexity"] != run(folder, tasks=["embedded_cloze"])["results"]["embedded_cloze"]["perplexity"]
 
@@ -154,9 +122,8 @@ def test_few_shot_examples_are_those_that_lm_eval_draws(folder, tmp_path):
         ({"tasks": ["embedded_choice"], "context": 2}, r"evaluation\.lm_eval\.tasks.*embedded_choice.*\b2$"),
         ({"tasks": ["embedded_choice"], "name": "broken"}, r"embedded_choice.*\b0\b.*nan"),  # the number of the item
         ({"tasks": ["embedded_cloze", "arc_nosuch"]}, r"evaluation\.lm_eval\.tasks.*'arc_nosuch'"),
-        ({"tasks": ["gone"]}, r"evaluation\.lm_eval\.tasks.*gone"),
+        ({"tasks": ["gone"]}, r"evaluation\.lm_eval\.tasks.*gone"),  # its data are not there
     ],
-    ids=["answer longer than the context", "broken weights", "unknown task", "data that is not there"],
 )
 def test_bad_input_is_named(folder, tmp_path, monkeypatch, arguments, named):
     # lm-eval looks beside this file for its own 14 000 definitions, which take several seconds to read.
@@ -167,10 +134,10 @@ def test_bad_input_is_named(folder, tmp_path, monkeypatch, arguments, named):
 
 
 def test_all_requests_run_again_with_smaller_batches_when_memory_is_short(folder):
-    sizes = []
+    sizes, most = [], 2
 
     def forward(passes, own, ids):
-        if len(ids) > 2 and passes >= 2:  # the first requests have answers by then
+        if len(ids) > most and passes >= 2:  # the first requests have answers by then
             raise torch.OutOfMemoryError
         sizes.append(len(ids))
         return own(ids)
@@ -179,26 +146,13 @@ def test_all_requests_run_again_with_smaller_batches_when_memory_is_short(folder
     assert run(folder, batch_size=4, forward=forward) == expected
     assert sizes[:2] == [4, 4]
     assert max(sizes[2:]) == 2
-
-    def fail(*_):
-        raise torch.OutOfMemoryError
-
+    most = 0
     with pytest.raises(InputError, match="gpu: false"):
-        run(folder, forward=fail)
+        run(folder, forward=forward)
 
 
 def test_metrics():
-    values = {
-        "alias": "task",
-        "sample_len": 10,
-        "f1,none": np.float32(0.5),
-        "f1_stderr,none": "N/A",
-        "exact_match,strict-match": 1,
-        "exact_match_stderr,strict-match": math.nan,
-    }
-    assert plain_metrics(values) == {
-        "f1": 0.5,
-        "f1_stderr": None,
-        "exact_match@strict-match": 1.0,
-        "exact_match@strict-match_stderr": None,
-    }
+    values = {"alias": "task", "sample_len": 10, "f1,none": np.float32(0.5), "f1_stderr,none": "N/A"}
+    values |= {"exact_match,strict-match": 1, "exact_match_stderr,strict-match": math.nan}
+    matches = {"exact_match@strict-match": 1.0, "exact_match@strict-match_stderr": None}
+    assert plain_metrics(values) == {"f1": 0.5, "f1_stderr": None} | matches

@@ -1,10 +1,8 @@
-"""Least squares on a mask: the exact solution, and never a step back."""
-
 from itertools import pairwise
 
 import pytest
 import torch
-from helpers import alter, limit_memory
+from helpers import alter, limit_memory, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +15,7 @@ from sparseswaps.layer.pattern import parse_pattern
 
 
 def layer(seed: int, d_out: int, d_in: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a weight, and inputs [d_in, tokens] that share a factor and differ in scale."""
+    """Return a weight and inputs [d_in, tokens] that share a factor and differ in scale."""
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn(d_out, d_in, generator=random)
     inputs = torch.randn(d_in, tokens, generator=random) + torch.randn(1, tokens, generator=random)
@@ -126,17 +124,15 @@ def test_a_row_that_rounding_makes_worse_stays_as_it_was():
 
 def test_a_nearly_singular_gram_matrix():
     gram = torch.tensor([[1, 1 + 1e-7, 0.5], [1 + 1e-7, 1, 0.5002], [0.5, 0.5002, 1]], dtype=torch.float64)
-    weight, mask = torch.ones(1, 3), torch.tensor([[True, True, False]])
-    new = least_squares(weight, gram, mask, 0, 9)  # along (1, -1) there is no minimum
+    mask = torch.tensor([[True, True, False]])
+    new = least_squares(torch.ones(1, 3), gram, mask, 0, 9)  # along (1, -1) there is no minimum
     torch.testing.assert_close(new, torch.tensor([[1.25, 1.25, 0]]), rtol=1e-3, atol=0)
 
 
 def test_dead_features_do_not_disturb_the_solution():
-    weight, inputs = layer(5, 4, 24, 60)
+    weight, inputs = alter(*layer(5, 4, 24, 60), "dead")
+    alive, gram = inputs.any(1), inputs @ inputs.T
     mask = torch.rand(4, 24, generator=torch.Generator().manual_seed(1)) < 0.5
-    inputs[::3] = 0
-    alive = inputs.any(1)
-    gram = inputs @ inputs.T
     new = least_squares(weight, gram, mask, 0, 100)
     without = least_squares(weight[:, alive], gram[alive][:, alive], mask[:, alive], 0, 100)
     torch.testing.assert_close(new[:, alive], without)
@@ -144,9 +140,7 @@ def test_dead_features_do_not_disturb_the_solution():
 
 
 def test_rows_are_solved_in_parts_where_memory_is_short(monkeypatch, caplog):
-    weight, inputs = layer(4, 11, 24, 60)
-    gram = inputs @ inputs.T
-    mask = wanda(weight, gram, parse_pattern("50%"))
+    weight, gram, mask, _ = problem(4, 11, 24, "50%")
     whole = least_squares(weight, gram, mask, 0.01, 30)
     monkeypatch.setattr(module, "correlation", limit_memory(module.correlation, 3))
     torch.testing.assert_close(least_squares(weight, gram, mask, 0.01, 30), whole)

@@ -27,13 +27,13 @@ def test_every_warm_start_keeps_exact_counts(name, pattern):
     assert mask.dtype == torch.bool
     if name == "sparsegpt" and size == 24:  # rows are not equally sparse
         assert mask.sum() == 9 * kept
-        return
-    assert (mask.view(9, -1, size).sum(-1) == kept).all()
-    check_mask(mask, pattern)
+    else:
+        assert (mask.view(9, -1, size).sum(-1) == kept).all()
+        check_mask(mask, pattern)
 
 
 def test_ties_keep_the_leftmost_weight():
-    mask = keep_best(torch.tensor([[1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), parse_pattern("50%"))
+    mask = keep_best(torch.tensor([[1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), HALF)
     assert mask.tolist() == [[True, True, False, False], [True, True, False, False]]
 
 
@@ -55,15 +55,17 @@ def test_criteria_by_hand(name, kept):
 def test_a_warm_start_is_the_mask_of_its_criterion():
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(warmstart(weight, torch.eye(8), HALF, "ria"), WARMSTARTS["ria"](weight, torch.eye(8), HALF))
-    with pytest.raises(InputError, match="'ira'"):
+    with pytest.raises(InputError, match="criterion: 'ira'"):
         warmstart(weight, torch.eye(8), HALF, "ira")
+    with pytest.raises(InputError, match=r"\[7, 7\]"):
+        warmstart(weight, torch.eye(7), HALF)
 
 
 def test_greedy_sees_that_pruned_weights_cancel():
     # x_0 and x_1 are the same input with opposite weights: pruning both costs nothing, pruning either costs 25.
     weight = torch.tensor([[5.0, -5.0, 1.0, 1.1]])
     inputs = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 6.0, 0.0], [0.0, 0.0, 6.0]])
-    mask = WARMSTARTS["greedy"](weight, inputs @ inputs.T, parse_pattern("50%"))
+    mask = WARMSTARTS["greedy"](weight, inputs @ inputs.T, HALF)
     assert mask.tolist() == [[False, False, True, True]]
 
 

@@ -21,9 +21,6 @@ from sparseswaps.layer.pattern import parse_pattern, slug_of
 def test_patterns(value, label, slug, blocks):
     pattern = parse_pattern(value)
     assert (pattern.label, slug_of(pattern.label), tuple(pattern.blocks(10))) == (label, slug, blocks)
-
-
-def test_decimal_sparsities_are_exact():
     assert parse_pattern(0.29).blocks(100).kept == 71  # 100 * 0.29 is 28.999999999999996 in floating point
 
 
@@ -31,11 +28,8 @@ def test_decimal_sparsities_are_exact():
 def test_other_values_are_no_patterns(value):
     with pytest.raises(InputError, match="pattern"):
         parse_pattern(value)
-
-
-def test_n_to_m_must_divide():
     with pytest.raises(InputError, match="3:8"):
-        parse_pattern("3:8").blocks(12)
+        parse_pattern("3:8").blocks(12)  # 8 does not divide 12
 
 
 @given(st.decimals(0, "99.9999999", places=7))

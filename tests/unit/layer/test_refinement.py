@@ -1,5 +1,3 @@
-"""The refinement and the reconstruction of a layer, and their figures."""
-
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -33,12 +31,7 @@ def refine_with(weight, inputs, start, **settings):
 
 @pytest.mark.parametrize(
     ("budget", "rungs"),
-    [
-        (0, [0]),
-        (7, [0, 1, 2, 5, 7]),
-        (100, [0, 1, 2, 5, 10, 25, 50, 100]),
-        (None, [0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000]),
-    ],
+    [(0, [0]), (7, [0, 1, 2, 5, 7]), (None, [0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000])],
 )
 def test_the_ladder_ends_with_the_budget(budget, rungs):
     assert list(islice(ladder(budget), 11)) == rungs
@@ -55,8 +48,8 @@ def test_figures_and_curve_are_those_of_the_masks(settings):
         for column, gram in (("loss", inputs.gram), ("held_out", inputs.held_out)):
             expected = row_loss(weight, gram, mask).sum().item()
             assert refined.figures[f"{column}_{which}"] == pytest.approx(expected, rel=1e-9)
-    assert refined.figures["kept"] == start.sum()
     figures, first, last = refined.figures, refined.curve[0], refined.curve[-1]
+    assert figures["kept"] == start.sum()
     assert (first["budget"], first["loss"]) == (0, figures["loss_before"])
     assert (last["budget"], last["loss"]) == (figures["max_row_swaps"], figures["loss_after"])
     assert last["held_out"] == figures["held_out_after"]
@@ -90,14 +83,11 @@ def test_shrinkage_goes_from_the_method_to_wanda():
     assert shrink_correlations(inputs.gram, 0.25)[0, 1] == 0.75 * inputs.gram[0, 1]
 
 
-def test_frozen_weights_have_the_highest_wanda_scores_of_their_row():
+def test_a_refinement_keeps_the_weights_with_the_highest_wanda_scores_of_their_row():
     weight = torch.tensor([[4.0, -3.0, 2.0, 1.0], [1.0, 1.0, -1.0, 9.0]])
     gram = torch.diag(torch.tensor([1.0, 4, 1, 0]))
     assert highest_scores(weight, gram, 0.5).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
     assert not highest_scores(weight, gram, 0).any()
-
-
-def test_a_refinement_keeps_frozen_weights():
     weight, inputs = example()
     start, frozen = wanda(weight, inputs.gram, PATTERN), highest_scores(weight, inputs.gram, 0.3)
     assert start[frozen].all()

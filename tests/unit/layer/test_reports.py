@@ -1,12 +1,10 @@
-"""The progress that functions of a layer report, and their work in parts when memory is short."""
-
 import pytest
 import torch
-from helpers import FAST, ON_CUDA, layer, limit_memory
+from helpers import FAST, device_of, limit_memory, problem
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer import masks, refinement
-from sparseswaps.layer.criteria import WARMSTARTS, ria, wanda
+from sparseswaps.layer.criteria import WARMSTARTS, wanda
 from sparseswaps.layer.gram import Inputs, row_loss
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
@@ -17,23 +15,7 @@ from sparseswaps.layer.swaps import batched, engine
 from sparseswaps.layer.swaps.engine import eliminate, refine
 
 PATTERN = parse_pattern("50%")
-
-
-@pytest.fixture
-def reports():
-    return []
-
-
-@pytest.fixture
-def report(reports):
-    return lambda *totals: reports.append(totals)
-
-
-def example(rows=11):
-    """Return a weight with more rows than a thread takes at a time, its Gram matrix and Wanda's mask."""
-    weight, inputs = layer(5, rows, 16, "correlated")
-    gram = inputs @ inputs.T
-    return weight, gram, wanda(weight, gram, PATTERN)
+WEIGHT, GRAM, START, _ = problem(5, 11, 16, "50%")  # more rows than a thread takes at a time
 
 
 def inputs_of(gram, held_out=None):
@@ -42,36 +24,30 @@ def inputs_of(gram, held_out=None):
 
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 @pytest.mark.parametrize("max_swaps", [None, 1])
-def test_refinement_reports_all_rows_and_swaps(reports, report, backend, max_swaps):
-    weight, gram, start = (t.to("cuda" if backend == "cuda" and ON_CUDA else "cpu") for t in example(3))
-    result = refine(weight, gram, start, PATTERN, max_swaps, backend, progress=report)
+def test_refinement_reports_all_rows_and_swaps(reports, backend, max_swaps):
+    weight, gram, start = (t.to(device_of(backend)) for t in problem(5, 3, 16, "50%")[:3])
+    result = refine(weight, gram, start, PATTERN, max_swaps, backend, progress=reports)
     assert reports[-1] == (3, result.swaps.sum())
     assert reports == sorted(reports)
     # The report before is the backend's: the rows at an optimum, and their swaps.
     assert reports[-2] == (result.certified.sum(), result.swaps.sum())
     assert result.swaps.sum() > 2
-
-
-@pytest.mark.parametrize("backend", ["reference", *FAST])
-def test_elimination_reports_all_rows(reports, report, backend):
-    weight, gram, _ = (t.to("cuda" if backend == "cuda" and ON_CUDA else "cpu") for t in example(3))
-    eliminate(weight, gram, PATTERN, backend, report)
+    eliminate(weight, gram, PATTERN, backend, reports)
     assert reports[-1] == (3, 0)
 
 
 @pytest.mark.parametrize(("backend", "least"), [("cpu", 3), ("batched", 4)])
-def test_refinement_reports_while_other_rows_are_searched(reports, report, backend, least):
-    refine(*example(), PATTERN, backend=backend, progress=report)
+def test_refinement_reports_while_other_rows_are_searched(reports, backend, least):
+    refine(WEIGHT, GRAM, START, PATTERN, backend=backend, progress=reports)
     assert len(reports) >= least
     assert reports[0][0] < 11
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_swaps": 3}, {"stop": "held_out"}, {"method": "dsnot"}])
-def test_a_layer_reports_its_rows_once(reports, report, settings):
+def test_a_layer_reports_its_rows_once(reports, settings):
     settings = RefinementSettings(**settings)
-    weight, gram, start = example()
-    _, other = layer(6, 11, 16, "correlated")
-    refined = refine_layer(weight, inputs_of(gram, other @ other.T), start, PATTERN, settings, report)
+    inputs = inputs_of(GRAM, problem(6, 1, 16, "50%")[1])
+    refined = refine_layer(WEIGHT, inputs, START, PATTERN, settings, reports)
     assert reports[-1][0] == 11
     assert reports == sorted(reports)
     if settings.stop == "optimum":
@@ -81,22 +57,19 @@ def test_a_layer_reports_its_rows_once(reports, report, settings):
 
 
 @pytest.mark.parametrize("name", WARMSTARTS)
-def test_warm_starts_report_their_rows(reports, report, name):
-    weight, gram, _ = example()
-    WARMSTARTS[name](weight, gram, PATTERN, progress=report)
+def test_warm_starts_report_their_rows(reports, name):
+    WARMSTARTS[name](WEIGHT, GRAM, PATTERN, progress=reports)
     assert reports[-1] == (11, 0)
     assert reports == sorted(reports)
 
 
 @pytest.mark.parametrize("method", ["least_squares", "sparsegpt", "admm"])
-def test_reconstructions_report_their_rows(reports, report, method):
-    weight, gram, start = example()
-    reconstruct_layer(weight, inputs_of(gram), start, Reconstruction(method=method), {"seconds": 0}, report)
+def test_reconstructions_report_their_rows(reports, method):
+    reconstruct_layer(WEIGHT, inputs_of(GRAM), START, Reconstruction(method=method), {"seconds": 0}, reports)
     assert reports == [(11, 0)]
 
 
-def test_rows_that_start_again_count_once(monkeypatch, reports, report):
-    weight, gram, start = example()
+def test_rows_that_start_again_count_once(monkeypatch, reports):
     search, sizes = batched.swap_rows, []
 
     def swap_then_fail(rows, report):
@@ -107,43 +80,30 @@ def test_rows_that_start_again_count_once(monkeypatch, reports, report):
         return result
 
     monkeypatch.setattr(batched, "swap_rows", swap_then_fail)
-    result = refine(weight, gram, start, PATTERN, backend="batched", progress=report)
+    result = refine(WEIGHT, GRAM, START, PATTERN, backend="batched", progress=reports)
     assert sizes[:2] == [11, 5]
     assert reports[-1] == (11, result.swaps.sum())
     assert max(done for done, _ in reports) == 11
     assert max(made for _, made in reports) == result.swaps.sum()
 
 
-@pytest.fixture
-def problem():
-    """Return a weight, its Gram matrix, a held-out Gram matrix, a pattern and a warm start."""
-    random = torch.Generator().manual_seed(0)
-    weight = torch.randn(11, 48, generator=random)
-    inputs, unseen = (torch.randn(48, 200, generator=random) + torch.randn(200, generator=random) for _ in range(2))
-    gram, pattern = inputs @ inputs.T, parse_pattern("60%")
-    return weight, gram, unseen @ unseen.T, pattern, ria(weight, gram, pattern)
-
-
 HALVED = [(11, "rows", 5), (5, "rows", 2)]
 
 
-def test_a_warm_start_in_parts_is_the_same(monkeypatch, caplog, problem):
-    weight, gram, _, pattern, start = problem
+@pytest.mark.parametrize("name", ["ria", "greedy"])
+def test_a_warm_start_in_parts_is_the_same(monkeypatch, caplog, name):
+    monkeypatch.setattr(engine, "select_backend", lambda *_: batched)
+    whole = WARMSTARTS[name](WEIGHT, GRAM, PATTERN)
     monkeypatch.setattr(masks, "keep_best", limit_memory(keep_best, 3))
-    assert torch.equal(ria(weight, gram, pattern), start)
-    assert [record.args for record in caplog.records] == HALVED
-
-
-def test_elimination_in_parts_is_the_same(monkeypatch, caplog, problem):
-    weight, gram, _, pattern, _ = problem
-    whole = eliminate(weight, gram, pattern, "batched")
     monkeypatch.setattr(batched, "eliminate_rows", limit_memory(batched.eliminate_rows, 3))
-    assert torch.equal(eliminate(weight, gram, pattern, "batched"), whole)
+    assert torch.equal(WARMSTARTS[name](WEIGHT, GRAM, PATTERN), whole)
     assert [record.args for record in caplog.records] == HALVED
 
 
-def test_refinement_in_parts_is_the_same(monkeypatch, caplog, problem):
-    weight, gram, held_out, pattern, start = problem
+def test_refinement_in_parts_is_the_same(monkeypatch, caplog):
+    weight, gram, _, pattern = problem(5, 11, 48, "60%")
+    held_out = problem(6, 1, 48, "60%")[1]
+    start = keep_best(-weight.abs(), pattern)
     whole = refine(weight, gram, start, pattern, backend="batched")
     assert whole.swaps.sum() > 20
     monkeypatch.setattr(batched, "swap_rows", limit_memory(batched.swap_rows, 3))
@@ -157,10 +117,6 @@ def test_refinement_in_parts_is_the_same(monkeypatch, caplog, problem):
     assert torch.equal(refined.mask, whole.mask)
     for column, mask in (("held_out_before", start), ("held_out_after", refined.mask)):
         assert refined.figures[column] == pytest.approx(float(row_loss(weight, held_out, mask).sum()))
-
-
-def test_a_gpu_without_memory_for_one_row_is_an_error(monkeypatch, problem):
-    weight, gram, _, pattern, start = problem
     monkeypatch.setattr(batched, "swap_rows", limit_memory(batched.swap_rows, 0))
     with pytest.raises(InputError, match="gpu: false"):
         refine(weight, gram, start, pattern, backend="batched")

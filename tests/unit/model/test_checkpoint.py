@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import refusal
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +14,6 @@ from sparseswaps.model.checkpoint import Checkpoint, read_pruned, write_pruned
 
 
 def shard(folder: Path) -> None:
-    """Split a single-file checkpoint in several, with an index."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="50KB")
@@ -57,18 +57,14 @@ def test_a_changed_file_of_a_pruned_checkpoint_is_named(model, tmp_path, change)
             file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
         else:
             file.unlink()
-        with pytest.raises(BrokenFileError) as error:
-            read_pruned(folder)
-        assert error.value.path == file
+        refusal(lambda _: read_pruned(folder), file, BrokenFileError)
         file.write_bytes(content)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"crc32": []}', "[]"])
 def test_a_pruned_checkpoint_without_checksums_is_broken(content, tmp_path):
     (tmp_path / "sparseswaps.json").write_text(content)
-    with pytest.raises(BrokenFileError) as error:
-        read_pruned(tmp_path)
-    assert error.value.path == tmp_path / "sparseswaps.json"
+    refusal(lambda _: read_pruned(tmp_path), tmp_path / "sparseswaps.json", BrokenFileError)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.weight", "no.such.weight"])

@@ -1,9 +1,6 @@
-import json
-
 import pytest
 import torch
 from helpers import write_tiny_model
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -27,11 +24,9 @@ def test_a_weight_opens_the_file_that_holds_it_and_no_other(model, tmp_path, mon
     layers = [layer for block in described.blocks for layer in block]
     for layer in layers:
         assert torch.equal(described.weight(layer), loaded.get_parameter(layer.tensor))
-    assert len(opened) == len(layers)
     assert len(set(opened)) >= 2
     for name, layer in zip(opened, layers, strict=True):
-        with safe_open(tmp_path / "sharded" / name, framework="pt") as file:
-            assert layer.tensor in file.keys()  # noqa: SIM118
+        assert layer.tensor in load_file(tmp_path / "sharded" / name)
 
 
 def test_a_description_holds_layers_and_hashes(model, tmp_path):
@@ -47,15 +42,10 @@ def test_a_description_holds_layers_and_hashes(model, tmp_path):
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 
-def poison(weight):
-    weight[3, 4] = float("nan")
-    return weight
-
-
 @pytest.mark.parametrize(
     ("change", "details"),
     [
-        (poison, "NaN"),
+        (lambda weight: weight.index_fill(1, torch.tensor(4), torch.nan), "NaN"),
         (lambda _: None, "holds no tensor"),
         (lambda weight: weight[:, :8].contiguous(), r"\(64, 8\)"),
         (lambda weight: weight.to(torch.float8_e4m3fn), "float8"),
@@ -69,19 +59,11 @@ def test_a_wrong_or_missing_weight_is_named(model, change, details):
         describe(model)
 
 
-def test_a_model_without_weights_is_named(model):
+def test_a_model_without_linear_layers_or_weights_is_refused(model, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("sparseswaps.model.blocks.linear_layers", lambda block: {})
+        with pytest.raises(InputError, match=str(model)):
+            describe(model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        describe(model)
-
-
-def test_a_model_that_transformers_does_not_know_is_named(model):
-    (model / "config.json").write_text(json.dumps({"model_type": "no-such-family"}))
-    with pytest.raises(InputError, match=str(model)):
-        describe(model)
-
-
-def test_a_model_without_linear_layers_is_refused(model, monkeypatch):
-    monkeypatch.setattr("sparseswaps.model.blocks.linear_layers", lambda block: {})
-    with pytest.raises(InputError, match=str(model)):
         describe(model)

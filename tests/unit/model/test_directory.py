@@ -60,8 +60,8 @@ def test_an_index_names_files_of_its_own_folder(model, name):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', "{"])
 def test_an_index_without_tensors_is_refused(model, content):
     (model / "model.safetensors").unlink()
-    (model / "model.safetensors.index.json").write_text(content)
-    refusal(lambda _: check_files(model), model / "model.safetensors.index.json")
+    (index := model / "model.safetensors.index.json").write_text(content)
+    refusal(lambda _: check_files(model), index)
 
 
 @pytest.mark.parametrize(

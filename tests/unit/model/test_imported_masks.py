@@ -1,11 +1,11 @@
-import json
-
 import pytest
 import torch
+from families import tiny
 from helpers import EXPERTS, GPT2, mask_file, refusal, write_tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, GptOssConfig, LlamaConfig, MixtralConfig
 
 from sparseswaps.base.errors import InputError
+from sparseswaps.base.files import read_json, write_json
 from sparseswaps.model.checkpoint import Checkpoint, write_pruned
 from sparseswaps.model.description import describe
 from sparseswaps.model.directory import mask_files
@@ -18,7 +18,6 @@ def all_layers(model):
 
 
 def assert_masks(path, model, expected):
-    """Assert that `path` gives the masks that are expected, by tensor name, for every layer."""
     mask_of = import_masks(path, model)
     for layer in all_layers(model):
         mask = mask_of(layer)
@@ -34,9 +33,8 @@ CONFIGS += [GPT2Config(**GPT2), MixtralConfig(**EXPERTS), GptOssConfig(**EXPERTS
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_zeros_and_mask_files_are_read_as_base_weights_are(config, tmp_path):
-    """Transposed layers, a tensor for each expert and one for all; in another dtype, in pieces, zeros of any sign."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    """Transposed layers, a tensor for each expert and one for all; another dtype, several files, zeros of any sign."""
+    tiny(config).save_pretrained(tmp_path / "base")
     masks = mask_file(tmp_path / "base", tmp_path / "masks.safetensors")
     write_pruned(Checkpoint(tmp_path / "base"), masks, tmp_path / "pruned", {})
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
@@ -52,8 +50,7 @@ def test_zeros_and_mask_files_are_read_as_base_weights_are(config, tmp_path):
 
 @pytest.mark.parametrize(("own", "other"), [("long", "short"), ("short", "long")])
 def test_files_with_and_without_the_models_prefix_fit_each_other(own, other, tmp_path):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(GPT2Config(**GPT2))
+    model = tiny(GPT2Config(**GPT2))
     model.save_pretrained(tmp_path / "long")
     model.transformer.save_pretrained(tmp_path / "short")
     masks = mask_file(tmp_path / own, tmp_path / "masks.safetensors")
@@ -73,63 +70,40 @@ def test_layers_without_a_mask_in_a_mask_file_are_dense(tiny_model, tmp_path):
     assert set(kept.values()) == {0.5}
 
 
-def test_the_mask_file_of_another_model_is_refused(tiny_model, tmp_path):
-    other = write_tiny_model(tmp_path / "other", seed=1)
-    mask_file(other, path := tmp_path / "masks.safetensors")
-    line = refusal(lambda path: import_masks(path, describe(tiny_model)), path)
-    assert str(tiny_model) in line
-    assert str(other) in line
-
-
 @pytest.mark.parametrize(
     ("change", "tensor"),
     [({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight"), ({"intermediate_size": 48}, "(48, 32)")],
 )
-def test_a_directory_with_other_layers_is_refused(tiny_model, tmp_path, change, tensor):
-    other = write_tiny_model(tmp_path / "other", **change)
-    assert tensor in refusal(lambda path: import_masks(path, describe(tiny_model)), other)
+def test_masks_of_another_model_are_refused(tiny_model, tmp_path, change, tensor):
+    base, other = describe(tiny_model), write_tiny_model(tmp_path / "other", **change)
+    assert tensor in refusal(lambda path: import_masks(path, base), other)
+    same_layers = write_tiny_model(tmp_path / "same layers", seed=1)
+    mask_file(same_layers, path := tmp_path / "masks.safetensors")
+    line = refusal(lambda path: import_masks(path, base), path)
+    assert str(tiny_model) in line
+    assert str(same_layers) in line
 
 
-COMPRESSED = {"quant_method": "compressed-tensors", "version": "0.9", "sparsity_config": {"format": "dense"}}
-
-
-def quantise(folder, settings):
-    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        COMPRESSED | {"sparsity_config": {"format": "sparse-24-bitmask"}},
-        COMPRESSED | {"format": "pack-quantized"},
-        {"quant_method": "bitsandbytes"},
-    ],
-)
-def test_zeros_of_compressed_or_quantised_weights_are_refused(model, settings):
-    quantise(model, settings)
-    refusal(lambda _: mask_files(model), model / "config.json")
-
-
-def test_compressed_tensors_may_have_left_the_weights_as_they_are(model):
-    quantise(model, COMPRESSED)
-    assert mask_files(model) == [model / "model.safetensors"]
+def test_zeros_of_compressed_or_quantised_weights_are_refused(model):
+    dense = {"quant_method": "compressed-tensors", "version": "0.9", "sparsity_config": {"format": "dense"}}
+    config = read_json(model / "config.json")
+    write_json(model / "config.json", config | {"quantization_config": dense})
+    assert mask_files(model) == [model / "model.safetensors"]  # the weights are as they were
+    sparse = dense | {"sparsity_config": {"format": "sparse-24-bitmask"}}
+    for settings in (sparse, dense | {"format": "pack-quantized"}, {"quant_method": "bitsandbytes"}):
+        write_json(model / "config.json", config | {"quantization_config": settings})
+        refusal(lambda _: mask_files(model), model / "config.json")
 
 
 @pytest.mark.parametrize("broken", ["missing", "no tensors", "weights", "cut", "without weights", "without config"])
 def test_what_holds_no_masks_is_refused_by_name(model, broken):
-    weights, path = model / "model.safetensors", model
-    if broken == "missing":
-        path = model / "none"
-    elif broken == "no tensors":
-        path = model / "tokenizer.json"
-    elif broken == "weights":
-        path = weights
-    elif broken == "cut":
+    weights = model / "model.safetensors"
+    path = {"missing": model / "none", "no tensors": model / "tokenizer.json", "weights": weights}.get(broken, model)
+    if broken == "cut":
         weights.write_bytes(b"none")
     elif broken == "without weights":
         weights.rename(model / "pytorch_model.bin")
-    else:
+    elif broken == "without config":
         (model / "config.json").unlink()
     with pytest.raises(InputError, match=str(path)):
         mask_files(path)

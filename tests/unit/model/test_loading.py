@@ -7,8 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.files import read_json, write_json
+from sparseswaps.calibration.capture import capture
 from sparseswaps.model.description import describe
 from sparseswaps.model.loading import load_model, load_tokenizer
+from sparseswaps.model.weights import WeightsOnDisk
 
 
 def test_a_model_loads_in_float32_on_the_cpu(model):
@@ -17,12 +19,16 @@ def test_a_model_loads_in_float32_on_the_cpu(model):
     assert not loaded.training
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(model):
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"])
+def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(model, name):
     tensors = load_file(model / "model.safetensors")
-    del tensors["model.layers.0.input_layernorm.weight"]
+    del tensors[name]
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"model\.layers\.0\.input_layernorm\.weight"):
+    with pytest.raises(InputError, match=name):
         load_model(str(model), "cpu")
+    ids = torch.ones(2, 8).long()
+    with pytest.raises(InputError, match=name):
+        list(capture(WeightsOnDisk(describe(model), "cpu"), ids, ids[:0], 2))
 
 
 @pytest.mark.parametrize("size", [0, 5, 300, -2])
@@ -35,6 +41,7 @@ def test_a_truncated_checkpoint_is_named(model, size):
 def test_a_model_that_transformers_does_not_know_is_named(model):
     write_json(model / "config.json", {"model_type": "no-such-family"})
     refusal(lambda _: load_model(str(model), "cpu"), model)
+    refusal(describe, model)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[" * 100_000, '{"model": 5}'])
@@ -59,8 +66,7 @@ def test_nothing_in_a_models_folder_is_run(model, tmp_path, monkeypatch):
     for read in readers:
         read()
     for name, key in (("config.json", "AutoModelForCausalLM"), ("tokenizer_config.json", "AutoTokenizer")):
-        content = read_json(model / name) | {"auto_map": {key: "own.Own", "AutoConfig": "own.Own"}}
-        write_json(model / name, content)
+        write_json(model / name, read_json(model / name) | {"auto_map": {key: "own.Own", "AutoConfig": "own.Own"}})
     for read in readers:
         _, error = attempt(read)
         assert error is None or "trust_remote_code: true" in error

@@ -2,7 +2,8 @@ import re
 
 import pytest
 import torch
-from helpers import EXPERTS, mask_file, refusal, write_tiny_model
+from families import tiny
+from helpers import EXPERTS, GPT2, mask_file, refusal, write_tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, GptOssConfig, MixtralConfig
 
 import sparseswaps
@@ -11,28 +12,22 @@ from sparseswaps.model.checkpoint import Checkpoint, write_pruned
 from sparseswaps.model.masked import load_pruned
 
 
-@pytest.fixture
-def base(tmp_path):
-    return write_tiny_model(tmp_path / "base")
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])  # as stored, and widened
-def test_a_fresh_copy_is_pruned(base, tmp_path, dtype):
-    masks = mask_file(base, tmp_path / "masks.safetensors")
-    dense = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).state_dict()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+def test_a_fresh_copy_is_pruned(tiny_model, tmp_path, dtype):
+    masks = mask_file(tiny_model, tmp_path / "masks.safetensors")
+    dense = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).state_dict()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
     applied = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
     assert set(applied) == set(masks)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, dense[name] * masks[name] if name in masks else dense[name])
-    with pytest.raises(InputError, match=re.escape(str(base))):
+    with pytest.raises(InputError, match=re.escape(str(tiny_model))):
         sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")  # the model is pruned already
 
 
 @pytest.mark.parametrize("config", [MixtralConfig(**EXPERTS), GptOssConfig(**EXPERTS, pad_token_id=0)])
 def test_experts_are_pruned_as_in_a_checkpoint(config, tmp_path):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = tiny(config)
     model.save_pretrained(tmp_path / "base")  # one tensor an expert, or one for all of them
     masks = mask_file(tmp_path / "base", tmp_path / "masks.safetensors")
     write_pruned(Checkpoint(tmp_path / "base"), masks, tmp_path / "pruned", {})
@@ -47,9 +42,7 @@ def test_experts_are_pruned_as_in_a_checkpoint(config, tmp_path):
 
 
 def test_transposed_layers_of_a_file_without_head(tmp_path):
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    AutoModelForCausalLM.from_config(config).transformer.save_pretrained(tmp_path / "base")
+    tiny(GPT2Config(**GPT2)).transformer.save_pretrained(tmp_path / "base")
     masks = mask_file(tmp_path / "base", tmp_path / "masks.safetensors")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     applied = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
@@ -61,23 +54,22 @@ def test_transposed_layers_of_a_file_without_head(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "optimizer",
-    [lambda p: torch.optim.AdamW(p, lr=0.01), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True)],
+    ("kind", "options"),
+    [(torch.optim.AdamW, {"lr": 0.01}), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True})],
 )
-def test_zeros_survive_training_for_as_long_as_they_are_kept(base, tmp_path, optimizer):
-    mask_file(base, tmp_path / "masks.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+def test_zeros_survive_training_for_as_long_as_they_are_kept(tiny_model, tmp_path, kind, options):
+    mask_file(tiny_model, tmp_path / "masks.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     masks = sparseswaps.apply_masks(model, tmp_path / "masks.safetensors")
     handle = sparseswaps.keep_zeros(model, masks)
     before = {name: model.get_parameter(name).detach().clone() for name in masks}
-    chosen = optimizer(model.parameters())
-    ids = torch.arange(24).view(2, 12)
+    optimizer, ids = kind(model.parameters(), **options), torch.arange(24).view(2, 12)
 
     def train():
         for _ in range(3):
-            chosen.zero_grad()
+            optimizer.zero_grad()
             model(input_ids=ids, labels=ids).loss.backward()
-            chosen.step()
+            optimizer.step()
 
     train()
     for name, mask in masks.items():
@@ -89,24 +81,19 @@ def test_zeros_survive_training_for_as_long_as_they_are_kept(base, tmp_path, opt
     assert any((model.get_parameter(name)[~mask] != 0).any() for name, mask in masks.items())
 
 
-def test_another_model_is_refused_and_not_pruned(base, tmp_path):
-    mask_file(base, path := tmp_path / "masks.safetensors")
+def test_another_model_is_refused_and_not_pruned(tiny_model, tmp_path):
+    mask_file(tiny_model, path := tmp_path / "masks.safetensors")
     other = write_tiny_model(tmp_path / "other", seed=1)
     model = AutoModelForCausalLM.from_pretrained(other)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert str(base) in refusal(lambda path: sparseswaps.apply_masks(model, path), path)
+    assert str(tiny_model) in refusal(lambda path: sparseswaps.apply_masks(model, path), path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert "checkpoints: true" in refusal(lambda path: load_pruned(str(other), path, "cpu"), path)
-    shallow = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=1)
+    shallow = AutoModelForCausalLM.from_pretrained(tiny_model, num_hidden_layers=1)
     assert "model.layers.1." in refusal(lambda path: sparseswaps.apply_masks(shallow, path), path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "none.safetensors"])
-def test_what_is_not_a_mask_file_is_refused(base, name):
-    model = AutoModelForCausalLM.from_pretrained(base)
-    refusal(lambda path: sparseswaps.apply_masks(model, path), base / name)
-
-
-def test_a_name_that_the_package_does_not_have_is_an_attribute_error():
-    with pytest.raises(AttributeError):
-        sparseswaps.no_such_thing  # noqa: B018
+def test_what_is_not_a_mask_file_is_refused(tiny_model, name):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    refusal(lambda path: sparseswaps.apply_masks(model, path), tiny_model / name)

@@ -1,5 +1,3 @@
-"""The progress that functions of a whole model report, and the parts of a model's work."""
-
 import pytest
 import torch
 
@@ -18,45 +16,32 @@ from sparseswaps.pruning.progress import blocks_part, rows_part
 IDS = torch.arange(5 * 8).view(5, 8)
 
 
-@pytest.fixture
-def reports():
-    return []
-
-
-@pytest.fixture
-def report(reports):
-    return lambda *totals: reports.append(totals)
-
-
-def test_a_description_reports_its_tensors(reports, report, tiny_model):
-    tensors = describe(tiny_model, progress=report).tensors
+def test_a_description_reports_its_tensors_and_megabytes(reports, tiny_model):
+    tensors = describe(tiny_model, progress=reports).tensors
     assert [done for done, _ in reports] == list(range(1, len(tensors) + 1))
-
-
-def test_hashes_report_megabytes(reports, report):
-    Checkpoint(MODEL).hashes(report)
+    Checkpoint(MODEL).hashes(reports)
     assert reports[-1][1] == (MODEL / "model.safetensors").stat().st_size // 10**6 > 0
 
 
 @pytest.mark.parametrize(("prune", "passes"), [(None, 1), (lambda *_: {}, 2)])
-def test_capture_reports_blocks_and_sequences(reports, report, tiny_model, prune, passes):
+def test_capture_reports_blocks_and_sequences(reports, tiny_model, prune, passes):
     model = describe(tiny_model)
-    list(capture(WeightsOnDisk(model, "cpu"), IDS, IDS[:2], 2, prune, progress=report))
+    list(capture(WeightsOnDisk(model, "cpu"), IDS, IDS[:2], 2, prune, progress=reports))
     part = blocks_part(model.blocks, 7, pruned=prune is not None)
     assert reports[-1] == (2, 2 * 7 * passes) == (part.count, part.likely)
     assert reports == sorted(reports)
     assert {blocks for blocks, _ in reports} == {0, 1, 2}
 
 
-def test_a_pruned_checkpoint_reports_its_tensors(reports, report, tiny_model, tmp_path):
+def test_a_pruned_checkpoint_reports_its_tensors(reports, tiny_model, tmp_path):
     model, half = describe(tiny_model), parse_pattern("50%")
     masks = {layer.tensor: wanda(model.weight(layer), torch.eye(layer.d_in), half) for layer in model.blocks[1]}
-    write_pruned(model.checkpoint, masks, tmp_path / "pruned", {}, progress=report)
+    write_pruned(model.checkpoint, masks, tmp_path / "pruned", {}, progress=reports)
     assert reports == [(done, 0) for done in range(1, len(masks) + 1)]
 
 
-def test_perplexity_reports_windows_and_tokens(reports, report, tiny_model):
-    perplexity(load_model(str(tiny_model), "cpu"), IDS, 2, report)
+def test_perplexity_reports_windows_and_tokens(reports, tiny_model):
+    perplexity(load_model(str(tiny_model), "cpu"), IDS, 2, reports)
     assert reports == [(2, 16), (4, 32), (5, 40)]
 
 

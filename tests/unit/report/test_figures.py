@@ -14,7 +14,6 @@ TYPES = [name.partition(".")[2] for name in LAYERS]
 
 
 def frames(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every cell, and the layers of the refinement that goes to the optimum."""
     study = make_study(seeds)
     return tables.cells_table(study), tables.layers_table(study).query("refinement == 'swaps'")
 
@@ -29,6 +28,10 @@ def two_seeds():
     return frames(2)
 
 
+def join(*frames: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)
+
+
 def legend_texts(figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
@@ -40,33 +43,35 @@ def curves(axis) -> dict[str, list[float]]:
 def test_by_layer_has_a_panel_per_warmstart_and_pattern(one_seed):
     figure = figures.error_reduction_by_layer(one_seed[1], WIDTH)
     assert [axis.get_title().split(" ")[0] for axis in figure.axes] == ["60%", "2:4", "", ""]
-    magnitude, empty, wanda, also_empty = (axis.get_ylabel() for axis in figure.axes)
-    assert "magnitude" in magnitude
-    assert "wanda" in wanda
-    assert empty == also_empty == ""
+    labels = [axis.get_ylabel() for axis in figure.axes]
+    assert "magnitude" in labels[0]
+    assert "wanda" in labels[2]
+    assert labels[1] == labels[3] == ""
     assert legend_texts(figure) == TYPES
     wanda = curves(figure.axes[2])
     assert wanda["q_proj"] == [30, 31]
     assert wanda["down_proj"] == [42, 43]
-    looks = {(line.get_marker(), line.get_linestyle(), line.get_color()) for line in figure.axes[0].get_lines()}
-    assert len({marker for marker, *_ in looks}) == len(LAYERS)
+    assert len({line.get_marker() for line in figure.axes[0].get_lines()}) == len(LAYERS)
     assert not figure.axes[0].collections  # one seed has no band
 
 
-def test_several_seeds_are_a_mean_with_a_band(two_seeds):
+def test_several_seeds_are_a_mean_with_a_band_or_a_whisker(two_seeds):
     figure = figures.error_reduction_by_layer(two_seeds[1], WIDTH)
     assert curves(figure.axes[2])["q_proj"] == [30.5, 31.5]
     assert len(figure.axes[0].collections) == len(LAYERS)
     curve = figures.swaps_curve(two_seeds[0], "held_out", WIDTH)
     assert curves(curve.axes[0])["60%, wanda"][-1] == pytest.approx(8.02 * 1.4 * 1.5 + 0.5)
     assert len(curve.axes[0].collections) == 4
+    axis = figures.perplexity_by_pattern(two_seeds[0], "held_out", WIDTH).axes[0]
+    (low, y), (high, _) = axis.collections[-1].get_segments()[0]  # swaps from wanda
+    assert high - low == pytest.approx(2**0.5)  # two seeds, one apart
+    assert dots(axis)[y] == pytest.approx((low + high) / 2)
 
 
 def test_by_type_bars_are_means_over_blocks(one_seed):
     figure = figures.error_reduction_by_type(one_seed[1], WIDTH)
-    magnitude, wanda = figure.axes
-    assert magnitude.get_title().endswith("magnitude")
-    assert wanda.get_title().endswith("wanda")
+    _, wanda = figure.axes
+    assert [axis.get_title().rpartition(" ")[2] for axis in figure.axes] == ["magnitude", "wanda"]
     bars = [bars for bars in wanda.containers if isinstance(bars, BarContainer)]
     assert [text.split(" ")[0] for text in legend_texts(figure)] == ["60%", "2:4"]
     assert [bar.get_height() for bar in bars[0]] == pytest.approx([30.5, 32.5, 34.5, 36.5, 38.5, 40.5, 42.5])
@@ -106,37 +111,27 @@ def test_perplexity_by_pattern(one_seed):
 def test_a_panel_has_its_methods_and_numbers_for_what_is_far(one_seed):
     cells = one_seed[0].query("refinement not in ['swaps-1', 'swaps-5']")
     rival = cells.query("refinement == 'swaps' and warmstart == 'wanda'").assign(refinement="dsnot", method="dsnot")
-    cells = pd.concat([cells, rival], ignore_index=True)
+    cells = join(cells, rival)
     cells.loc[(cells["warmstart"] == "magnitude") & (cells["refinement"] == "none"), "perplexity/held_out"] = 54321
     axis = figures.perplexity_by_pattern(cells, "held_out", WIDTH).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["warm start", "swaps", "dsnot"]
     assert len(dots(axis)) == 5  # dsnot was not run from magnitude, and leaves no gap
     assert [text.get_text() for text in axis.texts] == ["54321"]
     assert axis.get_xlim()[1] == pytest.approx(10 * DENSE * 1.4 * 1.5)
-
-
-def test_a_dense_model_far_off_gets_no_room(one_seed):
-    cells = one_seed[0].copy()
+    cells = one_seed[0].copy()  # with a dense model far off, which gets no room
     cells.loc[cells["pattern"] == "dense", "perplexity/held_out"] = 1.1
     figure = figures.perplexity_by_pattern(cells, "held_out", WIDTH)
     assert figure.axes[0].get_xlim()[0] > 10
     assert legend_texts(figure)[-1] == "dense (1.10)"
 
 
-def test_seeds_are_whiskers(two_seeds):
-    axis = figures.perplexity_by_pattern(two_seeds[0], "held_out", WIDTH).axes[0]
-    (low, y), (high, _) = axis.collections[-1].get_segments()[0]  # swaps from wanda
-    assert high - low == pytest.approx(2**0.5)  # two seeds, one apart
-    assert dots(axis)[y] == pytest.approx((low + high) / 2)
-
-
 def test_perplexity_by_calibration(one_seed):
     cells = one_seed[0].query("refinement in ['none', 'swaps'] or pattern == 'dense'")
     assert figures.perplexity_by_calibration(cells, "held_out", WIDTH) is None
     less = cells.query("pattern != 'dense'").assign(calibration="c4-16", samples=16)
-    assert figures.perplexity_by_calibration(pd.concat([cells, less], ignore_index=True), "held_out", WIDTH) is None
+    assert figures.perplexity_by_calibration(join(cells, less), "held_out", WIDTH) is None
     other = cells.query("warmstart == 'wanda'").assign(calibration="c4-pruned", propagate="pruned")
-    figure = figures.perplexity_by_calibration(pd.concat([cells, other], ignore_index=True), "held_out", WIDTH)
+    figure = figures.perplexity_by_calibration(join(cells, other), "held_out", WIDTH)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["wanda", "wanda, swaps"]
     assert legend_texts(figure) == ["c4", "c4-pruned", "dense (8.02)"]
     assert len(dots(figure.axes[1])) == 4
@@ -149,7 +144,7 @@ def with_samples(cells: pd.DataFrame) -> pd.DataFrame:
         pruned.assign(calibration=f"c4-{n}", samples=n, **{"perplexity/held_out": pruned["perplexity/held_out"] / n})
         for n in (16, 32, 64)
     ]
-    return pd.concat([dense, *parts], ignore_index=True).astype({"samples": "Int64"})
+    return join(dense, *parts).astype({"samples": "Int64"})
 
 
 def test_samples_curve(one_seed):
@@ -159,11 +154,9 @@ def test_samples_curve(one_seed):
     assert legend_texts(figure) == ["60%, magnitude", "60%, wanda", "2:4, magnitude", "2:4, wanda"]
     refined, starts = perplexity.get_lines()[:4], perplexity.get_lines()[4:8]
     for line, start in zip(refined, starts, strict=True):
-        first = line.get_ydata()[0]
-        assert line.get_ydata() == pytest.approx([first, first / 2, first / 4])
-        assert start.get_ydata() == pytest.approx(
-            first * {"o": 3, "s": 1.5}[line.get_marker()] / 2.0 ** pd.Series(range(3))
-        )
+        expected = line.get_ydata()[0] / 2.0 ** pd.Series(range(3))
+        assert line.get_ydata() == pytest.approx(expected)
+        assert start.get_ydata() == pytest.approx({"o": 3, "s": 1.5}[line.get_marker()] * expected)
         assert start.get_linewidth() < line.get_linewidth()
     assert len(error.get_lines()) == 2 * 4
     assert figures.samples_curve(one_seed[0], "held_out", WIDTH) is None
@@ -175,7 +168,7 @@ def test_curves_of_refinements_with_all_else_equal(two_seeds, setting):
     swaps = cells.query("refinement == 'swaps'")
     more = [swaps.assign(refinement=f"kept-{value}", **{setting: value}) for value in (0.1, 0.25)]
     more.append(swaps.assign(refinement="matrix", between_rows=True, **{"perplexity/held_out": 1e6}))
-    figure = draw(pd.concat([cells, *more], ignore_index=True), "held_out", WIDTH)
+    figure = draw(join(cells, *more), "held_out", WIDTH)
     perplexity = figure.axes[0]
     assert [label.get_text() for label in perplexity.get_xticklabels()] == ["0", "0.1", "0.25"]
     wanda = curves(perplexity)["60%, wanda"]
@@ -211,11 +204,8 @@ def test_held_out_curve():
     assert list(seeds.axes[0].get_lines()[0].get_xdata()) == [0, 1, 2, 5, 10, 31]  # at 30 seed 1 was on its way
     assert len(seeds.axes[0].collections) == 4
     assert figures.held_out_curve(by_swaps(held_out=None), WIDTH) is None
-
-
-def test_held_out_curve_of_one_warm_start_compares_refinements():
-    table = by_swaps().query("warmstart == 'wanda' and refinement == 'swaps'")
-    table = pd.concat([table, table.assign(refinement="early")], ignore_index=True)
+    table = by_swaps().query("warmstart == 'wanda' and refinement == 'swaps'")  # one warm start, so refinements
+    table = join(table, table.assign(refinement="early"))
     assert legend_texts(figures.held_out_curve(table, WIDTH))[:2] == ["swaps", "early"]
 
 
@@ -229,39 +219,35 @@ def test_swaps_curve(one_seed):
     calibration, held_out = (line.get_ydata() for line in error.get_lines()[2:4])
     assert calibration == pytest.approx([100, 100 - 0.3 * 36.5, 100 - 0.7 * 36.5, 100 - 36.5])
     assert held_out == pytest.approx([100, 100 - 0.24 * 36.5, 100 - 0.56 * 36.5, 100 - 0.8 * 36.5])
-
-
-def test_swaps_curve_needs_three_budgets(one_seed):
     cells = one_seed[0]
     few = cells[cells["refinement"].isin(["none", "swaps"]) | (cells["pattern"] == "dense")]
-    assert figures.swaps_curve(few, "held_out", WIDTH) is None
+    assert figures.swaps_curve(few, "held_out", WIDTH) is None  # it needs three budgets
     assert figures.swaps_curve(cells[cells["warmstart"] != "wanda"], "held_out", WIDTH) is not None
 
 
-def test_another_refinement_is_another_line(one_seed):
+def test_another_refinement_or_reconstruction_is_another_line(one_seed):
     cells = one_seed[0]
     other = cells[cells["refinement"].str.startswith("swaps", na=False)]
     other = other.assign(refinement=other["refinement"].str.replace("swaps", "frozen"))
-    figure = figures.swaps_curve(pd.concat([cells, other], ignore_index=True), "held_out", WIDTH)
+    figure = figures.swaps_curve(join(cells, other), "held_out", WIDTH)
     assert legend_texts(figure)[:2] == ["60%, magnitude, swaps", "60%, magnitude, frozen"]
-
-
-def test_reconstruction_has_its_own_curve(one_seed):
-    cells = one_seed[0].query("warmstart == 'wanda'")
-    new = cells.assign(refinement=cells["refinement"] + "+ls", **{"perplexity/held_out": 1.0})
-    new["refinement"] = new["refinement"].astype("str")
-    figure = figures.swaps_curve(pd.concat([cells, new], ignore_index=True), "held_out", WIDTH)
+    cells = cells.query("warmstart == 'wanda'")
+    new = cells.assign(refinement=(cells["refinement"] + "+ls").astype("str"), **{"perplexity/held_out": 1.0})
+    figure = figures.swaps_curve(join(cells, new), "held_out", WIDTH)
     assert curves(figure.axes[0])["60%, wanda, swaps+ls"] == [1, 1, 1, 1]  # it begins at none+ls
 
 
-def test_without_held_out_and_dense(one_seed):
+def test_without_held_out_text_or_dense_model_or_refinement(one_seed):
     cells = one_seed[0].query("pattern != 'dense'").assign(held_out_error_reduction=float("nan"))
     assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
     assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
+    cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
+    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], WIDTH))
+    assert list(drawn) == ["pico/c4/perplexity_by_pattern-held_out"]
+    assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
 
 def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_seed):
-    """Of a study with more patterns and warm starts than stand side by side."""
     width = 5.5
     dense, cells = (one_seed[0].query(f"pattern {sign} 'dense'") for sign in ("==", "!="))
     layers = one_seed[1]
@@ -269,7 +255,7 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_see
         first = cells[name].iloc[0]
         cells = pd.concat([cells, *(cells[cells[name] == first].assign(**{name: value}) for value in more)])
         layers = pd.concat([layers, *(layers[layers[name] == first].assign(**{name: value}) for value in more)])
-    cells = pd.concat([dense, cells], ignore_index=True)
+    cells = join(dense, cells)
     drawn = [
         figures.error_reduction_by_layer(layers, width),
         figures.error_reduction_by_type(layers, width),
@@ -285,17 +271,10 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_see
         assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
 
 
-def test_a_study_that_refined_nothing(one_seed):
-    cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")
-    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], WIDTH))
-    assert list(drawn) == ["pico/c4/perplexity_by_pattern-held_out"]
-    assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
-
-
 def test_saved_files(one_seed, tmp_path):
     for name in ("first", "second"):
         figures.save(figures.perplexity_by_pattern(one_seed[0], "held_out", WIDTH), tmp_path / name, dpi=150)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pdf", "first.png", "second.pdf", "second.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"first.pdf", "first.png", "second.pdf", "second.png"}
     pdf = (tmp_path / "first.pdf").read_bytes()
     assert pdf == (tmp_path / "second.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
@@ -304,10 +283,7 @@ def test_saved_files(one_seed, tmp_path):
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf.replace(b" ", b"")
     assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_names_are_no_formulas(one_seed, tmp_path):
-    cells = one_seed[0].assign(warmstart=one_seed[0]["warmstart"].str.replace("wanda", "a$b^c$_{"))
+    cells = one_seed[0].assign(warmstart=one_seed[0]["warmstart"].str.replace("wanda", "a$b^c$_{"))  # no formula
     figures.save(figures.perplexity_by_pattern(cells, "held_out", WIDTH), tmp_path / "figure", dpi=150)
 
 
@@ -317,15 +293,14 @@ def test_all_figures_of_a_study(one_seed):
     swaps = cells.query("refinement == 'swaps'")
     kept = [swaps.assign(refinement=f"kept-{value}", freeze=value, shrinkage=0.0) for value in (0.1, 0.2)]
     other = cells.query("pattern != 'dense'").assign(calibration="wiki")
-    study = pd.concat([with_samples(pd.concat([cells, *kept], ignore_index=True)), other], ignore_index=True)
+    study = join(with_samples(join(cells, *kept)), other)
     study = pd.concat([study, study.query("pattern == 'dense' or calibration == 'wiki'").assign(model="nano")])
     drawn = figures.draw_all(study, layers.assign(calibration="c4-16"), by_swaps().assign(calibration="wiki"), WIDTH)
     paths = [path for path, _ in drawn]
-    per_calibration = {"perplexity_by_pattern-held_out", "swaps_curve-held_out"}
     expected = {f"pico/{name}-held_out" for name in ("perplexity_by_calibration", "samples_curve")}
-    expected |= {f"pico/c4-{number}/{name}" for number in (16, 32, 64) for name in per_calibration}
-    expected |= {f"pico/c4-{number}/freeze_curve-held_out" for number in (16, 32, 64)}
+    for folder in ("pico/c4-16", "pico/c4-32", "pico/c4-64", "pico/wiki", "nano/wiki"):
+        expected |= {f"{folder}/perplexity_by_pattern-held_out", f"{folder}/swaps_curve-held_out"}
+        expected |= {f"{folder}/freeze_curve-held_out"} if "c4" in folder else set()
     expected |= {f"pico/c4-16/error_reduction_by_{name}" for name in ("layer", "type")}
-    expected |= {f"{model}/wiki/{name}" for model in ("pico", "nano") for name in per_calibration}
     assert sorted(paths) == sorted(expected | {"pico/wiki/held_out_curve"})
     assert {path.rpartition("/")[2].partition("-")[0] for path in paths} <= figures.KINDS.keys()

@@ -71,12 +71,6 @@ def html(report) -> str:
     return page.render(report)
 
 
-def test_usage_is_summed_by_stage(report):
-    rows = [["capture", 1, 12.5, 512, -1, "cpu"], ["refine", 2, 16.5, 256, 64, "cpu, gpu"]]
-    assert report.usage.fillna(-1).to_numpy().tolist() == rows
-    assert "peak_gpu_mb" not in page.usage_table(JOBS[:2], ["capture"])
-
-
 def test_page_is_well_formed_and_self_contained(html):
     parsed = Page(html)
     assert html.lstrip().startswith("<!DOCTYPE html>")
@@ -88,6 +82,9 @@ def test_page_is_well_formed_and_self_contained(html):
 
 
 def test_everything_is_in_the_page(html, report):
+    usage = [["capture", 1, 12.5, 512, -1, "cpu"], ["refine", 2, 16.5, 256, 64, "cpu, gpu"]]
+    assert report.usage.fillna(-1).to_numpy().tolist() == usage
+    assert "peak_gpu_mb" not in page.usage_table(JOBS[:2], ["capture"])
     parsed = Page(html)
     rows = [[text.strip() for text in row] for row in parsed.rows]
     # the model, the calibration and the seed are the same in all rows: they have no columns of their own
@@ -107,13 +104,10 @@ def test_everything_is_in_the_page(html, report):
     assert 'width="300" height="150"' in html
 
 
-def test_config_is_escaped_and_still_yaml(html):
+def test_config_is_escaped_and_still_yaml_and_best_values_are_bold(html):
     assert "alert" not in "".join(re.findall("<script>(.*?)</script>", html, flags=re.S))
     (text,) = [text for text in Page(html).text if "alert" in text]
     assert yaml.safe_load(text) == CONFIG
-
-
-def test_best_values_are_bold(html):
     bold = re.findall("<td[^>]*><b>(.*?)</b>", html)
     accuracies = ["30.0", "40.0", "20.0"]  # the mean and two tasks, a tie between the warm starts
     assert bold == ["16.84", "19.25", *(value for value in accuracies for _ in range(4))]  # wanda, of either pattern
@@ -136,32 +130,23 @@ def test_overview_counts_and_gives_the_best_case_of_each_pattern(report):
     assert "2:4" in second
 
 
-def test_overview_of_a_perplexity_that_rises(report):
+def test_overview_says_where_perplexity_rises_and_names_a_better_method(report):
     cells = report.cells
     worse = cells.assign(**{"perplexity/held_out": cells["perplexity/held_out"] + 100 * cells["optimum"]})
     case = ["0", "4", "60", "36.5", "256", "25.26", "116.84", "8.02"]
     assert overview_numbers(worse)[len(COUNTS) + 2 :][: len(case)] == case
-
-
-def test_overview_names_a_better_method(report):
-    rival = report.cells.query("refinement == 'swaps' and pattern == '60%' and warmstart == 'magnitude'")
+    rival = cells.query("refinement == 'swaps' and pattern == '60%' and warmstart == 'magnitude'")
     rival = rival.assign(refinement="dsnot", method="dsnot", **{"perplexity/held_out": 12.0})
-    cells = pd.concat([rival, report.cells], ignore_index=True)
+    cells = pd.concat([rival, cells], ignore_index=True)
     assert "dsnot" in page.overview(cells)[1]
     assert overview_numbers(cells)[-6:] == ["12.00", *CASES[1]]
 
 
-def test_overview_of_many_models_has_some_examples(report):
+def test_overview_of_many_models_and_without_refinement_or_warm_starts(report):
     cells = pd.concat([report.cells.assign(model=name) for name in "abc"], ignore_index=True)
     assert overview_numbers(cells).count("8.02") == page.EXAMPLES
     assert [line.split(" at ")[0][-6:] for line in page.overview(cells)[1:-1]] == ["a (c4)"] * 2 + ["b (c4)"] * 2
-
-
-def test_overview_without_refinement(report):
     assert overview_numbers(report.cells.query("refinement == 'none'")) == ["4", *COUNTS[1:-1], "0"]
-
-
-def test_overview_without_warm_starts(report):
     cells = report.cells.query("refinement == 'swaps' and warmstart == 'wanda' and pattern == '60%'")
     assert overview_numbers(cells) == ["1"] * 7 + ["36.5", "29.2"]
 

@@ -1,5 +1,3 @@
-"""Sparsity budgets that are not the same for all layers."""
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from sparseswaps.workflow.jobs.allocation import by_outliers, by_table, outlier_
 
 
 def blocks(*d_outs):
-    """Blocks of two layers, `a` and `mlp.b`, whose outputs have so many features."""
+    """Return blocks of two layers, `a` and `mlp.b`, with a number of output features for each block."""
     return [[Layer(name, name, name, d_out, 8) for name in ("a", "mlp.b")] for d_out in d_outs]
 
 
@@ -20,11 +18,9 @@ def test_a_table_goes_from_the_general_to_the_particular():
     labels = [{name: pattern.label for name, pattern in layers.items()} for layers in found]
     assert labels == [{"a": "60%", "mlp.b": "70%"}, {"a": "50%", "mlp.b": "2:4"}, {"a": "60%", "mlp.b": "70%"}]
 
-
-@pytest.mark.parametrize("name", ["block07", "mlp.c", "block01.c"])
-def test_a_name_that_is_none_is_an_error(name):
-    with pytest.raises(InputError, match=rf"layers\.{name} is no block or layer"):
-        by_table(parse_pattern("60%"), {name: "50%"}, blocks(4, 4))
+    for name in ("block07", "mlp.c", "block01.c"):
+        with pytest.raises(InputError, match=rf"layers\.{name} "):
+            by_table(parse_pattern("60%"), {name: "50%"}, blocks(4, 4))
 
 
 def test_outliers_by_hand():
@@ -46,8 +42,5 @@ def test_blocks_with_more_outliers_keep_more_and_the_model_keeps_its_share(d_out
     assert mean == pytest.approx(0.6, abs=2e-6)
     uniform = by_outliers(parse_pattern("60%"), [0.02] * 3, spread, blocks(*d_outs))
     assert {layers["mlp.b"].label for layers in uniform} == {"60%"}
-
-
-def test_a_block_that_would_keep_everything_is_an_error():
-    with pytest.raises(InputError, match=r"lower the pattern's owl\.spread"):
-        by_outliers(parse_pattern("10%"), [0.0, 0.1], 0.4, blocks(4, 4))
+    with pytest.raises(InputError, match=r"owl\.spread"):  # a block would keep all weights
+        by_outliers(parse_pattern("10%"), [0.0, 0.1, 0.1], 0.4, blocks(*d_outs))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import refusal
 
-from sparseswaps.base.errors import BrokenFileError
+from sparseswaps.base.errors import BrokenFileError, InputError
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.model.description import Model
 from sparseswaps.model.layers import Layer
@@ -25,7 +25,6 @@ READERS = {
 
 
 def write(kind, path, model):
-    """Write an artifact of a kind."""
     gram, mask = torch.arange(256.0).view(16, 16), torch.arange(48).view(3, 16) % 3 > 0
     if kind == "model.json":
         artifacts.write_model(path, model)
@@ -46,7 +45,6 @@ def write(kind, path, model):
 
 @pytest.fixture
 def model(tiny_model):
-    """The model of the artifacts, in a folder with weights."""
     return replace(MODEL, folder=str(tiny_model))
 
 
@@ -56,13 +54,10 @@ def test_a_truncated_or_empty_artifact_is_broken(kind, model, tmp_path):
     READERS[kind](path)
     for size in (0, 1, 7, 8, len(whole) // 3, len(whole) // 2, len(whole) - 9, len(whole) - 2):
         path.write_bytes(whole[:size])
-        with pytest.raises(BrokenFileError) as error:
-            READERS[kind](path)
-        assert error.value.path == path
+        refusal(READERS[kind], path, BrokenFileError)
 
 
 def is_artifact(file: bytes) -> bool:
-    """Return whether a file's header says that it is an artifact."""
     try:
         header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
         return "crc32" in json.loads(header["__metadata__"]["sparseswaps"])
@@ -77,30 +72,20 @@ def test_no_flipped_bit_goes_unnoticed(kind, model, tmp_path):
         broken = bytearray(whole)
         broken[bit // 8] ^= 1 << bit % 8
         path.write_bytes(broken)
-        if kind == "mask file" and not is_artifact(bytes(broken)):  # a user's file, perhaps of another program
-            refusal(READERS[kind], path)
-            continue
-        with pytest.raises(BrokenFileError) as error:
-            READERS[kind](path)
-        assert error.value.path == path
+        foreign = kind == "mask file" and not is_artifact(bytes(broken))  # a user's file, perhaps of another program
+        refusal(READERS[kind], path, InputError if foreign else BrokenFileError)
 
 
 @pytest.mark.parametrize("kind", ["samples", "grams", "masks", "weights"])
 def test_an_artifact_of_another_model_is_broken(kind, model, tmp_path):
     write(kind, path := tmp_path / "artifact", replace(model, tensors={LAYER.tensor: "1" * 64}))
-    with pytest.raises(BrokenFileError, match="org/name"):
-        READERS[kind](path)
+    assert "org/name" in refusal(READERS[kind], path, BrokenFileError)
 
 
-def test_an_artifact_of_another_kind_is_broken(model, tmp_path):
+def test_artifacts_of_another_kind_and_grams_that_are_not_finite_are_broken(model, tmp_path):
     write("grams", path := tmp_path / "artifact", model)
-    with pytest.raises(BrokenFileError, match="grams"):
-        READERS["masks"](path)
-
-
-def test_grams_that_are_not_finite_are_broken(model, tmp_path):
+    assert "grams" in refusal(READERS["masks"], path, BrokenFileError)
     nan = torch.full((16, 16), torch.nan)
     grams = Grams({"proj": "proj"}, {"proj": nan}, {"proj": torch.ones(16).double()}, {}, {"proj": 4})
-    artifacts.write_grams(tmp_path / "artifact", grams, model, "made by")
-    with pytest.raises(BrokenFileError, match="proj"):
-        READERS["grams"](tmp_path / "artifact")
+    artifacts.write_grams(path, grams, model, "made by")
+    assert "proj" in refusal(READERS["grams"], path, BrokenFileError)

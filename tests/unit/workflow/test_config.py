@@ -1,4 +1,5 @@
 import json
+import re
 from collections import OrderedDict
 
 import pytest
@@ -24,6 +25,13 @@ def change(config, path, value):
     config[last] = value
 
 
+def refused(config):
+    with pytest.raises(InputError) as error:
+        load_study(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def test_defaults_are_filled_in(config):
     study = load_study(config)
     assert study.seeds == [0]
@@ -41,7 +49,6 @@ def test_defaults_are_filled_in(config):
         ("modles", {}, "modles"),
         ("calibrations.stdlib.sample", 3, "calibrations.stdlib.sample"),
         ("calibrations.stdlib.samples", 0, "calibrations.stdlib.samples"),
-        ("calibrations.stdlib.samples", 8.0, "calibrations.stdlib.samples"),
         ("calibrations.stdlib.text", "no/such.txt", "calibrations.stdlib.text"),
         ("calibrations.stdlib.text", "/data", "calibrations.stdlib.text"),
         ("calibrations.stdlib.subset", "en", "calibrations.stdlib.subset"),
@@ -50,7 +57,6 @@ def test_defaults_are_filled_in(config):
         ("calibrations.stdlib", {"text": "org/name", "subset": "a", "files": "b.json"}, "calibrations.stdlib.files"),
         ("evaluation.perplexity.held_out.text", "x.txt", "evaluation.perplexity.held_out.text"),
         ("evaluation.perplexity.held_out.seqlen", 512, "evaluation.perplexity.held_out.seqlen"),
-        ("evaluation.lm_eval.tasks", ["arc_easy", "embedded_close"], "evaluation.lm_eval.tasks[1]"),
         ("evaluation.lm_eval.tasks", ["arc_easy", "arc_easy"], "evaluation.lm_eval.tasks"),
         ("evaluation.lm_eval.include", "/no/such", "evaluation.lm_eval.include"),
         ("models", {}, "models"),
@@ -66,7 +72,6 @@ def test_defaults_are_filled_in(config):
         ("patterns", [{"name": "x", "sparsity": "60%"}], "patterns[0]"),
         ("patterns", [{"name": "x", "sparsity": "2:4", "owl": {}}], "patterns[0].owl"),
         ("patterns", [{"name": "x", "sparsity": "60%", "layers": {"a": "x"}}], "patterns[0].layers.a"),
-        ("warmstarts", ["wandb"], "warmstarts[0]"),
         ("warmstarts", [3], "warmstarts[0]"),
         ("warmstarts", ["wanda", "wanda"], "warmstarts"),
         ("warmstarts", [{"name": "theirs"}], "warmstarts[0].from"),
@@ -74,7 +79,6 @@ def test_defaults_are_filled_in(config):
         ("warmstarts", [{"name": "theirs", "from": "results/a"}], "warmstarts[0].from"),
         ("warmstarts", [{"name": "wanda", "from": "x"}], "warmstarts[0].name"),
         ("warmstarts", [{"name": "a/b", "from": "x"}], "warmstarts[0].name"),
-        ("warmstarts", [{"name": "x", "from": "x", "form": "y"}], "warmstarts[0].form"),
         ("seeds", [1.0], "seeds[0]"),
         ("seeds", [2**70], "seeds[0]"),
         ("seeds", [1, 1], "seeds"),
@@ -88,7 +92,6 @@ def test_defaults_are_filled_in(config):
         ("reconstructions", {"ls": {"damping": -1}}, "reconstructions.ls.damping"),
         ("reconstructions", {"x": {"method": "sparsegpt", "iterations": 2}}, "reconstructions.x.iterations"),
         ("exclude", [{"reconstruction": "ls"}], "exclude[0].reconstruction"),
-        ("exclude", [{"pattern": "70%"}], "exclude[0].pattern"),
         ("exclude", [{"pattern": ["60%", "nothing"]}], "exclude[0].pattern"),
         ("exclude", [{"seed": 0}, {"seed": [0, 7]}], "exclude[1].seed"),
         ("exclude", [{"warmstarts": "ria"}], "exclude[0].warmstarts"),
@@ -98,35 +101,32 @@ def test_defaults_are_filled_in(config):
 )
 def test_a_mistake_is_one_line_with_its_key(config, path, value, key):
     change(config, path, value)
-    with pytest.raises(InputError) as error:
-        load_study(config)
-    assert str(error.value).replace(",", ":").startswith(f"config key {key}:")
-    assert "\n" not in str(error.value)
+    assert refused(config).replace(",", ":").startswith(f"config key {key}:")
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "choice"),
+    ("path", "value", "key", "choice"),
     [
-        ("refinements.swaps", {"max_swap": 3}, "max_swaps"),
-        ("warmstarts", ["wandb"], "wanda"),
-        ("warmstarts", [{"name": "x", "form": "y"}], "from"),
-        ("refinements.swaps", {"method": "swap"}, "swaps"),
-        ("evaluation.lm_eval.tasks", ["embedded_close"], "embedded_cloze"),
-        ("exclude", [{"refinement": "swap"}], "swaps"),
-        ("exclude", [{"pattern": "61%"}], "60%"),
+        ("refinements.swaps", {"max_swap": 3}, "refinements.swaps.max_swap", "max_swaps"),
+        ("warmstarts", ["wandb"], "warmstarts[0]", "wanda"),
+        ("warmstarts", [{"name": "x", "from": "x", "form": "y"}], "warmstarts[0].form", "from"),
+        ("refinements.swaps", {"method": "swap"}, "refinements.swaps.method", "swaps"),
+        ("evaluation.lm_eval.tasks", ["arc_easy", "embedded_close"], "evaluation.lm_eval.tasks[1]", "embedded_cloze"),
+        ("exclude", [{"refinement": "swap"}], "exclude[0].refinement", "swaps"),
+        ("exclude", [{"pattern": "61%"}], "exclude[0].pattern", "60%"),
     ],
 )
-def test_a_misspelt_key_or_value_gets_a_suggestion(config, path, value, choice):
+def test_a_misspelt_key_or_value_gets_a_suggestion(config, path, value, key, choice):
     change(config, path, value)
-    with pytest.raises(InputError, match=rf"did you mean {choice}\?"):
-        load_study(config)
+    line = refused(config)
+    assert line.startswith(f"config key {key}:")
+    assert f"did you mean {choice}?" in line
 
 
 @pytest.mark.parametrize("key", ["name", "models", "calibrations", "patterns", "warmstarts", "refinements"])
 def test_a_missing_key_is_named(config, key):
     del config[key]
-    with pytest.raises(InputError, match=f"^config key {key}: "):
-        load_study(config)
+    assert refused(config).startswith(f"config key {key}: ")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,7 @@ def test_what_does_not_go_together_is_named_unless_it_is_excluded(config, change
     config |= changes
     config["calibrations"]["other"] = config["calibrations"]["stdlib"] | {"propagate": "pruned", "held_out": 3}
     config["calibrations"]["stdlib"] |= calibration
-    with pytest.raises(InputError, match=f"^config key {key}: "):
-        load_study(config)
+    assert refused(config).startswith(f"config key {key}: ")
     pattern = {"pattern": "x"} if "patterns" in changes else {}
     config["exclude"] = [{"calibration": ["stdlib", "other"] if pattern else "stdlib", **pattern}]
     load_study(config)
@@ -166,13 +165,10 @@ def test_presets_are_the_protocols_of_the_literature_where_nothing_else_is_said(
     assert (mine.windows, mine.join, mine.documents, mine.files) == (None, "\n", 1100, "en/other.json.gz")
 
 
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("least_squares", (0.01, 50)), ("admm", (0.1, 20)), ("sparsegpt", (0.01, 1))],
-)
-def test_reconstructions_have_the_defaults_of_their_method(method, settings):
-    reconstruction = Reconstruction(method=method)
-    assert (reconstruction.damping, reconstruction.iterations) == settings
+def test_reconstructions_have_the_defaults_of_their_method():
+    defaults = {"least_squares": (0.01, 50), "admm": (0.1, 20), "sparsegpt": (0.01, 1)}
+    made = [Reconstruction(method=method) for method in defaults]
+    assert [(settings.damping, settings.iterations) for settings in made] == list(defaults.values())
 
 
 def test_a_study_is_made_again_from_its_dump(config, tiny_model):
@@ -195,28 +191,21 @@ def test_a_study_is_made_again_from_its_dump(config, tiny_model):
     assert Study(**study.dump()) == study
 
 
-def test_a_model_without_safetensors_is_named(config, tmp_path):
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+BLOCKS = '{"num_hidden_layers": %s}'
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", BLOCKS % "null", BLOCKS % '"2"', BLOCKS % 2])
+def test_a_broken_model_configuration_and_missing_weights_are_named(config, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     config["models"]["tiny"]["source"] = str(tmp_path)
-    with pytest.raises(InputError, match=r"models\.tiny\.source: .*model\.safetensors"):
-        load_study(config)
+    file = r"model\.safetensors" if text == BLOCKS % 2 else r"config\.json"
+    assert re.match(rf"config key models\.tiny\.source: .*{file}", refused(config))
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"num_hidden_layers": null}', '{"num_hidden_layers": "2"}', "{"])
-def test_a_broken_model_configuration_is_named(config, tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    config["models"]["tiny"]["source"] = str(tmp_path)
-    with pytest.raises(InputError, match=r"config key models\.tiny\.source: .*config\.json"):
-        load_study(config)
-
-
-def test_the_schema_of_the_repository_is_the_studys():
+def test_the_schema_of_the_repository_is_the_studys_and_describes_every_key():
     path = REPOSITORY / "schemas" / "config.schema.yaml"
     assert path.read_text(encoding="utf-8") == json_schema(), "the schema is stale: run `make docs`, commit it"
-
-
-def test_every_key_has_a_description():
     schema = yaml.safe_load(json_schema())
     keys = [(name, key) for name, part in schema["$defs"].items() for key in part["properties"].items()]
     keys += [("Study", key) for key in schema["properties"].items()]
@@ -234,8 +223,6 @@ PLACES += [(table, "../x") for table in ("refinements", "reconstructions", *TEXT
 def test_a_name_that_becomes_a_folder_stays_in_its_place(config, table, name):
     entry = {"source": "embedded"} if table == "models" else {"text": "embedded"} if table in TEXTS else {}
     change(config, table, {name: entry})
-    with pytest.raises(InputError) as error:
-        load_study(config)
-    assert str(error.value).startswith(f"config key {table}")
-    assert repr(name)[:70] in str(error.value)
-    assert "\n" not in str(error.value)
+    line = refused(config)
+    assert line.startswith(f"config key {table}")
+    assert repr(name)[:70] in line

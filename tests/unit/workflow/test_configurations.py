@@ -1,5 +1,3 @@
-"""The configurations that come with the project: that they can be run, and that what they say they need is planned."""
-
 import json
 import re
 from pathlib import Path
@@ -19,18 +17,13 @@ FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs")
 TABLE = (REPOSITORY / "configs" / "README.md").read_text(encoding="utf-8")
 
 
-def config_json(hidden, intermediate, blocks, heads, key_values, vocabulary, context, **more):
-    """What counts of a config.json; the rest is as Llama's."""
-    return LLAMA | {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_values,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": context,
-        **more,
-    }
+SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
+SIZES += ["vocab_size", "max_position_embeddings"]
+
+
+def config_json(*sizes, **more):
+    """Return what counts of a config.json; the rest is as Llama's."""
+    return LLAMA | dict(zip(SIZES, sizes, strict=True)) | more
 
 
 TIED, WHOLE = {"tie_word_embeddings": True}, {"torch_dtype": "float32"}
@@ -38,27 +31,26 @@ GEMMA = config_json(3584, 14336, 42, 16, 8, 256000, 8192, model_type="gemma2", h
 GEMMA |= {"transformers_version": "4.42.0"}
 del GEMMA["tie_word_embeddings"]  # which its file leaves out
 EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
-MODELS = {
-    "HuggingFaceTB/SmolLM2-135M": config_json(576, 1536, 30, 9, 3, 49152, 8192, **TIED),
-    "Qwen/Qwen2.5-7B": config_json(3584, 18944, 28, 28, 4, 152064, 131072),
-    "meta-llama/Llama-3.1-8B": config_json(4096, 14336, 32, 32, 8, 128256, 131072),
-    "google/gemma-2-9b": GEMMA,
-    "mistralai/Mixtral-8x7B-v0.1": config_json(4096, 14336, 32, 32, 8, 32000, 32768, **EXPERTS),
-    "01-ai/Yi-1.5-9B": config_json(4096, 11008, 48, 32, 4, 64000, 4096),
-    "deepseek-ai/deepseek-llm-7b-base": config_json(4096, 11008, 30, 32, 32, 102400, 4096),
-    "assets/babyllama105": config_json(128, 352, 5, 8, 4, 105, 256, **TIED, **WHOLE),
-    "assets/stories260k": config_json(64, 172, 5, 8, 4, 512, 512, **TIED, **WHOLE),
+MODELS = {  # config.json and the number of parameters that the model is known by
+    "HuggingFaceTB/SmolLM2-135M": (config_json(576, 1536, 30, 9, 3, 49152, 8192, **TIED), 134.5e6),
+    "Qwen/Qwen2.5-7B": (config_json(3584, 18944, 28, 28, 4, 152064, 131072), 7.62e9),
+    "meta-llama/Llama-3.1-8B": (config_json(4096, 14336, 32, 32, 8, 128256, 131072), 8.03e9),
+    "google/gemma-2-9b": (GEMMA, 9.24e9),
+    "mistralai/Mixtral-8x7B-v0.1": (config_json(4096, 14336, 32, 32, 8, 32000, 32768, **EXPERTS), 46.7e9),
+    "01-ai/Yi-1.5-9B": (config_json(4096, 11008, 48, 32, 4, 64000, 4096), 8.83e9),
+    "deepseek-ai/deepseek-llm-7b-base": (config_json(4096, 11008, 30, 32, 32, 102400, 4096), 6.91e9),
+    "assets/babyllama105": (config_json(128, 352, 5, 8, 4, 105, 256, **TIED, **WHOLE), 936_448),
+    "assets/stories260k": (config_json(64, 172, 5, 8, 4, 512, 512, **TIED, **WHOLE), 260_032),
 }
 HUB = {source for source in MODELS if not source.startswith("assets/")}
 
 
 @pytest.fixture
 def local_models(tmp_path, monkeypatch):
-    """In a folder where every model of the configurations is a directory with little but its config.json: a directory
-    goes before what the hub has of its name. Their texts are there, empty."""
+    """Go to a folder where all models are directories, which go before the hub's, with little but config.json."""
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(REPOSITORY / "configs")
-    for source, config in MODELS.items():
+    for source, (config, _) in MODELS.items():
         Path(source).mkdir(parents=True)
         Path(source, "config.json").write_text(json.dumps(config))
         save_file({"none": numpy.zeros(1)}, Path(source, "model.safetensors"))
@@ -72,36 +64,27 @@ def load(file):
 
 
 def rounded(text):
-    """A figure of the plan to two digits."""
     number, unit = text.split()
     return f"{float(f'{float(number):.2g}'):g} {unit}"
 
 
 def needed(grid):
-    """The last line of a plan, rounded: time of all jobs, memory of the largest on the host and the GPU, all disk."""
+    """Return the last line of a plan, rounded: time of all jobs, the most host and GPU memory of a job, all disk."""
     (line,) = (line for line in table(grid).splitlines() if line.startswith("in all"))
     *_, gpu, host, disk, _, time = re.split(r" {2,}", line)
     return [text if text == "-" else rounded(text) for text in (time, host, gpu, disk)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_the_table_says_what_is_planned(file, local_models):
-    grid = Grid(load_study(load(file)))
+def test_the_table_and_the_file_say_its_command_and_what_is_planned(file, local_models):
+    assert len(re.findall(r"^\| \[", TABLE, re.MULTILINE)) == len(FILES)
+    study = load_study(load(file))
+    grid = Grid(study)
     (row,) = re.findall(rf"\]\({file.relative_to('configs')}\) \| .* \|$", TABLE, re.MULTILINE)
     assert row.removesuffix(" |").split(" | ")[2:] == needed(grid)
-
-
-def test_the_table_has_no_other_configuration():
-    assert len(re.findall(r"^\| \[", TABLE, re.MULTILINE)) == len(FILES)
-
-
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_file_begins_with_its_command_and_for_models_of_the_hub_with_its_plan(file, local_models):
     lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
     assert f"#   snakemake --configfile {file}" in lines
-    study = load_study(load(file))
     if {model.source for model in study.models.values()} <= HUB:
-        grid = Grid(study)
         models = rounded(f"{sum(sizes.checkpoint for sizes in grid.sizes.values()) / 1e9} GB")
         (plan,) = (line for line in lines if line.startswith("# `snakemake plan`"))
         figures = [figure for figure in needed(grid) if figure != "-"]
@@ -109,7 +92,6 @@ def test_a_file_begins_with_its_command_and_for_models_of_the_hub_with_its_plan(
 
 
 def most(config):
-    """GPU memory of the largest job."""
     return max(row.most.gpu for row in plan_rows(Grid(load_study(config))))
 
 
@@ -121,26 +103,13 @@ def test_one_card_of_80_gb_is_enough_except_for_the_evaluation_of_mixtral(local_
     assert 80 * 2**30 < most(mixtral) < 141e9
 
 
-@pytest.mark.parametrize(
-    ("source", "parameters"),
-    [
-        ("HuggingFaceTB/SmolLM2-135M", 134.5e6),
-        ("Qwen/Qwen2.5-7B", 7.62e9),
-        ("meta-llama/Llama-3.1-8B", 8.03e9),
-        ("google/gemma-2-9b", 9.24e9),
-        ("mistralai/Mixtral-8x7B-v0.1", 46.7e9),
-        ("01-ai/Yi-1.5-9B", 8.83e9),
-        ("deepseek-ai/deepseek-llm-7b-base", 6.91e9),
-        ("assets/babyllama105", 936_448),
-        ("assets/stories260k", 260_032),
-    ],
-)
-def test_sizes_are_those_that_the_models_are_known_by(source, parameters):
-    assert sizes_of(MODELS[source]).parameters == pytest.approx(parameters, rel=0.03 if parameters < 1e6 else 0.002)
+@pytest.mark.parametrize("source", MODELS)
+def test_sizes_are_those_that_the_models_are_known_by(source):
+    config, parameters = MODELS[source]
+    assert sizes_of(config).parameters == pytest.approx(parameters, rel=0.03 if parameters < 1e6 else 0.002)
 
 
 def test_names_in_studies_of_the_embedded_model_have_one_meaning():
-    """Artifacts of the embedded model lie in folders by these names, whatever the study."""
     meanings: dict[tuple[str, str], set[str]] = {}
     ablations = sorted((REPOSITORY / "configs" / "ablations").glob("*.yaml"))
     for path in [*ablations, REPOSITORY / "configs" / "quick.yaml", REPOSITORY / "config.yaml"]:

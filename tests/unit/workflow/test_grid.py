@@ -45,11 +45,6 @@ def test_rows_differ_where_the_method_lets_them(config, tiny_model):
     theirs = {"name": "theirs", "from": str(tiny_model)}
     grid = Grid(load_study(config | {"patterns": ["60%"], "warmstarts": ["wanda", "sparsegpt", theirs]}))
     assert grid.imported == {"wanda": None, "sparsegpt": None, "theirs": str(tiny_model)}
-    assert grid.counting_rule("wanda", "swaps") == "rows"
-    assert grid.counting_rule("wanda", "matrix") == "matrix"
-    assert grid.counting_rule("sparsegpt") == "matrix"
-    assert grid.counting_rule("theirs") == "roughly"
-
-
-def test_blocks_are_named_by_their_number(config):
-    assert Grid(load_study(config)).blocks == {"tiny": ["block00", "block01"]}
+    methods = [("wanda", "swaps"), ("wanda", "matrix"), ("sparsegpt",), ("theirs",)]
+    assert [grid.counting_rule(*method) for method in methods] == ["rows", "matrix", "matrix", "roughly"]
+    assert grid.blocks == {"tiny": ["block00", "block01"]}

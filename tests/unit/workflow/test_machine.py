@@ -1,5 +1,3 @@
-"""Of several GPUs, a job has one to itself."""
-
 import os
 import subprocess
 import sys
@@ -21,19 +19,17 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start a job on a machine of so many GPUs."""
+def start(tmp_path, monkeypatch):
+    """Start a job on a machine with a number of GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     started = []
 
     def begin(gpus, **environment):
-        ours = {
-            name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
-        }
-        ours |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)} | environment
+        ours = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)} | environment
         command = [sys.executable, "-c", HOLDER, str(gpus)]
-        job = subprocess.Popen(command, env=ours, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        started.append(job)
-        return job
+        started.append(subprocess.Popen(command, env=ours, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
 
     yield begin
     for job in started:

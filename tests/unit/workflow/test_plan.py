@@ -1,5 +1,3 @@
-"""What `snakemake plan` says, and that the rules ask for the same."""
-
 import json
 import math
 import re
@@ -24,8 +22,20 @@ from sparseswaps.workflow.study import load_study
 CORE, GPU = Machine(gpu=False, threads=1), Machine(gpu=True, threads=1)
 TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
 BOTH = {"stdlib": TEXT, "chained": TEXT | {"propagate": "pruned"}}
+MINE = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
 PAPER = Draw(samples=128, held_out=16, seqlen=2048)
 OPTIMUM = Mask(whole_rows=True, sparsity=0.6, criterion="wanda", max_swaps=None)
+
+
+# Prints the plan of a configuration, and imports nothing that is slow to import.
+PLAN = """
+import json, sys
+from sparseswaps.workflow.grid import Grid
+from sparseswaps.workflow.plan.plan import table
+from sparseswaps.workflow.study import load_study
+print(table(Grid(load_study(json.loads(sys.argv[1])))))
+assert not {"torch", "transformers", "numba"} & set(sys.modules)
+"""
 
 
 def grid_of(config):
@@ -46,12 +56,7 @@ def count_jobs(config):
         {"calibrations": BOTH, "exclude": [{"pattern": "2:4", "calibration": "stdlib"}]},
         {"evaluation": {}},
         {"checkpoints": False},
-        {
-            "calibrations": BOTH,
-            "patterns": ["60%", {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}],
-            "reconstructions": {"ls": {}},
-            "checkpoints": False,
-        },
+        {"calibrations": BOTH, "patterns": ["60%", MINE], "reconstructions": {"ls": {}}, "checkpoints": False},
     ],
     ids=["dense", "pruned", "both", "without a start", "no evaluation", "no checkpoints", "reconstructed"],
 )
@@ -60,16 +65,12 @@ def test_jobs_are_those_that_snakemake_would_run(tmp_path, tiny_model, changes):
     assert Workflow(tmp_path).planned(config) == count_jobs(config)
 
 
-def test_the_plan_is_printed_and_does_nothing(tmp_path, tiny_model):
-    config = tiny_study(tiny_model, calibrations=BOTH)
-    done = Workflow(tmp_path).run(config, "--cores", "1", "--quiet", "all", "--", "plan")
-    assert table(grid_of(config)) in done.stdout
-    assert not (tmp_path / "results").exists()
-
-
-def test_the_table_sums_its_lines(tiny_model):
+def test_the_plan_is_printed_and_sums_its_lines_and_does_nothing(tmp_path, tiny_model):
     config = tiny_study(tiny_model, calibrations=BOTH)
     grid = grid_of(config)
+    done = Workflow(tmp_path).run(config, "--cores", "1", "--quiet", "all", "--", "plan")
+    assert table(grid) in done.stdout
+    assert not (tmp_path / "results").exists()
     lines = table(grid).splitlines()
     first, last = (i for i, line in enumerate(lines) if line.startswith("---"))
     jobs = [int(re.search(r"\b\d+\b", line)[0]) for line in lines[first + 1 : last]]
@@ -94,32 +95,24 @@ def test_planning_opens_no_checkpoint_and_needs_no_torch(tmp_path, tiny_model):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
     config = json.dumps(tiny_study(tmp_path))
-    code = (
-        "import json, sys; from sparseswaps.workflow.study import load_study;"
-        "from sparseswaps.workflow.grid import Grid; from sparseswaps.workflow.plan.plan import table;"
-        f"print(table(Grid(load_study(json.loads({config!r})))));"
-        "assert not {'torch', 'transformers', 'numba'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert re.search(r"^assemble +tiny +4 +- +[\d.]+ GB +64\.3 GB", done.stdout, re.MULTILINE)  # 4 x 16.07
+    printed = subprocess.check_output([sys.executable, "-c", PLAN, config], cwd=REPOSITORY, text=True)
+    assert re.search(r"^assemble +tiny +4 +- +[\d.]+ GB +64\.3 GB", printed, re.MULTILINE)  # 4 x 16.07
 
 
 @pytest.mark.parametrize("attempt", [1, 3])
 def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_model, attempt):
     config = tiny_study(tiny_model, calibrations=BOTH)
     listed = Workflow(tmp_path).run(config, "-n", "--attempt", attempt).stdout
-    grid, found = grid_of(config), {}
-    for rule, about in re.findall(r"^(?:rule|localrule) (\w+):\n((?:    .*\n)+)", listed, re.MULTILINE):
-        wildcards = dict(re.findall(r"(\w+)=([^,\n]+)", re.search(r"wildcards: (.*)|$", about)[1] or ""))
-        asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", about)}
-        if rule != "all":
-            found[rule] = asked, STAGES[rule](grid, wildcards).needs()
-    assert set(found) == set(count_jobs(config))
-    for rule, (asked, planned) in found.items():
-        assert asked["mem_mb"] == math.ceil(planned.host / 1e6 * 1.5 ** (attempt - 1)), rule
-        assert asked["disk_mb"] == math.ceil(planned.disk / 1e6), rule
-        assert asked["gpu_mb"] == 0
-        assert asked["runtime"] == math.ceil(10 * 1.5 ** (attempt - 1)), rule
+    grid, more = grid_of(config), 1.5 ** (attempt - 1)
+    rules = dict(re.findall(r"^(?:rule|localrule) (\w+):\n((?:    .*\n)+)", listed, re.MULTILINE))
+    assert set(rules) == {"all", *count_jobs(config)}
+    for rule in rules.keys() - {"all"}:
+        wildcards = dict(re.findall(r"(\w+)=([^,\n]+)", re.search(r"wildcards: (.*)|$", rules[rule])[1] or ""))
+        planned = STAGES[rule](grid, wildcards).needs()
+        expected = {"mem_mb": math.ceil(planned.host / 1e6 * more), "disk_mb": math.ceil(planned.disk / 1e6)}
+        expected |= {"gpu_mb": 0, "runtime": math.ceil(10 * more)}
+        asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", rules[rule])}
+        assert {name: asked[name] for name in expected} == expected, rule
 
 
 def test_jobs_took_no_more_memory_than_planned(finished):
@@ -143,33 +136,29 @@ def test_gram_matrices_and_blocks_of_a_real_size():
     assert terms["gram"] >= 2 * 8 * gram
     assert terms["hidden"] == 144 * 2048 * 4096 * 4
     assert needs.capture_terms(sizes, PAPER, 8, GPU)["hidden"] == terms["hidden"] / 2
-    libraries = needs.capture(sizes, PAPER, 8, CORE).host - sum(terms.values())
-    assert libraries == 1e9
+    assert needs.capture(sizes, PAPER, 8, CORE).host - sum(terms.values()) == 1e9  # the libraries
 
 
-@pytest.mark.parametrize(
-    "job",
-    [
-        lambda sizes, machine: needs.capture(sizes, PAPER, 8, machine),
-        lambda sizes, machine: needs.warmstart(sizes, PAPER, OPTIMUM, machine),
-        lambda sizes, machine: needs.refine(sizes, PAPER, OPTIMUM, machine),
-        lambda sizes, machine: needs.reconstruct(sizes, PAPER, 50, machine),
-        lambda sizes, machine: needs.chain(sizes, PAPER, OPTIMUM, 50, 8, machine),
-        lambda sizes, machine: needs.perplexity(sizes, False, 2048, None, 8, machine),
-        lambda sizes, machine: needs.harness(sizes, False, 7, None, 16, machine),
-    ],
-    ids=["capture", "warmstart", "refine", "reconstruct", "chain", "perplexity", "harness"],
-)
-def test_a_job_computes_on_the_gpu_or_on_the_host(job):
+def jobs(sizes, machine):
+    """Return what a job of each stage that computes needs."""
+    return [
+        needs.capture(sizes, PAPER, 8, machine),
+        needs.warmstart(sizes, PAPER, OPTIMUM, machine),
+        needs.refine(sizes, PAPER, OPTIMUM, machine),
+        needs.reconstruct(sizes, PAPER, 50, machine),
+        needs.chain(sizes, PAPER, OPTIMUM, 50, 8, machine),
+        needs.perplexity(sizes, False, 2048, None, 8, machine),
+        needs.harness(sizes, False, 7, None, 16, machine),
+    ]
+
+
+def test_a_job_computes_on_the_gpu_or_on_the_host():
     llama, mixtral = sizes_of(LLAMA), sizes_of(LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2})
-    on_host, on_gpu = job(llama, CORE), job(llama, GPU)
-    assert on_host.gpu == 0
-    assert on_gpu.gpu > 5e9
-    assert on_gpu.host < on_host.host
-    assert on_gpu.seconds < on_host.seconds
-    larger = job(mixtral, GPU)
-    assert larger.host > on_gpu.host
-    assert larger.seconds > on_gpu.seconds
+    for on_host, on_gpu, larger in zip(jobs(llama, CORE), jobs(llama, GPU), jobs(mixtral, GPU), strict=True):
+        assert on_host.gpu == 0
+        assert on_gpu.gpu > 5e9
+        assert on_gpu.host < min(on_host.host, larger.host)
+        assert on_gpu.seconds < min(on_host.seconds, larger.seconds)
 
 
 def test_a_gpu_is_slower_in_float32_and_the_host_is_not():
@@ -190,11 +179,8 @@ def test_long_windows_take_longer_for_the_attention_and_more_memory_where_that_i
     apart = needs.capture_terms(sizes_of(gemma), PAPER, 4, GPU)["batch"]
     apart -= needs.capture_terms(sizes_of(LLAMA), PAPER, 4, GPU)["batch"]
     assert apart == 8 * 4 * 32 * 2048**2
-
-
-def test_a_batch_of_logits_is_held_twice_where_a_family_scales_them():
-    sizes = sizes_of(LLAMA)
-    one, many = (needs.perplexity(sizes, False, 2048, None, batch, GPU).gpu for batch in (4, 8))
+    # A batch of logits is held twice.
+    one, many = (needs.perplexity(sizes_of(LLAMA), False, 2048, None, batch, GPU).gpu for batch in (4, 8))
     assert many - one > 2 * 4 * 2048 * 128256 * 2
 
 

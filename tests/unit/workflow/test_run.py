@@ -1,5 +1,3 @@
-"""A job in a process of its own: its log, its record, its progress on a terminal and in a file, and its errors."""
-
 import fcntl
 import json
 import os
@@ -50,21 +48,33 @@ run.import_module = lambda name: types.SimpleNamespace(run=job)
 """
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm"}
+
+
 def start(job: Job, folder: Path, before: str = "", **streams) -> subprocess.Popen:
     (folder / "given.json").write_text(json.dumps(asdict(job)))
     command = [sys.executable, "-c", before + RUN, str(folder / "given.json")]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm"}, **streams)
+    return subprocess.Popen(command, env=ENVIRONMENT, **streams)
 
 
 def in_file(job: Job, folder: Path, before: str = "") -> tuple[str, int]:
-    """What a job writes to standard error where that is a file, and its exit status."""
+    """Return what a job writes to standard error where that is a file, and its exit status."""
     with (folder / "stderr").open("wb") as file:
         status = start(job, folder, before, stderr=file).wait(120)
     return (folder / "stderr").read_bytes().decode(), status
 
 
+def by_hand(output: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sparseswaps.workflow.run", "refine", output]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def losses_of(job: Job) -> list[dict]:
+    return [row | {"seconds": None} for row in read_csv(job.outputs["losses"])]
+
+
 def on_terminal(job: Job, folder: Path, before: str = "") -> str:
-    """What a job writes to standard error where that is a terminal of 100 columns."""
+    """Return what a job writes to standard error where that is a terminal of 100 columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = start(job, folder, before, stderr=theirs)
@@ -146,39 +156,31 @@ def test_an_artifact_is_made_again_by_hand_from_the_record_of_its_job(refinement
     assert record["device"]
     model = describe(Path(json.loads(Path(refinement.inputs["model"]).read_text())["folder"]))
     masks = dict(read_masks(refinement.outputs["masks"], model))
-    losses = read_csv(refinement.outputs["losses"])
+    losses = losses_of(refinement)
     for path in refinement.outputs.values():
         Path(path).unlink()
-    command = [sys.executable, "-m", "sparseswaps.workflow.run", "refine", refinement.outputs["losses"]]
-    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, check=True)
+    assert by_hand(refinement.outputs["losses"], tmp_path).returncode == 0
     again = read_masks(refinement.outputs["masks"], model)
     assert all((again[name] == mask).all() for name, mask in masks.items())
-    seconds = {"seconds"}
-    assert [{k: v for k, v in row.items() if k not in seconds} for row in read_csv(refinement.outputs["losses"])] == [
-        {k: v for k, v in row.items() if k not in seconds} for row in losses
-    ]
+    assert losses_of(refinement) == losses
 
 
 def test_an_unknown_artifact_and_a_broken_one_are_one_line(refinement, tmp_path):
-    command = [sys.executable, "-m", "sparseswaps.workflow.run", "refine", "nothing"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "nothing" in done.stderr
-    assert done.stderr.count("\n") == 1
+    unknown = by_hand("nothing", tmp_path)
     Path(refinement.inputs["masks"]).write_bytes(b"no masks")
-    said, status = in_file(refinement, tmp_path)
-    assert status == 1
-    assert said.count("\n") == 1
-    assert refinement.inputs["masks"] in said
+    broken = in_file(refinement, tmp_path)
+    for (line, status), name in (
+        ((unknown.stderr, unknown.returncode), "nothing"),
+        (broken, refinement.inputs["masks"]),
+    ):
+        assert (status, line.count("\n")) == (1, 1)
+        assert name in line
 
 
 def test_every_stage_ends_with_its_line_of_result(finished):
     logs = list((finished[0].folder / "logs").rglob("*.log"))
-    stages = {path.name.split(".")[0] for path in logs}
-    assert stages >= {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
-    assert stages >= {"harness", "tables", "figures", "report"}
+    expected = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity", "harness"}
+    assert {path.name.split(".")[0] for path in logs} >= expected | {"tables", "figures", "report"}
     for path in logs:
         text = path.read_bytes().decode()
         assert not re.search(r"\r|%\|", text), path

@@ -1,5 +1,3 @@
-"""Sizes by config.json against those of the model that transformers builds of it."""
-
 import json
 
 import pytest
@@ -37,26 +35,20 @@ def test_sizes_are_never_below_those_of_the_model_and_seldom_far_above(config, t
 
 def test_a_real_size():
     sizes = sizes_of(LLAMA)
-    assert sizes.parameters == pytest.approx(8.03e9, rel=0.001)
     assert sizes.checkpoint == 2 * sizes.parameters
     assert [m.d_in for m in sizes.inputs] == [4096, 4096, 4096, 14336]
     assert Matrices(2, 1024, 4096) in sizes.matrices
-
-
-def test_experts_have_inputs_of_their_own_and_see_their_share_of_the_tokens():
-    sizes = sizes_of(LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000})
-    assert sizes.parameters == pytest.approx(46.7e9, rel=0.001)  # Mixtral 8x7B
+    # Experts have inputs of their own and see their share of the tokens.
+    sizes = sizes_of(LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2})
     assert Matrices(8, 14336, 14336, 0.25) in sizes.inputs
     assert Matrices(16, 14336, 4096, 0.25) in sizes.matrices
 
 
-def test_the_dtype_beside_a_language_part_is_its_dtype(tmp_path):
+def test_the_dtype_and_the_head_of_a_configuration_that_says_less(tmp_path):
     text = {key: value for key, value in LLAMA.items() if key != "torch_dtype"}
     (tmp_path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", "text_config": text}))
     assert sizes_of(read_config(tmp_path)).bytes == 2
-
-
-def test_what_transformers_left_out_of_a_file_is_that_the_head_is_tied():
+    # What transformers left out of a file is that the head is tied.
     silent = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
     assert not sizes_of(LLAMA | {"transformers_version": "4.43.0"}).tied
     assert sizes_of(silent | {"transformers_version": "4.42.0"}).tied
