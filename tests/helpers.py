@@ -32,16 +32,8 @@ from sparseswaps.workflow.artifacts import write_masks
 
 REPOSITORY = Path(__file__).parent.parent
 
-LLAMA = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-}
+LLAMA = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
+LLAMA |= dict(num_key_value_heads=8, vocab_size=128256, torch_dtype="bfloat16", tie_word_embeddings=False)
 
 TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}  # the calibration of `tiny_study`
 DRAW = Path("results/tiny/stdlib/seed0")  # and the folder of its draw
@@ -276,6 +268,11 @@ def mask_file(folder, path):
         masks |= file_tensors(layers, {layer.name: keep_best(model.weight(layer).abs(), pattern) for layer in layers})
     write_masks(path, masks.items(), model, "key", base=model.base, pattern=pattern.label)
     return masks
+
+
+def read_losses(folder: Path) -> pd.DataFrame:
+    """Return the losses of all blocks below the folder of a method."""
+    return pd.concat(pd.read_csv(path) for path in sorted((folder / "losses").glob("*.csv")))
 
 
 def read_document(name: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import sys
 
 import pytest
@@ -90,13 +89,13 @@ def test_an_index_that_names_a_missing_shard_is_named_at_the_start(model):
     assert "model-00002-of-00002.safetensors" in line
 
 
-def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path):
+@pytest.mark.parametrize("gone", ["model.safetensors", "."])
+def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path, gone):
     write_model(tmp_path / "model.json", describe(model))
     assert read_model(tmp_path / "model.json") == describe(model)
-    for remove in ((model / "model.safetensors").unlink, lambda: shutil.rmtree(model)):
-        remove()
-        with pytest.raises(InputError, match=re.escape(str(model))):
-            read_model(tmp_path / "model.json")
+    (model / gone).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=re.escape(str(model))):
+        read_model(tmp_path / "model.json")
 
 
 def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_path, monkeypatch):

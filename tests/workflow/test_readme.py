@@ -8,16 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import (
-    REPOSITORY,
-    bash,
-    checkout,
-    cluster_commands,
-    code_blocks,
-    commands,
-    read_document,
-    write_tiny_model,
-)
+from helpers import REPOSITORY, bash, checkout, cluster_commands, code_blocks, commands, read_document, write_tiny_model
 
 from sparseswaps.layer import criteria
 from sparseswaps.layer.pattern import parse_pattern

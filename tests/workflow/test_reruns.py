@@ -9,7 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from helpers import DRAW, REPOSITORY, Workflow, write_tiny_model
+from helpers import DRAW, REPOSITORY, Workflow
 
 # The study `finished`: 2 decoder blocks, 2 patterns, 1 warm start, 2 refinements; 4 cells and the dense model.
 PAGES = {"figures": 1, "report": 1}
@@ -54,6 +54,8 @@ SETTINGS = {
     "refinements.dsnot.method": ("dsnot", OF_TWO_CELLS),
     "evaluation.perplexity.more": ({"text": "embedded", "seqlen": 16, "windows": 2}, {"perplexity": 5} | REPORT),
     "name": ("another", REPORT),
+    # A new model runs its own cells alone; the embedded one has 4 blocks.
+    "models.other.source": ("embedded", EVERYTHING | EVALUATED | {"warmstart": 8, "refine": 16}),
 }
 
 
@@ -64,23 +66,20 @@ def test_a_changed_setting(finished, path):
     assert workflow.planned(nested(config, path, value)) == expected
 
 
-def test_a_new_model_runs_its_own_cells_alone(finished, tmp_path):
-    workflow, config = finished
-    other = write_tiny_model(tmp_path / "other", seed=1)
-    assert workflow.planned(nested(config, "models.other.source", str(other))) == EVERYTHING | EVALUATED
-
-
 # The study `further`: 2 patterns, of which one is in a chain of pruned blocks; one of 2 refinements gets new weights.
 RECONSTRUCTED = {"reconstruct": 2, "assemble": 1}
 CHAINED = {"chain": 1, "masks": 1, "assemble": 1}
 FURTHER_REFINED = {"refine": 2, "masks": 1} | RECONSTRUCTED
 FURTHER_MASKED = {"warmstart": 2} | FURTHER_REFINED | {"refine": 4, "masks": 2}
+SWAPPED = {"stop": "held_out", "freeze": 0.05, "shrinkage": 0.1, "between_rows": True}
 FURTHER_SETTINGS = {
     "patterns.0.owl.threshold": (3, {"allocation": 1} | FURTHER_MASKED),
     "patterns.1.layers.mlp": ("50%", {"allocation": 1} | CHAINED),
     "reconstructions.ls.damping": (0.02, RECONSTRUCTED | CHAINED | {"assemble": 2}),
     "refinements.dsnot.max_swaps": (9, {"refine": 2, "masks": 1}),
     "calibrations.chained.samples": (7, {"samples": 1} | CHAINED),
+    # Two settings swap their values, and Snakemake compares a job's parameters as a set of values.
+    "refinements.every": (SWAPPED, FURTHER_REFINED | CHAINED | {"masks": 2, "assemble": 2}),
 }
 
 
@@ -89,15 +88,6 @@ def test_a_changed_setting_of_further_stages(further, path):
     workflow, config, targets = further
     value, expected = FURTHER_SETTINGS[path]
     assert workflow.planned(nested(config, path, value), *targets) == expected
-
-
-def test_two_settings_that_swap_their_values_are_seen(further):
-    """Snakemake compares a job's parameters as a set of values."""
-    workflow, config, targets = further
-    every = config["refinements"]["every"]
-    swapped = every | {"freeze": every["shrinkage"], "shrinkage": every["freeze"]}
-    changed = nested(config, "refinements.every", swapped)
-    assert workflow.planned(changed, *targets) == FURTHER_REFINED | CHAINED | {"masks": 2, "assemble": 2}
 
 
 def test_a_changed_text_is_seen(further, tmp_path):

@@ -7,7 +7,7 @@ import shutil
 import pandas
 import pytest
 import torch
-from helpers import DRAW, TEXT, Workflow, same, tiny_study, write_tiny_model
+from helpers import DRAW, TEXT, Workflow, read_losses, same, tiny_study, write_tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MixtralConfig
@@ -21,10 +21,6 @@ from sparseswaps.workflow.artifacts import read_masks, read_model
 
 def cell(workflow, pattern, refinement):
     return workflow.folder / DRAW / pattern / "wanda" / refinement
-
-
-def losses_of(folder):
-    return pandas.concat(pandas.read_csv(path) for path in sorted((folder / "losses").glob("*.csv")))
 
 
 @pytest.mark.parametrize("refinement", ["none", "swaps"])
@@ -41,7 +37,7 @@ def test_a_cell_is_pruned_as_its_masks_say_and_no_layers_error_rises(finished, t
         size, kept = parse_pattern(pattern).blocks(dense[name].shape[1])
         zeros = (pruned[name] == 0).view(len(dense[name]), -1, size).sum(-1)
         assert (zeros == size - kept).all(), name  # exact in every row and block; no dense weight is zero
-    losses = losses_of(folder)
+    losses = read_losses(folder)
     assert len(losses) == 14
     if refinement == "none":
         assert (losses["loss_after"] == losses["loss_before"]).all()
@@ -69,7 +65,7 @@ def test_families_with_layers_of_their_own_kind(tmp_path):
     for name in configs:
         source = tmp_path / "models" / name
         folder = tmp_path / "results" / name / "stdlib" / "seed0" / "2of4" / "wanda" / "swaps"
-        losses = losses_of(folder)
+        losses = read_losses(folder)
         assert losses["loss_after"].sum() < losses["loss_before"].sum()
         assert (losses["rows_certified"] == losses["rows"]).all()
         assert (losses["tokens"] <= 8 * 32).all()
@@ -213,7 +209,7 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     assert same(sparseswaps.prune(model, tokenizer, "2:4", propagate="pruned", **sizes).masks, chained)
     assert all(equal[name] for name in equal if ".layers.0." in name)  # nothing is pruned before the first block
     assert not all(equal.values())
-    losses = losses_of(tmp_path / folder)
+    losses = read_losses(tmp_path / folder)
     assert (losses["loss_after"] < losses["loss_before"]).all()
     changed = {name: entry | {"propagate": "pruned"} for name, entry in calibrations.items()}
     assert "capture" not in workflow.planned(config | {"calibrations": changed})
@@ -239,7 +235,7 @@ def test_every_further_stage_and_option(further):
                 assert zeros.sum() == layer.d_out * int(layer.d_in * sparsity(block, layer.name) + 1e-9), layer.tensor
                 assert len(set(zeros.sum(1).tolist())) > 1  # rows differ
                 assert not torch.equal(pruned[layer.tensor], dense.tensor(layer.tensor) * ~zeros)  # new weights
-        losses = losses_of(place / "every+ls")
+        losses = read_losses(place / "every+ls")
         assert (losses["loss_after"] < losses["loss_before"]).all()
         curves = pandas.read_csv(place / "every" / "curves" / "block00.csv") if "owl" in folder else None
         assert curves is None or set(curves["layer"]) == {layer.name for layer in described.blocks[0]}
@@ -262,11 +258,5 @@ def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
         assert found == expected
     assert not (folder / "checkpoint").exists()
     assert workflow.planned(config) == {"assemble": 1, "perplexity": 1, "harness": 1} | after
-
-
-def test_a_study_has_its_checkpoints_even_where_nothing_is_evaluated(finished, tmp_path):
-    workflow, config = finished[0].copy(tmp_path / "copy"), finished[1] | {"evaluation": {}}
-    shutil.rmtree(cell(workflow, "2of4", "swaps"))
-    again = {"refine": 2, "masks": 1, "tables": 1, "figures": 1, "report": 1}
-    assert workflow.planned(config) == again | {"assemble": 1}
-    assert workflow.planned(config | {"checkpoints": False}) == again
+    assert workflow.planned(config | {"evaluation": {}}) == {"assemble": 1} | after  # also where nothing is evaluated
+    assert workflow.planned(config | {"evaluation": {}, "checkpoints": False}) == after
