@@ -119,15 +119,15 @@ def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_
     assert type(pruned).__name__ == "OwnModel"
 
 
-def copy_of(finished, folder):
-    """A copy of the finished workflow, and its artifacts but the samples, which a failing draw takes with it."""
-    workflow = finished[0].copy(folder / "copy")
-    kept = [path for path in (workflow.folder / "results").rglob("*.safetensors") if "tiny" in path.parts]
-    return workflow, {path: path.read_bytes() for path in kept if path.name != "samples.safetensors"}
+def artifacts(workflow):
+    """Return the artifacts of a workflow but the samples, which a failing draw takes with it."""
+    kept = (workflow.folder / "results" / "tiny").rglob("*.safetensors")
+    return {path: path.read_bytes() for path in kept if path.name != "samples.safetensors"}
 
 
 def test_a_tokenizer_of_another_model_is_named_by_the_stages_that_use_it(finished, tmp_path):
-    workflow, before = copy_of(finished, tmp_path)
+    workflow = finished[0].copy(tmp_path / "copy")
+    before = artifacts(workflow)
     model = write_tiny_model(tmp_path / "model", vocab_size=1000)
     config = finished[1] | {"models": {"tiny": {"source": str(model)}}}
     said = workflow.fail(config, "--cores", "1", "--", SAMPLES, "results/tiny/dense/perplexity/held_out.json")
@@ -135,18 +135,23 @@ def test_a_tokenizer_of_another_model_is_named_by_the_stages_that_use_it(finishe
     keys = {"samples": "calibrations.stdlib.text", "perplexity": "evaluation.perplexity.held_out.text"}
     assert {rule: key for rule, key, _ in errors} == keys
     assert all(1000 <= int(token) < 2048 for *_, token in errors)
-    assert {path: path.read_bytes() for path in before} == before
+    assert artifacts(workflow) == before
 
 
-def test_samples_can_be_pinned(finished, tmp_path):
-    workflow, before = copy_of(finished, tmp_path)
+def test_samples_can_be_pinned_and_a_draw_that_fails_names_its_key(finished, tmp_path):
+    workflow = finished[0].copy(tmp_path / "copy")
+    before = artifacts(workflow)
+    (workflow.folder / "short.txt").write_text("too few words\n")
     log = (workflow.folder / "logs/tiny/stdlib/seed0/samples.log").read_text()
     drawn = re.search(r"SHA-256 of the token ids ([0-9a-f]{64})", log)[1]
     assert drawn in (workflow.folder / "results/reports/tiny/report.html").read_text()
-    pinned = finished[1] | {"calibrations": {"stdlib": TEXT | {"sha256": "0" * 64}}}
-    said = workflow.fail(pinned, "--cores", "1", "--", SAMPLES)
-    assert re.search(f"config key calibrations.stdlib.sha256: .*{drawn}", said)
-    assert {path: path.read_bytes() for path in before} == before
-    pinned["calibrations"]["stdlib"]["sha256"] = ["0" * 64, drawn]
+    # The tests are offline, so that no data set can be loaded.
+    wrong = [("sha256", "0" * 64, drawn), ("text", "short.txt", "short.txt"), ("text", "org/none", "org/none")]
+    for key, value, named in wrong:
+        config = finished[1] | {"calibrations": {"stdlib": TEXT | {key: value}}}
+        said = workflow.fail(config, "--cores", "1", "--", SAMPLES)
+        assert re.search(f"samples: error: config key calibrations.stdlib.{key}.*{named}", said)
+        assert artifacts(workflow) == before
+    pinned = finished[1] | {"calibrations": {"stdlib": TEXT | {"sha256": ["0" * 64, drawn]}}}
     workflow.run(pinned, "--cores", "1", "--", SAMPLES)
     assert workflow.planned(pinned, SAMPLES) == {}

@@ -202,10 +202,3 @@ def test_data_sets_that_do_not_load_are_one_line(hub, tmp_path):
         assert name in error
         assert PRESETS.get(settings["text"], settings["text"]) in error
         assert "\n" not in error
-
-
-def test_a_data_set_out_of_reach_names_its_key(finished, tmp_path):
-    workflow = finished[0].copy(tmp_path / "copy")
-    config = finished[1] | {"calibrations": {"stdlib": TEXT | {"text": "org/none"}}}
-    said = workflow.fail(config, "--cores", "1", "--", DRAW / "samples.safetensors")  # HF_HUB_OFFLINE is set
-    assert re.search(r"^samples: error: config key calibrations\.stdlib\.text, org/none: ", said, re.MULTILINE)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,8 +29,7 @@ def test_plain_lm_eval_gives_the_workflows_own_numbers(finished, tmp_path):
     for name, value in {"CHECKPOINT": f"{CELL}/checkpoint", "TASKS": ",".join(tasks), "LIMIT": limit}.items():
         command, found = re.subn(rf"^{name}=.*$", f"{name}={value}", command, flags=re.MULTILINE)
         assert found == 1
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    bash(command, workflow.folder, os.environ | {"PATH": path})
+    bash(command, workflow.folder, os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"})
     (output,) = (workflow.folder / "scores").rglob("results_*.json")
     expected = json.loads((workflow.folder / CELL / "lm_eval.json").read_text())["results"]
     found = {task: plain_metrics(values) for task, values in json.loads(output.read_text())["results"].items()}

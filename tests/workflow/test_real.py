@@ -1,11 +1,9 @@
 """On real trained models: refinement must help a model that somebody trained, not only a random one."""
 
-import gzip
 import json
 import os
 from pathlib import Path
 
-import pandas
 import pytest
 import torch
 
@@ -81,26 +79,3 @@ def test_wikitext2_under_the_protocol(name, seqlen, tokens, expected):
     with torch.no_grad():
         losses = [model(batch, labels=batch).loss for batch in plain.split(seqlen, dim=1)[:100]]
     assert measured.perplexity == pytest.approx(torch.stack(losses).mean().exp().item(), rel=1e-5)
-
-
-def test_the_same_rows_in_another_format_are_the_same_text(tmp_path):
-    text = Path(os.environ["SPARSESWAPS_ASSETS"]) / "text" / "wikitext2_raw_test.jsonl"
-    pandas.read_json(text, lines=True).to_parquet(tmp_path / "rows.parquet")
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(text.read_bytes()))
-    rows = load(str(text), "evaluation")
-    assert len(rows) == 4358
-    assert load(str(tmp_path / "rows.parquet"), "evaluation") == rows
-    assert load(str(tmp_path / "rows.jsonl.gz"), "evaluation") == rows
-
-
-@pytest.mark.parametrize("file", ["tinystories_calibration.txt", "tinystories_eval.txt"])
-def test_calibration_windows_are_pieces_of_documents(file):
-    assets = Path(os.environ["SPARSESWAPS_ASSETS"])
-    tokenizer = load_tokenizer(str(assets / "stories260k"))
-    documents = load(str(assets / "text" / file), "calibration")
-    calibration, held_out = draw(documents, tokenizer, samples=24, held_out=8, seqlen=256, seed=0)
-    assert (calibration.shape, held_out.shape) == ((24, 256), (8, 256))
-    whole = [" ".join(map(str, tokenize(tokenizer, text).tolist())) for text in documents]
-    for window in torch.cat([calibration, held_out]):
-        piece = " ".join(map(str, window.tolist()))
-        assert any(piece in text for text in whole)

@@ -239,12 +239,7 @@ def test_a_dry_run_names_changed_code(finished, project):
     assert re.search("wanda/(swaps|none)/checkpoint", said["perplexity"])
 
 
-def test_every_rule_has_the_parameters_of_its_stage():
-    """Snakemake does not see other values in an object, a path or what is derived from input; nor past `ancient`. And
-    what it restores for `update` after a failure passes for what the failed job made."""
-    for file in REPOSITORY.glob("rules/*.smk"):
-        text = file.read_text()
-        assert not re.search(r"\b(ancient|update)\(\"", text)
-        for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.DOTALL | re.MULTILINE):
-            if rule != "plan":
-                assert f'**provenance("{rule}"),\n    script:\n        "../scripts/{rule}.py"' in body, rule
+def test_no_rule_hides_a_change():
+    """Snakemake sees no change past `ancient`, and what it restores for `update` passes for what a failed job made."""
+    rules = "".join(file.read_text() for file in REPOSITORY.glob("rules/*.smk"))
+    assert not re.search(r"\b(ancient|update)\(\"", rules)

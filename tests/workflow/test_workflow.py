@@ -78,8 +78,6 @@ def test_families_with_layers_of_their_own_kind(tmp_path):
         by_call = sparseswaps.prune(model, tokenizer, "2:4", samples=8, held_out=4, seqlen=32)
         assert same(by_call.masks, masks)
         assert [row["loss_after"] for row in by_call.losses] == list(losses["loss_after"])
-        dense, written = (load_file(place / "model.safetensors") for place in (source, folder / "checkpoint"))
-        assert {key: tensor.shape for key, tensor in dense.items()} == {k: t.shape for k, t in written.items()}
 
 
 def test_the_report_has_it_all(finished, tiny_model):
@@ -93,9 +91,8 @@ def test_the_report_has_it_all(finished, tiny_model):
         for ending in (".csv", ".md", ".tex"):
             assert "60%" in (report / "tables" / (table + ending)).read_text().replace("\\", "")
     published = pandas.read_csv(report / "tables" / "published.csv")
-    of_cell = cells[(cells["pattern"] == "60%") & (cells["refinement"] == "swaps")].iloc[0]
-    assert published["measured"].iloc[0] == of_cell["perplexity/held_out"]
-    assert published["difference"].iloc[0] == of_cell["perplexity/held_out"] - 1000
+    measured = cells.loc[(cells["pattern"] == "60%") & (cells["refinement"] == "swaps"), "perplexity/held_out"].item()
+    assert published["difference"].iloc[0] == measured - 1000
     assert published["measured"].isna().tolist() == [False, True]  # no such cell
     page = (report / "report.html").read_text()
     assert "a paper" in page
@@ -141,19 +138,12 @@ def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
 
 def test_a_large_grid_is_listed(tmp_path):
     models = {name: {"source": str(write_tiny_model(tmp_path / name, num_hidden_layers=4))} for name in "abc"}
-    config = tiny_study(
-        tmp_path / "a",
-        models=models,
-        seeds=[0, 1, 2],
-        patterns=["50%", "60%", "70%", "2:4"],
-        warmstarts=["magnitude", "wanda", "ria", "greedy"],
-        refinements={"none": {"max_swaps": 0}, "swaps-10": {"max_swaps": 10}, "swaps": {}},
-    )
-    jobs = Workflow(tmp_path).planned(config)
-    cells = 3 * 3 * 4 * 4 * 3
+    many = {"seeds": [*range(5)], "patterns": ["50%", "60%", "70%", "2:4"], "warmstarts": ["wanda", "ria", "greedy"]}
+    jobs = Workflow(tmp_path).planned(tiny_study(tmp_path / "a", models=models, **many))
+    cells = 3 * 5 * 4 * 3 * 2
     assert jobs["refine"] == 4 * cells
     assert jobs["perplexity"] == jobs["harness"] == cells + 3
-    assert sum(jobs.values()) > 3500
+    assert sum(jobs.values()) > 3000
 
 
 @pytest.mark.parametrize(
@@ -173,33 +163,17 @@ def test_numbers_that_are_not_finite_stop_their_stage(model, tmp_path, count, va
     assert {path.name for path in (tmp_path / "results" / "tiny").rglob("*.*")} == finished_before
 
 
-def test_a_short_text_is_said_and_costs_nothing_that_was_finished(finished, tmp_path):
-    workflow = finished[0].copy(tmp_path / "copy")
-    (tmp_path / "short.txt").write_text("too few words\n")
-    before = {path: path.read_bytes() for path in (workflow.folder / "results").rglob("*/gram/*.safetensors")}
-    short = TEXT | {"text": str(tmp_path / "short.txt")}
-    said = workflow.fail(finished[1] | {"calibrations": {"stdlib": short}}, "--cores", "1")
-    assert re.search(r"samples: error: config key calibrations\.stdlib\.text.*short\.txt", said)
-    assert {path: path.read_bytes() for path in before} == before
-
-
 def test_a_wrong_configuration_is_named_and_touches_nothing(finished):
     workflow, config = finished
     before = {path: path.stat().st_mtime_ns for path in (workflow.folder / "results").rglob("*")}
-    said = workflow.fail(config | {"paterns": ["60%"]}, "--cores", "1")
-    (line,) = (line for line in said.splitlines() if "paterns" in line)
-    assert "patterns" in line  # what is allowed
+    assert re.search("paterns.*patterns", workflow.fail(config | {"paterns": ["60%"]}, "--cores", "1"))
     assert {path: path.stat().st_mtime_ns for path in (workflow.folder / "results").rglob("*")} == before
 
 
 def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
-    calibrations = {"stdlib": TEXT, "chained": TEXT | {"propagate": "pruned"}}
-    config = tiny_study(tiny_model, calibrations=calibrations, patterns=["2:4"])
-    workflow = Workflow(tmp_path)
-    jobs = {"capture": 1, "warmstart": 2, "refine": 4, "chain": 2}  # a chain for each refinement
-    assert jobs.items() <= workflow.planned(config).items()
+    config = tiny_study(tiny_model, calibrations={"chained": TEXT | {"propagate": "pruned"}}, patterns=["2:4"])
     folder = "results/tiny/chained/seed0/2of4/wanda/swaps"
-    workflow.run(config, "--cores", "2", "--", f"{folder}/masks.safetensors")
+    Workflow(tmp_path).run(config, "--cores", "2", "--", f"{folder}/masks.safetensors")
     described = read_model(tmp_path / "results" / "tiny" / "model.json")
     chained = read_masks(tmp_path / folder / "masks.safetensors", described)
     dense = read_masks(cell(finished[0], "2of4", "swaps") / "masks.safetensors", described)
@@ -211,8 +185,6 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     assert not all(equal.values())
     losses = read_losses(tmp_path / folder)
     assert (losses["loss_after"] < losses["loss_before"]).all()
-    changed = {name: entry | {"propagate": "pruned"} for name, entry in calibrations.items()}
-    assert "capture" not in workflow.planned(config | {"calibrations": changed})
 
 
 def test_every_further_stage_and_option(further):
