@@ -51,7 +51,7 @@ def refusal(folder, source, **settings):
     """Return the one line with which the start of the workflow refuses a model."""
     said = Workflow(folder).fail(study_of(source, **settings), "-n")
     (line,) = [line for line in said.splitlines() if "config key" in line]
-    assert f"config key models.tiny.source: {source!r}" in line
+    assert re.search(f"config key models.tiny.source: .*'{source}'", line)
     return line
 
 
