@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 # Nothing in the tests may wait for a network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1")
 
-from helpers import Reports, Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
+from helpers import TEXT, Reports, Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +52,12 @@ def finished(tmp_path_factory, tiny_model) -> tuple[Workflow, dict]:
 @pytest.fixture(scope="session")
 def further(tmp_path_factory, finished) -> tuple[Workflow, dict, list[str]]:
     """The stages and options that `finished` has not, run once; and the targets that were asked for."""
-    text = finished[1]["calibrations"]["stdlib"]
-    chained = text | {"text": "calibration.txt", "propagate": "pruned"}
+    chained = TEXT | {"text": "calibration.txt", "propagate": "pruned"}
     owl = {"name": "60%-owl", "sparsity": "60%", "owl": {"threshold": 2, "spread": 0.1}}
     table = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
     every = {"stop": "held_out", "freeze": 0.1, "shrinkage": 0.05, "between_rows": True}
     config = finished[1] | {
-        "calibrations": {"stdlib": text, "chained": chained},
+        "calibrations": {"stdlib": TEXT, "chained": chained},
         "patterns": [owl, table],
         "warmstarts": ["sparsegpt"],
         "refinements": {"every": every, "dsnot": {"method": "dsnot"}},

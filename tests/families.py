@@ -4,53 +4,37 @@ import copy
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    GptOssConfig,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    Olmo2Config,
-    OPTConfig,
-    Phi3Config,
-    Qwen2Config,
-    Qwen2MoeConfig,
-    Qwen3Config,
-    Qwen3MoeConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 SHARED = dict(vocab_size=64, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, bos_token_id=0, eos_token_id=0)
 SIZES = SHARED | dict(intermediate_size=24, num_key_value_heads=1, head_dim=8, initializer_range=0.3, pad_token_id=0)
 EXPERTS = dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12)
 TWO_KINDS = ["sliding_attention", "full_attention"] * 2
-MODELS = [
-    LlamaConfig(**SIZES),
-    MistralConfig(**SIZES, sliding_window=4),
-    Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1),
-    Qwen3Config(**SIZES),
-    Gemma2Config(**SIZES, sliding_window=4, query_pre_attn_scalar=8),
-    Gemma3TextConfig(**SIZES, sliding_window=4, layer_types=TWO_KINDS),
-    Phi3Config(**SIZES),  # one layer for queries, keys and values
-    Olmo2Config(**SIZES),
-    GPT2Config(**SHARED, n_positions=32, initializer_range=0.3),  # Conv1D: transposed weights
-    GPTNeoXConfig(**SHARED, intermediate_size=24, initializer_range=0.3),
-    OPTConfig(**SHARED, ffn_dim=24, max_position_embeddings=32, word_embed_proj_dim=16, init_std=0.3, pad_token_id=0),
-    FalconConfig(**SHARED, initializer_range=0.3),
-    BloomConfig(**SHARED, initializer_range=0.3),
+OPT = dict(ffn_dim=24, max_position_embeddings=32, word_embed_proj_dim=16, init_std=0.3, pad_token_id=0)
+FAMILIES = {
+    "llama": SIZES,
+    "mistral": SIZES | dict(sliding_window=4),
+    "qwen2": SIZES | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": SIZES,
+    "gemma2": SIZES | dict(sliding_window=4, query_pre_attn_scalar=8),
+    "gemma3_text": SIZES | dict(sliding_window=4, layer_types=TWO_KINDS),
+    "phi3": SIZES,  # one layer for queries, keys and values
+    "olmo2": SIZES,
+    "gpt2": SHARED | dict(n_positions=32, initializer_range=0.3),  # Conv1D: transposed weights
+    "gpt_neox": SHARED | dict(intermediate_size=24, initializer_range=0.3),
+    "opt": SHARED | OPT,
+    "falcon": SHARED | dict(initializer_range=0.3),
+    "bloom": SHARED | dict(initializer_range=0.3),
     # Experts: one tensor each in the files, one parameter for all in the model.
-    MixtralConfig(**SIZES, num_local_experts=3),
-    Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=20, decoder_sparse_step=2),
-    Qwen3MoeConfig(**SIZES, **EXPERTS),
-    GptOssConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2, layer_types=TWO_KINDS, sliding_window=4),  # fused
-]
+    "mixtral": SIZES | dict(num_local_experts=3),
+    "qwen2_moe": SIZES | EXPERTS | dict(shared_expert_intermediate_size=20, decoder_sparse_step=2),
+    "qwen3_moe": SIZES | EXPERTS,
+    # Experts that are fused in the files, too.
+    "gpt_oss": SIZES | dict(num_local_experts=3, num_experts_per_tok=2, layer_types=TWO_KINDS, sliding_window=4),
+}
+MODELS = [AutoConfig.for_model(family, **settings) for family, settings in FAMILIES.items()]
 
-families = pytest.mark.parametrize("config", MODELS, ids=lambda config: config.model_type)
+families = pytest.mark.parametrize("config", MODELS, ids=FAMILIES)
 
 
 def tiny(config):

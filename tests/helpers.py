@@ -33,16 +33,11 @@ from sparseswaps.workflow.artifacts import write_masks
 
 REPOSITORY = Path(__file__).parent.parent
 
-LLAMA = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-}
+LLAMA = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
+LLAMA |= dict(num_key_value_heads=8, vocab_size=128256, torch_dtype="bfloat16", tie_word_embeddings=False)
+
+TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}  # the calibration of `tiny_study`
+DRAW = Path("results/tiny/stdlib/seed0")  # and the folder of its draw
 
 EXPERTS = dict(num_local_experts=3, num_experts_per_tok=2, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
 EXPERTS |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8, vocab_size=32, bos_token_id=0, eos_token_id=0)
@@ -123,18 +118,9 @@ def write_tiny_model(folder: Path, seed: int = 0, **changes) -> Path:
 
     from sparseswaps.embedded import MODEL
 
-    settings = dict(
-        vocab_size=2048,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    settings = dict(vocab_size=2048, hidden_size=32, intermediate_size=64, max_position_embeddings=64)
+    settings |= dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
+    settings |= dict(bos_token_id=0, eos_token_id=0)
     torch.manual_seed(seed)
     LlamaForCausalLM(LlamaConfig(**settings | changes)).to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
@@ -146,7 +132,7 @@ def tiny_study(model: Path, **changes) -> dict:
     return {
         "name": "tiny",
         "models": {"tiny": {"source": str(model)}},
-        "calibrations": {"stdlib": {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}},
+        "calibrations": {"stdlib": TEXT},
         "patterns": ["60%", "2:4"],
         "warmstarts": ["wanda"],
         "refinements": {"none": {"max_swaps": 0}, "swaps": {}},
@@ -174,16 +160,21 @@ class Workflow:
         assert "%|" not in said  # a progress bar, in what is no terminal
         return subprocess.CompletedProcess(arguments, status, said)
 
+    def fail(self, config: dict, *arguments: str) -> str:
+        """Run snakemake on `config`, which must fail without a traceback; return its output."""
+        done = self.run(config, *arguments, check=False)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stdout
+        return done.stdout
+
     def start(self, config: dict, *arguments: str) -> subprocess.Popen:
-        """Start snakemake on `config` as its user does, but in a process group of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *self._arguments(config, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
-        )
+        """Start snakemake as its user does, in a process group of its own; its output is in the file `output`."""
+        command = [sys.executable, "-m", "snakemake", *self._arguments(config, arguments)]
+        keyboard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores SIGINT
+        with (self.folder / "output").open("w") as out:
+            return subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=keyboard
+            )
 
     def _arguments(self, config: dict, arguments: tuple[str, ...]) -> list[str]:
         with NamedTemporaryFile("w", prefix="study", suffix=".yaml", dir=self.folder.parent, delete=False) as file:
@@ -199,14 +190,10 @@ class Workflow:
 
     def planned(self, config: dict, *targets: str) -> dict[str, int]:
         """The jobs that a dry run lists, by rule; empty when there is nothing to do."""
-        lines = self.run(config, "-n", "--quiet", "rules", "--", *targets).stdout.splitlines()
-        start = next((i for i, line in enumerate(lines) if line.startswith("job ")), None)
-        if start is None:
-            assert any("Nothing to be done" in line for line in lines), "\n".join(lines)
-            return {}
-        table = lines[start + 2 :]
-        jobs = dict(line.split() for line in table[: next(i for i, line in enumerate(table) if not line.strip())])
-        return {rule: int(count) for rule, count in jobs.items() if rule not in ("total", "all")}
+        said = self.run(config, "-n", "--quiet", "rules", "--", *targets).stdout
+        jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
+        assert jobs or "Nothing to be done" in said, said
+        return {rule: count for rule, count in jobs.items() if rule not in ("total", "all")}
 
 
 @contextmanager
@@ -247,26 +234,13 @@ def losses_of(pattern: str, warmstart: str, refinement: str, seed: int, blocks: 
             reduction *= 0.9 if pattern == "2:4" else 1
             loss = 1e3 * d_out * (1 + block) * PATTERNS[pattern]
             swaps = d_out * (20 if budget is None else budget)
-            rows.append(
-                {
-                    "block": block,
-                    "layer": layer,
-                    "d_out": d_out,
-                    "d_in": d_in,
-                    "tokens": 4096,
-                    "unrouted": False,
-                    "kept": d_out * d_in // 2 if pattern == "2:4" else d_out * (d_in - int(0.6 * d_in)),
-                    "loss_before": loss,
-                    "loss_after": loss * (1 - reduction),
-                    "held_out_before": loss / 9,
-                    "held_out_after": loss / 9 * (1 - 0.8 * reduction),
-                    "swaps": swaps,
-                    "max_row_swaps": 30 if budget is None else budget,
-                    "rows": d_out,
-                    "rows_certified": d_out if refinement == "swaps" else 0,
-                    "seconds": swaps / 1e4,
-                }
-            )
+            kept = d_out * d_in // 2 if pattern == "2:4" else d_out * (d_in - int(0.6 * d_in))
+            row = {"block": block, "layer": layer, "d_out": d_out, "d_in": d_in, "tokens": 4096, "unrouted": False}
+            row |= {"kept": kept, "loss_before": loss, "loss_after": loss * (1 - reduction)}
+            row |= {"held_out_before": loss / 9, "held_out_after": loss / 9 * (1 - 0.8 * reduction)}
+            row |= {"swaps": swaps, "max_row_swaps": 30 if budget is None else budget, "rows": d_out}
+            row |= {"rows_certified": d_out if refinement == "swaps" else 0, "seconds": swaps / 1e4}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -316,6 +290,11 @@ def mask_file(folder, path):
     return masks
 
 
+def read_losses(folder: Path) -> pd.DataFrame:
+    """Return the losses of all blocks below the folder of a method."""
+    return pd.concat(pd.read_csv(path) for path in sorted((folder / "losses").glob("*.csv")))
+
+
 def read_document(name: str) -> str:
     return (REPOSITORY / name).read_text(encoding="utf-8")
 
@@ -332,8 +311,7 @@ def commands(block: str) -> list[str]:
 
 def checkout(folder: Path) -> dict[str, str]:
     """A checkout with its environment, as README's reader has it; the variables of a shell in it."""
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
-    for name in listed.stdout.splitlines():
+    for name in execute("git", "ls-files", cwd=REPOSITORY).splitlines():
         if (source := REPOSITORY / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).symlink_to(source)
@@ -341,18 +319,20 @@ def checkout(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(folder)}
 
 
-def bash(script: str, folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+def execute(*command: str | Path, status: int = 0, **options) -> str:
+    """Run a command that must exit with a status; return its output, standard error included."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    assert done.returncode == status, done.stdout
     return done.stdout
+
+
+def bash(script: str, folder: Path, environment: dict[str, str]) -> str:
+    return execute("bash", "-euo", "pipefail", "-c", script, cwd=folder, env=environment)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Return whether two dictionaries hold the same tensors, to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def cluster_commands() -> list[str]:

@@ -170,14 +170,13 @@ def choice(modules: list[_Document], seed: int = SEED) -> list[_Item]:
     return items
 
 
-def write(folder: Path, stdlib: Path | None = None) -> None:
+def write(folder: Path) -> None:
     """Write `text/*.jsonl` and `tasks/*.jsonl` to `folder`, and the licence of Python beside the text."""
-    root = Path(stdlib or sysconfig.get_path("stdlib"))
-    evaluation = documents("evaluation", root)
-    parts = {"calibration": documents("calibration", root), "evaluation": first(evaluation, EVALUATION_BYTES)}
+    evaluation = documents("evaluation")
+    parts = {"calibration": documents("calibration"), "evaluation": first(evaluation, EVALUATION_BYTES)}
     for name, modules in parts.items():
         _write_lines(folder / "text" / f"{name}.jsonl", ({"module": module, "text": text} for module, text in modules))
-    shutil.copyfile(root / "LICENSE.txt", folder / "text" / "LICENSE.txt")
+    shutil.copyfile(Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", folder / "text" / "LICENSE.txt")
     for task, items in zip(embedded.TASKS, (cloze(evaluation), choice(evaluation)), strict=True):
         _write_lines(folder / "tasks" / f"{task}.jsonl", items)
 

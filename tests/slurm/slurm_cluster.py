@@ -85,10 +85,7 @@ def unavailable() -> str | None:
 
 @contextmanager
 def cluster(cpus: int, gpus: int = 2) -> Iterator[None]:
-    """Start a cluster and wait until its node is idle; afterwards cancel its jobs and stop it.
-
-    Raises RuntimeError, with the ends of the daemons' logs, when it does not come up.
-    """
+    """Start a cluster and wait until its node is idle; afterwards cancel its jobs and stop it."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)))
         folder.chmod(0o755)

@@ -3,13 +3,11 @@
 import json
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import Workflow, tiny_study, write_tiny_model
+from helpers import DRAW, TEXT, Workflow, execute, same, tiny_study, write_tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +18,7 @@ from sparseswaps.model.loading import load_model, load_tokenizer
 from sparseswaps.workflow.artifacts import read_model, write_model
 from sparseswaps.workflow.study import load_study
 
+SAMPLES = DRAW / "samples.safetensors"
 OWN_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,15 +53,13 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(model, 
     torch.save(tensors, model / "pytorch_model.bin")
     line = refusal(model)
     assert str(model) in line
-    command = re.search("`(.*)`", line)[1]
-    python, *arguments = shlex.split(command)
+    python, *arguments = shlex.split(re.search("`(.*)`", line)[1])
     assert python == "python"  # of the environment that snakemake runs in, which need not be activated here
-    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    execute(sys.executable, *arguments, cwd=tmp_path)
     converted = tmp_path / "model-safetensors"
     assert converted.name in line
     load_study(tiny_study(converted))
-    again = load_model(str(converted), "cpu").state_dict()
-    assert all(torch.equal(again[name], tensor.float()) for name, tensor in tensors.items())
+    assert same(load_model(str(converted), "cpu").state_dict(), {name: t.float() for name, t in tensors.items()})
     assert load_file(converted / "model.safetensors").popitem()[1].dtype == torch.bfloat16
     assert load_tokenizer(str(converted))("text") == load_tokenizer(str(model))("text")
 
@@ -92,38 +89,27 @@ def test_an_index_that_names_a_missing_shard_is_named_at_the_start(model):
     assert "model-00002-of-00002.safetensors" in line
 
 
-def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path):
+@pytest.mark.parametrize("gone", ["model.safetensors", "."])
+def test_a_described_model_whose_weights_are_gone_is_named(model, tmp_path, gone):
     write_model(tmp_path / "model.json", describe(model))
     assert read_model(tmp_path / "model.json") == describe(model)
-    (model / "model.safetensors").unlink()
+    (model / gone).rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=re.escape(str(model))):
         read_model(tmp_path / "model.json")
-    shutil.rmtree(model)
-    with pytest.raises(InputError, match=re.escape(str(model))):
-        read_model(tmp_path / "model.json")
-
-
-def own_code(model):
-    """Make a model of a family that transformers does not know, with its code beside its weights."""
-    (model / "own.py").write_text(OWN_CODE)
-    set_config(
-        model, model_type="own", auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    )
 
 
 def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # for the processes of the workflow
-    own_code(model)
+    (model / "own.py").write_text(OWN_CODE)
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    set_config(model, model_type="own", auto_map=auto_map)
     for load in (describe, lambda folder: load_model(str(folder), "cpu")):
         with pytest.raises(InputError, match="trust_remote_code: true"):
             load(model)
-    text = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32, "propagate": "pruned"}
-    config = tiny_study(model, calibrations={"stdlib": text})
+    config = tiny_study(model, calibrations={"stdlib": TEXT | {"propagate": "pruned"}})
     workflow = Workflow(tmp_path)
-    target = "results/tiny/stdlib/seed0/2of4/wanda/none/perplexity/held_out.json"
-    done = workflow.run(config, "--cores", "1", "--", target, check=False)
-    assert "trust_remote_code: true" in done.stdout
-    assert "Traceback" not in done.stdout
+    target = DRAW / "2of4/wanda/none/perplexity/held_out.json"
+    assert "trust_remote_code: true" in workflow.fail(config, "--cores", "1", "--", target)
     config["models"]["tiny"]["trust_remote_code"] = True
     workflow.run(config, "--cores", "2", "--", target)
     assert json.loads((tmp_path / target).read_text())["perplexity"] > 1
@@ -133,40 +119,39 @@ def test_a_models_own_code_runs_only_where_the_configuration_says_so(model, tmp_
     assert type(pruned).__name__ == "OwnModel"
 
 
-def copy_of(finished, folder):
-    """A copy of the finished workflow, and its artifacts but the samples, which a failing draw takes with it."""
-    workflow = finished[0].copy(folder / "copy")
-    kept = [path for path in (workflow.folder / "results").rglob("*.safetensors") if "tiny" in path.parts]
-    return workflow, {path: path.read_bytes() for path in kept if path.name != "samples.safetensors"}
+def artifacts(workflow):
+    """Return the artifacts of a workflow but the samples, which a failing draw takes with it."""
+    kept = (workflow.folder / "results" / "tiny").rglob("*.safetensors")
+    return {path: path.read_bytes() for path in kept if path.name != "samples.safetensors"}
 
 
 def test_a_tokenizer_of_another_model_is_named_by_the_stages_that_use_it(finished, tmp_path):
-    workflow, before = copy_of(finished, tmp_path)
+    workflow = finished[0].copy(tmp_path / "copy")
+    before = artifacts(workflow)
     model = write_tiny_model(tmp_path / "model", vocab_size=1000)
     config = finished[1] | {"models": {"tiny": {"source": str(model)}}}
-    targets = ["results/tiny/stdlib/seed0/samples.safetensors", "results/tiny/dense/perplexity/held_out.json"]
-    done = workflow.run(config, "--cores", "1", "--", *targets, check=False)
-    errors = re.findall(r"(\w+): error: config key (\S+), .* (\d+), .* 1000 ", done.stdout)
-    assert {(rule, key) for rule, key, _ in errors} == {
-        ("samples", "calibrations.stdlib.text"),
-        ("perplexity", "evaluation.perplexity.held_out.text"),
-    }
+    said = workflow.fail(config, "--cores", "1", "--", SAMPLES, "results/tiny/dense/perplexity/held_out.json")
+    errors = re.findall(r"(\w+): error: config key (\S+), .* (\d+), .* 1000 ", said)
+    keys = {"samples": "calibrations.stdlib.text", "perplexity": "evaluation.perplexity.held_out.text"}
+    assert {rule: key for rule, key, _ in errors} == keys
     assert all(1000 <= int(token) < 2048 for *_, token in errors)
-    assert "Traceback" not in done.stdout
-    assert {path: path.read_bytes() for path in before} == before
+    assert artifacts(workflow) == before
 
 
-def test_samples_can_be_pinned(finished, tmp_path):
-    workflow, before = copy_of(finished, tmp_path)
-    target = "results/tiny/stdlib/seed0/samples.safetensors"
+def test_samples_can_be_pinned_and_a_draw_that_fails_names_its_key(finished, tmp_path):
+    workflow = finished[0].copy(tmp_path / "copy")
+    before = artifacts(workflow)
+    (workflow.folder / "short.txt").write_text("too few words\n")
     log = (workflow.folder / "logs/tiny/stdlib/seed0/samples.log").read_text()
     drawn = re.search(r"SHA-256 of the token ids ([0-9a-f]{64})", log)[1]
     assert drawn in (workflow.folder / "results/reports/tiny/report.html").read_text()
-    calibration = finished[1]["calibrations"]["stdlib"]
-    pinned = finished[1] | {"calibrations": {"stdlib": calibration | {"sha256": "0" * 64}}}
-    done = workflow.run(pinned, "--cores", "1", "--", target, check=False)
-    assert re.search(f"config key calibrations.stdlib.sha256: .*{drawn}", done.stdout)
-    assert {path: path.read_bytes() for path in before} == before
-    pinned["calibrations"]["stdlib"]["sha256"] = ["0" * 64, drawn]
-    workflow.run(pinned, "--cores", "1", "--", target)
-    assert workflow.planned(pinned, target) == {}
+    # The tests are offline, so that no data set can be loaded.
+    wrong = [("sha256", "0" * 64, drawn), ("text", "short.txt", "short.txt"), ("text", "org/none", "org/none")]
+    for key, value, named in wrong:
+        config = finished[1] | {"calibrations": {"stdlib": TEXT | {key: value}}}
+        said = workflow.fail(config, "--cores", "1", "--", SAMPLES)
+        assert re.search(f"samples: error: config key calibrations.stdlib.{key}.*{named}", said)
+        assert artifacts(workflow) == before
+    pinned = finished[1] | {"calibrations": {"stdlib": TEXT | {"sha256": ["0" * 64, drawn]}}}
+    workflow.run(pinned, "--cores", "1", "--", SAMPLES)
+    assert workflow.planned(pinned, SAMPLES) == {}

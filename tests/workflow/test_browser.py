@@ -1,7 +1,4 @@
-"""The report in a real browser: headless Chromium, on the screens of a desktop and of a phone.
-
-The tests leave screenshots in `test-artifacts/` of the checkout.
-"""
+"""The report in headless Chromium, on a desktop's and a phone's screen; leaves screenshots in test-artifacts/."""
 
 import shutil
 
@@ -53,7 +50,7 @@ def driver(chromium, page, request) -> webdriver.Chrome:
     return chromium
 
 
-def test_the_page_fits_the_screen_and_can_be_read(driver):
+def test_the_page_fits_the_screen_can_be_read_and_loads_nothing(driver):
     width, screen = driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert width == screen  # the page itself never scrolls sideways
     outside = driver.execute_script(
@@ -67,9 +64,6 @@ def test_the_page_fits_the_screen_and_can_be_read(driver):
     )
     assert min(sizes) >= 12
     assert all(driver.execute_script("return [...document.images].map(image => image.naturalWidth)"))
-
-
-def test_the_page_loads_nothing_and_logs_no_error(driver):
     assert driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
     assert driver.get_log("browser") == []
 

@@ -1,11 +1,10 @@
 """The workflow as a module of another one, in another folder."""
 
-import subprocess
 import sys
 
 import pytest
 import yaml
-from helpers import REPOSITORY, tiny_study
+from helpers import DRAW, REPOSITORY, execute, tiny_study
 
 OUTER = f"""
 module pruning:
@@ -20,9 +19,8 @@ rule mine:
 """
 
 
-def snakemake(folder, *arguments):
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--directory", folder, *arguments]
-    return subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def snakemake(folder, *arguments, status=0):
+    return execute(sys.executable, "-m", "snakemake", "--cores", "1", *arguments, cwd=folder, status=status)
 
 
 @pytest.fixture
@@ -34,18 +32,15 @@ def outer(tmp_path, tiny_model):
 
 
 def test_its_rules_run_under_other_names(outer):
-    done = snakemake(outer, "--quiet", "rules", "-n")
-    assert done.returncode == 0, done.stdout
-    assert {"pruning_refine", "pruning_report", "mine"} <= {line.split(" ")[0] for line in done.stdout.splitlines()}
-    done = snakemake(outer, "--quiet", "all", "--", "results/tiny/stdlib/seed0/samples.safetensors")
-    assert done.returncode == 0, done.stdout
-    assert (outer / "results/tiny/stdlib/seed0/samples.safetensors").exists()
+    rules = {line.split(" ")[0] for line in snakemake(outer, "--quiet", "rules", "-n").splitlines()}
+    assert {"pruning_refine", "pruning_report", "mine"} <= rules
+    snakemake(outer, "--quiet", "all", "--", DRAW / "samples.safetensors")
+    assert (outer / DRAW / "samples.safetensors").exists()
 
 
 def test_a_wrong_configuration_is_an_error_of_the_workflow_and_not_its_end(outer):
     (outer / "own.yaml").write_text(yaml.safe_dump({"pruning": {"paterns": []}}))
-    done = snakemake(outer, "-n")
-    assert done.returncode == 1
-    assert "WorkflowError" in done.stdout
-    assert "paterns" in done.stdout
-    assert "Traceback" not in done.stdout
+    said = snakemake(outer, "-n", status=1)
+    assert "WorkflowError" in said
+    assert "paterns" in said
+    assert "Traceback" not in said

@@ -9,7 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY, Workflow, write_tiny_model
+from helpers import DRAW, REPOSITORY, Workflow
 
 # The study `finished`: 2 decoder blocks, 2 patterns, 1 warm start, 2 refinements; 4 cells and the dense model.
 PAGES = {"figures": 1, "report": 1}
@@ -54,6 +54,8 @@ SETTINGS = {
     "refinements.dsnot.method": ("dsnot", OF_TWO_CELLS),
     "evaluation.perplexity.more": ({"text": "embedded", "seqlen": 16, "windows": 2}, {"perplexity": 5} | REPORT),
     "name": ("another", REPORT),
+    # A new model runs its own cells alone; the embedded one has 4 blocks.
+    "models.other.source": ("embedded", EVERYTHING | EVALUATED | {"warmstart": 8, "refine": 16}),
 }
 
 
@@ -64,23 +66,20 @@ def test_a_changed_setting(finished, path):
     assert workflow.planned(nested(config, path, value)) == expected
 
 
-def test_a_new_model_runs_its_own_cells_alone(finished, tmp_path):
-    workflow, config = finished
-    other = write_tiny_model(tmp_path / "other", seed=1)
-    assert workflow.planned(nested(config, "models.other.source", str(other))) == EVERYTHING | EVALUATED
-
-
 # The study `further`: 2 patterns, of which one is in a chain of pruned blocks; one of 2 refinements gets new weights.
 RECONSTRUCTED = {"reconstruct": 2, "assemble": 1}
 CHAINED = {"chain": 1, "masks": 1, "assemble": 1}
 FURTHER_REFINED = {"refine": 2, "masks": 1} | RECONSTRUCTED
 FURTHER_MASKED = {"warmstart": 2} | FURTHER_REFINED | {"refine": 4, "masks": 2}
+SWAPPED = {"stop": "held_out", "freeze": 0.05, "shrinkage": 0.1, "between_rows": True}
 FURTHER_SETTINGS = {
     "patterns.0.owl.threshold": (3, {"allocation": 1} | FURTHER_MASKED),
     "patterns.1.layers.mlp": ("50%", {"allocation": 1} | CHAINED),
     "reconstructions.ls.damping": (0.02, RECONSTRUCTED | CHAINED | {"assemble": 2}),
     "refinements.dsnot.max_swaps": (9, {"refine": 2, "masks": 1}),
     "calibrations.chained.samples": (7, {"samples": 1} | CHAINED),
+    # Two settings swap their values, and Snakemake compares a job's parameters as a set of values.
+    "refinements.every": (SWAPPED, FURTHER_REFINED | CHAINED | {"masks": 2, "assemble": 2}),
 }
 
 
@@ -91,19 +90,10 @@ def test_a_changed_setting_of_further_stages(further, path):
     assert workflow.planned(nested(config, path, value), *targets) == expected
 
 
-def test_two_settings_that_swap_their_values_are_seen(further):
-    """Snakemake compares a job's parameters as a set of values."""
-    workflow, config, targets = further
-    every = config["refinements"]["every"]
-    swapped = every | {"freeze": every["shrinkage"], "shrinkage": every["freeze"]}
-    changed = nested(config, "refinements.every", swapped)
-    assert workflow.planned(changed, *targets) == FURTHER_REFINED | CHAINED | {"masks": 2, "assemble": 2}
-
-
 def test_a_changed_text_is_seen(further, tmp_path):
     workflow, config, targets = further[0].copy(tmp_path / "copy"), *further[1:]
     file = workflow.folder / "calibration.txt"
-    touch(file)
+    os.utime(file)
     assert workflow.planned(config, *targets) == {}
     file.write_text(file.read_text().replace("7", "seven"))
     assert workflow.planned(config, *targets) == {"samples": 1} | CHAINED
@@ -120,21 +110,17 @@ def project(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def changed(file: Path, text: str, replace: tuple[str, str] = ("", "")) -> Iterator[None]:
-    """Change a file for a while, at its end or within; its age stays what it was, since the age must not count."""
-    before, times = file.read_bytes(), file.stat()
+def changed(file: Path, old: str = "", new: str = "") -> Iterator[None]:
+    """Replace text of a file for a while, or add a line of code; the age, which must not count, stays what it was."""
+    before, times = file.read_text(), file.stat()
+    assert old in before
     try:
-        content = before.decode().replace(*replace) if replace[0] else before.decode()
-        file.write_bytes((content + text).encode())
+        file.write_text(before.replace(old, new) if old else f"{before}\n_LINE = 1\n")
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         yield
     finally:
-        file.write_bytes(before)
+        file.write_text(before)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-def touch(file: Path) -> None:
-    os.utime(file)
 
 
 JOBS = "sparseswaps/workflow/jobs"
@@ -174,78 +160,57 @@ FURTHER_CODE = {
     f"{JOBS}/chain.py": CHAINED,
     "sparseswaps/layer/reconstruction.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
 }
-# Words that compute nothing: a file, some of its text, and what the text becomes.
-WORDS = {
-    "an error message": ("sparseswaps/layer/gram.py", "is not symmetric", "is asymmetric"),
-    "a log line": ("sparseswaps/pruning/block.py", "block %d, %s: %s", "decoder block %d, layer %s: %s"),
-    "a label of progress": (f"{JOBS}/capture.py", '"sequences"', '"texts"'),
-    "a docstring": ("sparseswaps/layer/refinement.py", '"""The refinement of on', '"""Docs. The refinement of on'),
-    "a comment": ("sparseswaps/layer/swaps/cost.py", "\n\n\ndef", "\n\n\n# why\ndef"),
-    "a type hint": ("sparseswaps/layer/swaps/cost.py", "-> Tensor", "-> object"),
-}
 
 
 @pytest.mark.parametrize("name", CODE)
 def test_a_changed_line_of_code(finished, project, name):
-    with changed(project / name, "\n_LINE = 1\n"):
+    with changed(project / name):
         assert Workflow(finished[0].folder, project).planned(finished[1]) == CODE[name]
 
 
 @pytest.mark.parametrize("name", FURTHER_CODE)
 def test_a_changed_line_of_code_of_further_stages(further, project, name):
     workflow, config, targets = further
-    with changed(project / name, "\n_LINE = 1\n"):
+    with changed(project / name):
         assert Workflow(workflow.folder, project).planned(config, *targets) == FURTHER_CODE[name]
 
 
-@pytest.mark.parametrize("kind", WORDS)
-def test_words_that_compute_nothing_rerun_nothing(finished, project, kind):
-    name, old, new = WORDS[kind]
-    file = project / name
-    assert old in file.read_text()
-    with changed(file, "", replace=(old, new)):
-        assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
-
-
-def test_touched_modules_rerun_nothing(finished, project):
+def test_touched_modules_and_words_that_compute_nothing_rerun_nothing(finished, project):
+    """tests/unit/workflow/test_provenance.py has every kind of words."""
     for file in project.rglob("sparseswaps/**/*.py"):
-        touch(file)
-    assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
+        os.utime(file)
+    with changed(project / "sparseswaps/layer/gram.py", "is not symmetric", "is asymmetric"):
+        assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
 
 
 def test_a_touched_script_runs_again(finished, project):
     """Snakemake's own rule, which README states."""
     file = project / "scripts" / "tables.py"
     times = file.stat()
-    touch(file)
+    os.utime(file)
     assert Workflow(finished[0].folder, project).planned(finished[1]) == REPORT
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_deleted_intermediates_come_back_when_asked_for_and_to_the_bit(finished, tmp_path):
     workflow, config = finished[0].copy(tmp_path / "copy"), finished[1]
-    draw = Path("results/tiny/stdlib/seed0")
-    masks = draw / "60pct" / "wanda" / "swaps" / "masks" / "block00.safetensors"
-    for path in (draw / "samples.safetensors", draw / "gram", draw / "60pct" / "wanda" / "masks", masks.parent):
+    samples, gram, start = DRAW / "samples.safetensors", DRAW / "gram", DRAW / "60pct" / "wanda"
+    masks = start / "swaps" / "masks" / "block00.safetensors"
+    for path in (samples, gram, start / "masks", masks.parent):
         place = workflow.folder / path
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     assert workflow.planned(config) == {}
     assert workflow.planned(config, masks) == {"samples": 1, "capture": 1, "warmstart": 1, "refine": 1}
     workflow.run(config, "--cores", "2", "--", masks)
     again = [path.relative_to(workflow.folder) for path in workflow.folder.rglob("results/tiny/**/*.safetensors")]
-    assert {masks, draw / "samples.safetensors", draw / "gram" / "block00.safetensors"} <= set(again)
+    assert {masks, samples, gram / "block00.safetensors"} <= set(again)
     assert all((workflow.folder / path).read_bytes() == (finished[0].folder / path).read_bytes() for path in again)
 
 
-def lines_of_rules(output: str) -> dict[str, str]:
-    """The reason that a dry run prints for each rule: of the first job of the rule."""
-    reasons, rule = {}, None
-    for line in output.splitlines():
-        if match := re.match(r"(?:local)?rule (\w+):", line):
-            rule = match[1]
-        elif line.strip().startswith("reason:") and rule:
-            reasons.setdefault(rule, line)
-    return reasons
+def reasons(workflow: Workflow, config: dict) -> dict[str, str]:
+    """Return the reason that a dry run prints for one job of each rule."""
+    said = workflow.run(config, "-n").stdout
+    return dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?(    reason: .*)", said, re.MULTILINE))
 
 
 # What a dry run says: at the changed stage the setting, and below it the artifacts of the stage above.
@@ -261,25 +226,20 @@ REASONS = {
 def test_a_dry_run_names_the_changed_setting_and_the_artifacts_above(finished, path):
     workflow, config = finished
     value, expected = REASONS[path]
-    reasons = lines_of_rules(workflow.run(nested(config, path, value), "-n").stdout)
+    said = reasons(workflow, nested(config, path, value))
     for rule, text in expected.items():
-        assert text in reasons[rule], reasons[rule]
-        assert "code=" not in reasons[rule]
+        assert text in said[rule], said[rule]
+        assert "code=" not in said[rule]
 
 
 def test_a_dry_run_names_changed_code(finished, project):
-    with changed(project / JOBS / "refine.py", "\n_LINE = 1\n"):
-        reasons = lines_of_rules(Workflow(finished[0].folder, project).run(finished[1], "-n").stdout)
-    assert re.search("before: 'code=[0-9a-f]{8}' now: 'code=[0-9a-f]{8}'", reasons["refine"])
-    assert "wanda/swaps/checkpoint" in reasons["perplexity"] or "wanda/none/checkpoint" in reasons["perplexity"]
+    with changed(project / JOBS / "refine.py"):
+        said = reasons(Workflow(finished[0].folder, project), finished[1])
+    assert re.search("before: 'code=[0-9a-f]{8}' now: 'code=[0-9a-f]{8}'", said["refine"])
+    assert re.search("wanda/(swaps|none)/checkpoint", said["perplexity"])
 
 
-def test_every_rule_has_the_parameters_of_its_stage():
-    """Snakemake does not see other values in an object, a path or what is derived from input; nor past `ancient`. And
-    what it restores for `update` after a failure passes for what the failed job made."""
-    for file in REPOSITORY.glob("rules/*.smk"):
-        text = file.read_text()
-        assert not re.search(r"\b(ancient|update)\(\"", text)
-        for rule, body in re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.DOTALL | re.MULTILINE):
-            if rule != "plan":
-                assert f'**provenance("{rule}"),\n    script:\n        "../scripts/{rule}.py"' in body, rule
+def test_no_rule_hides_a_change():
+    """Snakemake sees no change past `ancient`, and what it restores for `update` passes for what a failed job made."""
+    rules = "".join(file.read_text() for file in REPOSITORY.glob("rules/*.smk"))
+    assert not re.search(r"\b(ancient|update)\(\"", rules)
