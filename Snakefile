@@ -12,6 +12,7 @@ min_version("9.27")
 sys.path.insert(0, str(workflow.current_basedir))  # the package need not be installed
 
 from sparseswaps.base.errors import InputError
+from sparseswaps.workflow.server import start_server
 from sparseswaps.workflow.study import load_study
 
 if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
@@ -70,6 +71,10 @@ wildcard_constraints:
     block=r"block\d+",
     variant=r"dense|[^/]+/seed\d+/[^/]+/[^/]+/[^/]+",
     text=r"[^/]+",
+
+
+onstart:
+    start_server(workflow)
 
 
 rule all:

@@ -63,8 +63,12 @@ def take_gpu() -> None:
 
 def usage_since(began: float) -> dict[str, float | str]:
     """Return what the job took since the monotonic time `began`: seconds, peak memory in MB, and its device."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
-    usage = {"seconds": round(time.monotonic() - began, 3), "peak_resident_mb": resident}
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    usage = {
+        "seconds": round(time.monotonic() - began, 3),
+        "cpu_seconds": round(own.ru_utime + own.ru_stime, 3),
+        "peak_resident_mb": own.ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10),
+    }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         allocated = torch.cuda.max_memory_allocated() // 2**20

@@ -20,21 +20,21 @@ from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.model.description import describe
 from sparseswaps.workflow.artifacts import read_masks, write_grams, write_masks, write_model
-from sparseswaps.workflow.run import Job
+from sparseswaps.workflow.job import Job
 
 PATTERN = parse_pattern("50%")
 # Runs the job whose record is given, and shows every state of its progress.
 RUN = """
 import json, sys
 from sparseswaps.base import progress
-from sparseswaps.workflow.run import Job, run_job
+from sparseswaps.workflow.job import Job, run_job
 progress.EVERY = progress._DRAWN = 0
 run_job(Job(**json.load(open(sys.argv[1]))))
 """
 # A stage with bars of libraries, which insist on being drawn.
 LIBRARIES = """
 import sys, types
-from sparseswaps.workflow import run
+from sparseswaps.workflow import job as body
 from tqdm.auto import tqdm
 from huggingface_hub.utils import tqdm as hub_tqdm
 
@@ -44,7 +44,7 @@ def job(inputs, outputs, settings, context):
             pass
     return "done"
 
-run.import_module = lambda name: types.SimpleNamespace(run=job)
+body.import_module = lambda name: types.SimpleNamespace(run=job)
 """
 
 
@@ -184,4 +184,6 @@ def test_every_stage_ends_with_its_line_of_result(finished):
     for path in logs:
         text = path.read_bytes().decode()
         assert not re.search(r"\r|%\|", text), path
-        assert re.search(r"\S; seconds [\d.]+, peak_resident_mb \d+.*, device .+$", text.splitlines()[-1]), path
+        assert re.search(
+            r"\S; seconds [\d.]+, cpu_seconds [\d.]+, peak_resident_mb \d+.*, device .+$", text.splitlines()[-1]
+        ), path

@@ -1,0 +1,132 @@
+"""The server of jobs: a forked job is the script's own in every way, and nothing is left running, whoever is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import REPOSITORY, Workflow
+
+from sparseswaps.base.files import read_json
+from sparseswaps.workflow.job import Job
+from sparseswaps.workflow.server import VARIABLE, spawn_server
+
+# The script of a rule, which gets its job from the command line.
+SCRIPT = """
+import json, sys
+from sparseswaps.workflow.server import run_forked
+status = run_forked(__import__("sparseswaps.workflow.job").workflow.job.Job(**json.loads(sys.argv[1])))
+sys.exit(99 if status is None else status)
+"""
+
+
+@pytest.fixture
+def server():
+    process = spawn_server()
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def job(tiny_model, tmp_path) -> Job:
+    """A job of stage model."""
+    params = [f"source={json.dumps(str(tiny_model))}", "revision=null", "trust_remote_code=false"]
+    return Job("model", {}, {"model": "model.json"}, params, {"model": "tiny"}, "logs/model.log", gpu=False)
+
+
+def script(server: subprocess.Popen, job: Job, folder: Path, **environment: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), VARIABLE: server.args[-1]} | environment
+    command = [sys.executable, "-c", SCRIPT, json.dumps(asdict(job))]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def forked(server: subprocess.Popen | psutil.Process, job: Job, folder: Path) -> psutil.Process:
+    """The process of the job that runs."""
+    while not (folder / job.record).exists():
+        time.sleep(0.01)
+    [worker] = psutil.Process(server.pid).children()
+    return worker
+
+
+def test_a_forked_job_has_the_folder_the_streams_and_the_exit_status_of_its_script(server, job, tmp_path):
+    process = script(server, job, tmp_path)
+    assert (process.communicate()[1], process.returncode) == ("", 0)
+    assert read_json(tmp_path / "model.json")["source"] in job.params[0]
+    record = read_json(tmp_path / "logs/model.json")
+    assert 0 < record["cpu_seconds"] < record["seconds"] + 1
+    (tmp_path / "broken.json").write_text("{")
+    process = script(server, replace(job, stage="samples", inputs={"model": "broken.json"}), tmp_path)
+    said = process.communicate()[1]
+    assert process.returncode == 1
+    assert "broken.json" in said
+    assert said.count("\n") == 1
+
+
+@pytest.fixture
+def endless(job, tmp_path) -> Job:
+    """A job that waits for ever: its input is a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "cells.csv")
+    inputs = {"cells": "cells.csv", "layers": "cells.csv", "curves": "cells.csv"}
+    return replace(job, stage="figures", inputs=inputs, outputs={"figures": "figures"}, params=[])
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_job_ends_with_its_script(server, endless, tmp_path, ending):
+    process = script(server, endless, tmp_path)
+    worker = forked(server, endless, tmp_path)
+    process.send_signal(ending)
+    worker.wait(20)
+    assert process.wait(20) == -ending
+    assert server.poll() is None
+
+
+def test_a_killed_job_is_a_failed_script(server, endless, tmp_path):
+    process = script(server, endless, tmp_path)
+    forked(server, endless, tmp_path).kill()
+    assert process.wait(20) == 137
+
+
+def test_jobs_outlive_their_server_and_later_ones_find_none(server, endless, job, tmp_path):
+    process = script(server, endless, tmp_path)
+    worker = forked(server, endless, tmp_path)
+    server.kill()
+    server.wait()
+    assert script(server, job, tmp_path).wait(20) == 99
+    assert worker.is_running()
+    process.kill()
+    worker.wait(20)
+
+
+def test_server_and_jobs_end_with_snakemake(endless, tmp_path):
+    """Here another Python stands for Snakemake."""
+    code = (
+        "import time; from sparseswaps.workflow.server import spawn_server; print(spawn_server().args[-1], flush=True)"
+    )
+    command, environment = (
+        [sys.executable, "-c", f"{code}; time.sleep(600)"],
+        os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    snakemake = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    path = snakemake.stdout.readline().strip()
+    [server] = psutil.Process(snakemake.pid).children()
+    process = script(subprocess.Popen(["true", path]), endless, tmp_path)
+    worker = forked(server, endless, tmp_path)
+    snakemake.kill()
+    worker.wait(20)
+    server.wait(20)
+    assert process.wait(20) == 137
+    assert not Path(path).parent.exists()
+
+
+def test_a_run_of_snakemake_starts_a_server_for_its_jobs(tiny_model, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # so that the tests' own server is not taken
+    workflow = Workflow(tmp_path)
+    workflow.run(finished[1], "--cores", "1", "--", "results/tiny/model.json")
+    assert workflow.planned(finished[1], "results/tiny/model.json") == {}
