@@ -12,7 +12,7 @@ from sparseswaps.workflow.server import VARIABLE, spawn_server
 _SNAKEMAKE = multiprocessing.get_context("forkserver")
 _SNAKEMAKE.set_forkserver_preload(["snakemake.cli"])
 # What libraries read when they are imported: runs with other values of these start a server of their own.
-_READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "PYTHON", "TO_DIE")
+_READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "PYTHON")
 
 
 def _read_at_import() -> dict[str, str]:
@@ -30,7 +30,7 @@ def snakemake(arguments: list[str], output: Path) -> int:
     environment = dict(os.environ)
     path, variables = _server()
     local = not {"--executor", "--workflow-profile"}.intersection(arguments)
-    if local and _read_at_import() == variables:
+    if local and _read_at_import() == variables and VARIABLE not in environment:
         environment[VARIABLE] = path
     process = _SNAKEMAKE.Process(target=_main, args=(arguments, str(output), environment))
     process.start()

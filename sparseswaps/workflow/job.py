@@ -52,7 +52,6 @@ def run_job(job: Job) -> None:
     from sparseswaps.workflow.provenance import settings_of
 
     began = time.monotonic()
-    machine.free_at_once()
     machine.tame_bars()
     write_json(job.record, asdict(job))
     handler = logging.FileHandler(job.log, mode="w", encoding="utf-8")

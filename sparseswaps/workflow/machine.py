@@ -1,6 +1,5 @@
-"""The machine that a job runs on: a GPU of its own, memory that goes back to the system, and what the job took."""
+"""The machine that a job runs on: a GPU of its own, quiet progress bars, and what the job took."""
 
-import ctypes
 import fcntl
 import logging
 import os
@@ -11,17 +10,6 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-
-_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
-
-
-def free_at_once() -> None:
-    """Give large tensors back to the system as soon as they are freed.
-
-    glibc would keep up to 32 MB of each for later, in pieces that the next tensors do not fit into.
-    """
-    with suppress(AttributeError, OSError):  # another libc
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 * 2**20)
 
 
 def tame_bars() -> None:

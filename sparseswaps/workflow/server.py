@@ -1,8 +1,8 @@
-"""Fork the jobs of a local run from one process, so that a job does not import torch and transformers anew.
+"""Fork the jobs of a local run from one process, so that a job does not import torch and transformers again.
 
 Snakemake starts a script for each job. The script sends its job, environment and streams to the server, and waits
-(`run_forked`). The server imports what the job's stage needs, once, and forks a process for the job. A script that finds
-no server runs the job itself (`workflow.run`).
+(`run_forked`). The server imports what the job's stage needs, once, and forks a process for the job. A script that
+finds no server runs the job itself (`workflow.run`).
 
 The server ends when Snakemake ends, however that happens: Snakemake holds the other end of the server's standard input.
 A job ends when its script or Snakemake ends.
@@ -39,8 +39,8 @@ _LAZY = {
 def start_server(workflow: Any) -> None:
     """Start a server for a workflow of Snakemake that runs its jobs on this machine, in the environment of Snakemake.
 
-    Jobs of cluster executors and of `--sdm conda` start by themselves, and so do all jobs where there is no Linux: libraries
-    of other systems do not survive a fork.
+    Jobs of cluster executors and of `--sdm conda` start by themselves. So do all jobs on other systems than Linux,
+    whose libraries do not survive a fork.
     """
     settings = workflow.deployment_settings.deployment_method
     local = workflow.local_exec and workflow.exec_mode == type(workflow.exec_mode).DEFAULT and not settings

@@ -1,0 +1,84 @@
+"""SIGKILLs at random moments over the whole default study: of jobs, of Snakemake and of the server of jobs."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import REPOSITORY
+
+from sparseswaps.workflow.server import VARIABLE
+
+KILLS = 30
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """Snakemake on the default study, as its user starts it."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--quiet", "all"]
+    command += ["--configfile", str(REPOSITORY / "config.yaml"), "--cores", "2", "--rerun-incomplete", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, preexec_fn=default)
+
+
+def in_folder(folder: Path) -> list[psutil.Process]:
+    """The processes that run in a folder."""
+    processes = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
+    return processes
+
+
+def victim(kind: str, snakemake: subprocess.Popen, folder: Path) -> psutil.Process | None:
+    """A process to kill: Snakemake, its server, or a job at random."""
+    processes = in_folder(folder)
+    if kind == "snakemake":
+        return psutil.Process(snakemake.pid) if snakemake.poll() is None else None
+    servers = [p for p in processes if "sparseswaps.workflow.server" in p.cmdline() and p.ppid() == snakemake.pid]
+    if kind == "server":
+        return servers[0] if servers else None
+    jobs = [p for p in processes if servers and p.ppid() == servers[0].pid]
+    return random.choice(jobs) if jobs else None
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_nothing_behind_and_change_nothing(tmp_path):
+    random.seed(0)
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    assert start(undisturbed).wait() == 0
+    killed = dict.fromkeys(("job", "snakemake", "server"), 0)
+    while sum(killed.values()) < KILLS:
+        kind = min(killed, key=killed.get)
+        process = start(disturbed)
+        time.sleep(random.uniform(4, 10))
+        target = victim(kind, process, disturbed)
+        if target is not None:
+            with suppress(psutil.NoSuchProcess):
+                target.kill()
+                killed[kind] += 1
+        if process.poll() is None and kind != "snakemake":
+            time.sleep(random.uniform(0, 2))  # the others go on
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(120)
+        gone, alive = psutil.wait_procs(in_folder(disturbed), timeout=20)
+        assert not alive, (kind, alive)
+        start(disturbed, "--unlock").wait()
+        if process.returncode == 0:  # all done: the next kills are of a part of the study that is made again
+            for made in disturbed.glob("results/embedded/stdlib/seed0/60pct/*"):
+                subprocess.run(["rm", "-r", made], check=True)
+    assert start(disturbed).wait() == 0
+    assert not in_folder(disturbed)
+    compare = [sys.executable, REPOSITORY / ".ci/compare_results.py", undisturbed / "results", disturbed / "results"]
+    assert subprocess.run(compare, check=False).returncode == 0
+    assert not [path for path in disturbed.rglob("*.partial") if "results" in path.parts]
