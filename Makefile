@@ -5,8 +5,7 @@ BIN = .venv/bin
 .PHONY: run test test-slurm lint format readme docs clean
 
 run: .venv/installed
-	$(BIN)/snakemake
-	@echo "The report is $(CURDIR)/results/reports/embedded/report.html"
+	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal

@@ -77,6 +77,12 @@ onstart:
     start_server(workflow)
 
 
+onsuccess:
+    if any(job.name == "report" for job in workflow.dag.jobs):
+        report = f"results/reports/{STUDY.name}"
+        print(Path(report, "tables/summary.md").read_text(), f"The report is {Path(report, 'report.html').resolve()}", sep="\n")
+
+
 rule all:
     default_target: True
     input:

@@ -36,7 +36,8 @@ PROPAGATES = {
 def resources(stage):
     """A rule's resources, as `snakemake plan` prints them. Each retry asks for half as much memory and time again.
 
-    The limit on a job's time, in minutes, is three times its estimate, and at least ten.
+    The limit on a job's time, in minutes, is three times its estimate, and at least ten. The estimate itself limits
+    nothing: a job's record keeps it, and later plans compare (`workflow/plan/measured.py`).
     """
 
     def needs(wildcards):
@@ -49,6 +50,7 @@ def resources(stage):
         "mem_mb": megabytes("host"),
         "gpu_mb": megabytes("gpu"),
         "disk_mb": lambda wildcards: ceil(needs(wildcards).disk / 1e6),
+        "estimate_ms": lambda wildcards: ceil(needs(wildcards).seconds * 1000),
         "runtime": lambda wildcards, attempt: ceil(max(10, needs(wildcards).seconds / 20) * 1.5 ** (attempt - 1)),
     }
 

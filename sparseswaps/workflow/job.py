@@ -28,6 +28,7 @@ class Job:
         wildcards: the wildcards of the rule.
         log: the path of the log.
         gpu: whether the job was given a GPU.
+        estimate: the seconds that the plan expects.
     """
 
     stage: str
@@ -37,6 +38,7 @@ class Job:
     wildcards: dict[str, str]
     log: str
     gpu: bool
+    estimate: float = 0
 
     @property
     def record(self) -> Path:

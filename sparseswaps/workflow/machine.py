@@ -13,10 +13,14 @@ from pathlib import Path
 
 
 def tame_bars() -> None:
-    """Switch off the progress bars of every library where standard error is a file; on a terminal, erase them."""
+    """Switch off the progress bars of every library, our own too, in a file and where TQDM_DISABLE is set.
+
+    On a terminal, bars are erased when they are done.
+    """
     from tqdm import tqdm
 
-    init, forced = tqdm.__init__, {"leave": False} if sys.stderr.isatty() else {"disable": True}
+    visible = sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
+    init, forced = tqdm.__init__, {"leave": False} if visible else {"disable": True}
     tqdm.__init__ = lambda self, *args, **kwargs: init(self, *args, **kwargs | forced)
 
 

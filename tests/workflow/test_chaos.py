@@ -71,7 +71,7 @@ def test_kills_at_random_moments_leave_nothing_behind_and_change_nothing(tmp_pat
             time.sleep(random.uniform(0, 2))  # the others go on
             os.killpg(process.pid, signal.SIGINT)
         process.wait(120)
-        gone, alive = psutil.wait_procs(in_folder(disturbed), timeout=20)
+        _, alive = psutil.wait_procs(in_folder(disturbed), timeout=20)
         assert not alive, (kind, alive)
         start(disturbed, "--unlock").wait()
         if process.returncode == 0:  # all done: the next kills are of a part of the study that is made again
