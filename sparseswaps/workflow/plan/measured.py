@@ -2,7 +2,9 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -11,6 +13,9 @@ class Pace(NamedTuple):
 
     factor: float
     jobs: int
+
+
+UNKNOWN: Mapping[str, Pace] = MappingProxyType({})
 
 
 def read_paces(logs: Path) -> dict[str, Pace]:

@@ -1,10 +1,12 @@
 """The plan of a study before it runs: its jobs by the table of stages, their needs, and the sums."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseswaps.workflow.config import Study
 from sparseswaps.workflow.grid import Grid
+from sparseswaps.workflow.plan.measured import UNKNOWN, Pace, read_paces
 from sparseswaps.workflow.plan.needs import ITEMS, SWAPS, TEXT, Needs
 from sparseswaps.workflow.stages import STAGES
 
@@ -20,12 +22,15 @@ class Row(NamedTuple):
     disk: float  # bytes of all jobs
 
 
-def plan_rows(grid: Grid) -> list[Row]:
+def plan_rows(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> list[Row]:
     """Return the study's jobs, from nothing, by stage and model, in the order of the stages."""
     jobs: dict[tuple[str, str], list[Needs]] = {}
     for name, stage in STAGES.items():
+        factor = paces[name].factor if name in paces else 1
         for where in stage.jobs(grid):
-            jobs.setdefault((name, where.get("model", "")), []).append(stage(grid, where).needs())
+            needs = stage(grid, where).needs()
+            scaled = needs._replace(seconds=needs.seconds * factor)
+            jobs.setdefault((name, where.get("model", "")), []).append(scaled)
     return [
         Row(*key, len(each), _most(each), sum(needs.seconds for needs in each), sum(needs.disk for needs in each))
         for key, each in jobs.items()
@@ -38,12 +43,15 @@ def _most(jobs: Iterable[Needs]) -> Needs:
 
 def print_plan(config: dict[str, Any]) -> None:
     """Print the plan of a study, from the checked configuration as plain types."""
-    print(table(Grid(Study.model_validate(config))), flush=True)
+    print(table(Grid(Study.model_validate(config)), read_paces(Path("logs"))), flush=True)
 
 
-def table(grid: Grid) -> str:
-    """Return the plan of a study for people: a line for each stage and model, the sums, and the assumptions."""
-    rows = plan_rows(grid)
+def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
+    """Return the plan of a study for people: a line for each stage and model, the sums, and the assumptions.
+
+    The times of stages in `paces` are scaled by what their jobs took on this machine.
+    """
+    rows = plan_rows(grid, paces)
     jobs, most, seconds, disk = zip(*(row[2:] for row in rows), strict=True)
     rows.append(Row("in all", "", sum(jobs), _most(most), sum(seconds), sum(disk)))
     lines = [("stage", "model", "jobs", "GPU memory", "host memory", "disk, all", "time, a job", "time, all")]
@@ -56,10 +64,10 @@ def table(grid: Grid) -> str:
     form = "  ".join([stage, model, *(f"{{:>{width}}}" for width in widths[2:])])
     heading, *printed, total = (form.format(*line) for line in lines)
     rule = "-" * len(heading)
-    return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid)])
+    return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid, paces)])
 
 
-def _assumptions(grid: Grid) -> Iterator[str]:
+def _assumptions(grid: Grid, paces: Mapping[str, Pace]) -> Iterator[str]:
     study = grid.study
     yield "The whole study, from nothing; results that exist are not computed again. Memory and the time of a job are"
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
@@ -69,6 +77,11 @@ def _assumptions(grid: Grid) -> Iterator[str]:
         threads = study.threads
         yield f"Times are those of a machine like the benchmarks' with {threads} thread{'s' * (threads > 1)} a job;"
         yield "expect them within a factor of three."
+    known = [name for name in STAGES if name in paces]
+    if known:
+        measured = ", ".join(f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in known)
+        yield "Times are scaled by the jobs that ended here: stage, factor (number of jobs):"
+        yield f"{measured}."
     if any(refinement.max_swaps is None for refinement in study.refinements.values()):
         yield f"To the optimum, a row is taken to need {SWAPS:g} swaps for each of its weights."
     evaluation = study.evaluation

@@ -208,3 +208,17 @@ def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measure
         mask = Mask(case["pattern"] != "2:4", 0.6, "wanda", None)
         expected = needs.layer_seconds(Matrices(1, case["d_out"], case["d_in"]), mask, CORE.rates)
         assert 1 / 3 < expected / case["call_s"]["median"] < 3, case["name"]
+
+
+def test_times_are_scaled_by_the_jobs_that_ended_here(tiny_model, tmp_path):
+    records = [("refine", 4.0, 2.0), ("refine", 8.0, 1.0), ("capture", 1.0, 4.0), ("masks", None, 1.0)]
+    for number, (stage, seconds, estimate) in enumerate(records):
+        took = {} if seconds is None else {"seconds": seconds}
+        (tmp_path / f"{number}.json").write_text(json.dumps({"stage": stage, "estimate": estimate} | took))
+    paces = read_paces(tmp_path)
+    assert paces == {"refine": (4.0, 2), "capture": (0.25, 1)}
+    grid = grid_of(tiny_study(tiny_model))
+    before, after = ({row.stage: row.seconds for row in plan_rows(grid, known)} for known in ({}, paces))
+    factors = {stage: after[stage] / before[stage] for stage in before}
+    assert factors == pytest.approx(dict.fromkeys(before, 1) | {"refine": 4, "capture": 0.25})
+    assert "refine 4 (2)" in table(grid, paces)
