@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from sparseswaps.base.files import read_json
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
+from sparseswaps.workflow.plan.measured import read_paces
 from sparseswaps.workflow.plan.needs import Draw, Machine, Mask
 from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import Matrices, sizes_of
