@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test test-slurm lint format readme docs clean
+.PHONY: run test test-slow test-slurm lint format readme docs clean
 
 run: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
@@ -10,7 +10,11 @@ run: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# What SLURM gives is compared with the local run. As root, with Debian's packages (tests/slurm_cluster.py).
+# Thirty kills at random moments; what comes out is compared with the results of `make run`.
+test-slow: .venv/installed-test run
+	$(BIN)/python -m pytest -m slow
+
+# What SLURM gives is compared with the local run. As root, with Debian's packages (tests/slurm/slurm_cluster.py).
 test-slurm: .venv/installed-slurm run
 	$(BIN)/python -m pytest -m slurm -rs
 
