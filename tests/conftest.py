@@ -57,7 +57,7 @@ def further(tmp_path_factory, finished) -> tuple[Workflow, dict, list[str]]:
     table = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
     every = {"stop": "held_out", "freeze": 0.1, "shrinkage": 0.05, "between_rows": True}
     config = finished[1] | {
-        "calibrations": {"stdlib": TEXT, "chained": chained},
+        "calibrations": {"stdlib": dict(TEXT), "chained": chained},
         "patterns": [owl, table],
         "warmstarts": ["sparsegpt"],
         "refinements": {"every": every, "dsnot": {"method": "dsnot"}},

@@ -132,7 +132,7 @@ def tiny_study(model: Path, **changes) -> dict:
     return {
         "name": "tiny",
         "models": {"tiny": {"source": str(model)}},
-        "calibrations": {"stdlib": TEXT},
+        "calibrations": {"stdlib": dict(TEXT)},
         "patterns": ["60%", "2:4"],
         "warmstarts": ["wanda"],
         "refinements": {"none": {"max_swaps": 0}, "swaps": {}},

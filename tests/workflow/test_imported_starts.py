@@ -71,7 +71,7 @@ def refined(finished, tiny_model, tmp_path_factory):
     config = finished[1] | {
         "name": "imported",
         "models": {"tiny": {"source": str(tiny_model)}, "gpt2": {"source": str(place / "gpt2")}},
-        "calibrations": {"stdlib": TEXT, "chained": TEXT | {"propagate": "pruned"}},
+        "calibrations": {"stdlib": dict(TEXT), "chained": TEXT | {"propagate": "pruned"}},
         "warmstarts": ["wanda", *starts],
         "evaluation": {},
         "checkpoints": False,
