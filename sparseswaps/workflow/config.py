@@ -180,9 +180,12 @@ class Study(Settings):
     """A study: everything that its configuration file says, with all defaults."""
 
     name: Name = Field(description="The study's name, a folder below results/reports/.")
-    models: dict[Name, ModelSource] = Field(min_length=1, description="Models by name, which is a folder in results/.")
+    models: dict[Name, ModelSource] = Field(
+        min_length=1, description="Models by name. The name is a folder in results/."
+    )
     calibrations: dict[Name, Calibration] = Field(
-        min_length=1, description="Texts by name. Samples named as `c4-16` and `c4-64` make one family, with a curve."
+        min_length=1,
+        description="Texts by name. Texts named `c4-16` and `c4-64` for their samples make one family, with a curve.",
     )
     seeds: Annotated[list[Seed], Field(min_length=1), _distinct()] = Field(
         [0], description="Seeds of the calibration draw. Each seed is a study of its own."
@@ -197,7 +200,7 @@ class Study(Settings):
     )
     refinements: dict[Name, RefinementSettings] = Field(
         min_length=1,
-        description="Refinements by name. Budgets named as `swaps-5`, `swaps` make one family, with a curve.",
+        description="Refinements by name. Refinements named `swaps-5` and `swaps` make one family, with a curve.",
     )
     reconstructions: dict[Name, Reconstruction] = Field(
         {}, description="Ways to fit the kept weights to a mask, by name. `none`, no new weights, is always there too."

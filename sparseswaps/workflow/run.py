@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         if any(
             Path(output) in (Path(made), *Path(made).parents) or Path(made) in Path(output).parents for made in outputs
         ):
-            return run_job(Job(**{name: record[name] for name in Job.__dataclass_fields__}))
+            return run_job(Job(**{name: record[name] for name in Job.__dataclass_fields__ if name in record}))
     sys.exit(f"error: no job of stage {stage} in logs/ made {output}; run snakemake for it once")
 
 

@@ -28,7 +28,7 @@ from sparseswaps.workflow.job import Job, run_job
 
 VARIABLE = "SPARSESWAPS_JOB_SERVER"  # the environment variable with the path of the server's socket
 _STARTED, _KILLED = b"s", 137
-# What a package loads only when a job uses it.
+# The modules that a package imports only when a job uses them.
 _LAZY = {
     "transformers": ["transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"],
     "lm_eval": ["lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"],
@@ -108,8 +108,10 @@ def serve(listener: socket.socket) -> None:
                 folder, environment, fields = json.loads(request)
                 _import_for(fields["stage"])
                 if os.fork() == 0:
-                    listener.close()
-                    _work(connection, streams, folder, environment, Job(**fields))
+                    try:
+                        _work(connection, streams, folder, environment, Job(**fields))
+                    finally:  # nothing of the server may run in the job's process
+                        os._exit(1)
             for stream in streams:
                 os.close(stream)
 
@@ -138,15 +140,14 @@ def _work(connection: socket.socket, streams: list[int], folder: str, environmen
     status = 0
     try:
         run_job(job)
-    except SystemExit as error:
-        status = int(error.code)
+    except SystemExit:  # bad input, which has its line
+        status = 1
     except BaseException:
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     connection.sendall(str(status).encode())
-    os._exit(0)
 
 
 def _end_with(connection: socket.socket, snakemake: int) -> None:

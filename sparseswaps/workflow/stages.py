@@ -1,7 +1,7 @@
 """The table of stages. Rules, `snakemake plan` and `resources` all read it; nothing else knows the graph.
 
 A stage is a class, and `Stage` says what its lines mean. An instance is the stage at one set of wildcards: what one job
-of the stage is, or the jobs of all blocks, which have the same settings. What a stage looks up is in `place`.
+of the stage is, or the jobs of all blocks, which have the same settings. What a stage looks up is in `point`.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from sparseswaps.workflow.files import (
     task_files,
 )
 from sparseswaps.workflow.grid import Cell, Dense, Grid
-from sparseswaps.workflow.place import Place, Where
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.needs import Needs
+from sparseswaps.workflow.point import GridPoint, Where
 
 DRAW = ("model", "calibration", "seed")
 START = (*DRAW, "pattern", "warmstart")
 CELL = (*START, "method")
 
 
-class Stage(Place):
+class Stage(GridPoint):
     """A stage at one set of wildcards, `where`."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)  # the libraries whose versions decide the result
@@ -51,7 +51,7 @@ class Stage(Place):
 
     def upstream(self) -> "list[Stage]":
         """Return the stages of `after` that the study has at these wildcards; one may also be above another."""
-        stages = [STAGES[name](self.grid, self.known) for name in self.after]
+        stages = [STAGES[name](self.grid, self.all_wildcards) for name in self.after]
         placed = [stage for stage in stages if len(stage.where) == len(stage.wildcards)]  # a dense model has no masks
         return [stage for stage in placed if stage.exists()]
 

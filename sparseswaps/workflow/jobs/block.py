@@ -13,7 +13,7 @@ from sparseswaps.workflow.context import Context, Paths, device_of, patterns_of
 def prune_stored_block(
     inputs: Paths, settings: Mapping[str, Any], context: Context, model: Model, step: Step
 ) -> PrunedBlock:
-    """Run a step on the layers of the job's block; it goes on from the masks and losses among the job's inputs."""
+    """Run a step on the layers of the job's block, beginning with the masks and losses among the inputs."""
     device = device_of(settings)
     losses = read_csv(inputs["losses"]) if "losses" in inputs else []
     return prune_block(

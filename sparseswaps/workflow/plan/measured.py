@@ -1,11 +1,15 @@
-"""What jobs took on this machine, against what the plan expected of them: the records of jobs say both."""
+"""The time that jobs took on this machine, compared with the plan's estimate. The records of jobs hold both."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
+
+from sparseswaps.base.errors import InputError
+from sparseswaps.base.files import read_json
 
 
 class Pace(NamedTuple):
@@ -18,13 +22,14 @@ class Pace(NamedTuple):
 UNKNOWN: Mapping[str, Pace] = MappingProxyType({})
 
 
-def read_paces(logs: Path) -> dict[str, Pace]:
-    """Return the pace of each stage that has finished jobs, from all studies that ran with this folder of logs."""
+def read_paces(logs: Path, gpu: bool) -> dict[str, Pace]:
+    """Return the pace of each stage that has finished jobs, on a GPU or without, from all studies with this `logs`."""
     took: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for path in logs.rglob("*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record.get("estimate") and "seconds" in record:  # the record of a job that did not end has no time
-            took[record["stage"]].append((record["seconds"], record["estimate"]))
+        with suppress(InputError, KeyError, TypeError):  # a job that did not end has no time; others' files may be here
+            record = read_json(path)
+            if record["estimate"] and f"gpu={json.dumps(not gpu)}" not in record["params"]:
+                took[record["stage"]].append((record["seconds"], record["estimate"]))
     return {
         stage: Pace(sum(seconds for seconds, _ in jobs) / sum(estimate for _, estimate in jobs), len(jobs))
         for stage, jobs in took.items()

@@ -108,7 +108,7 @@ class Needs(NamedTuple):
     seconds: float
 
 
-def _place(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
+def _split_by_device(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
     """Return the needs of a stage that holds `computing` bytes on its device, and `host` bytes on the host."""
     if machine.gpu:
         return Needs(_LIBRARIES + _CUDA + host, _CONTEXT + computing, disk, seconds)
@@ -130,7 +130,7 @@ def samples(draw: Draw) -> Needs:
     return Needs(_LIBRARIES, 0, 8 * draw.tokens, _START["transformers"] + _TOKENISING)
 
 
-def _token(sizes: Sizes, seqlen: int, value: int) -> int:
+def _bytes_per_token(sizes: Sizes, seqlen: int, value: int) -> int:
     """Return the bytes of a token within a block: norms, queries, keys, values, and three in the MLP; and attention's
     scores, two copies in float32, for the few families that lack fused attention."""
     return (4 * sizes.hidden + 3 * sizes.attention + 4 * sizes.mlp) * value + 8 * sizes.unfused * seqlen
@@ -151,7 +151,7 @@ def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -
         "embeddings": sizes.embedding * value,  # while the pass starts
         # in float64, and the greater of a float32 copy of them all, as they are written, and the check of the largest
         "gram": 2 * grams + max(grams, _CHECK * sizes.widest**2),
-        "batch": batch * (_token(sizes, draw.seqlen, value) + kept),
+        "batch": batch * (_bytes_per_token(sizes, draw.seqlen, value) + kept),
         "hidden": draw.tokens * sizes.hidden * value,  # states of all sequences, on the host or on its disk
     }
 
@@ -175,10 +175,10 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     disk = draw.gram_bytes(sizes) * sizes.blocks + (hidden if draw.on_disk else 0)
     passes = 2 if sizes.experts else 1  # an expert that saw too few tokens is given others the second time
     seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes) + disk / _DISK
-    return _place(machine, sum(terms.values()), host, disk, seconds)
+    return _split_by_device(machine, sum(terms.values()), host, disk, seconds)
 
 
-def _working(sizes: Sizes) -> int:
+def _working_bytes(sizes: Sizes) -> int:
     """Return the bytes that refine() or a warm start holds for a block's largest layer, beside its Gram matrices."""
     # As stored, in float32, in five masks, and three times the state of the search: the correlation in float64, the
     # weight and the mask. The same memory is enough for a sort and a reconstruction.
@@ -186,12 +186,14 @@ def _working(sizes: Sizes) -> int:
     return max(m.d_out * m.d_in * weight + m.d_in**2 * _CHECK for m in sizes.matrices)
 
 
-def _masked(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
+def _block_needs(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
     """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks."""
     grams, masks = draw.gram_bytes(sizes), sizes.prunable  # a mask has a byte a weight in memory, a bit on disk
     copied = draw.splits * 4 * sizes.widest**2 if machine.gpu else 0  # the largest layer's Gram matrices
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
-    return _place(machine, _working(sizes) + copied, grams + masks, masks / 8, _START[start] + read + seconds)
+    return _split_by_device(
+        machine, _working_bytes(sizes) + copied, grams + masks, masks / 8, _START[start] + read + seconds
+    )
 
 
 def _start_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
@@ -220,9 +222,9 @@ def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
 
 
 def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
-    """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_masked`)."""
+    """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_block_needs`)."""
     weights = sizes.prunable * sizes.bytes
-    needs = _masked(sizes, draw, machine, "numba", _update_seconds(sizes, iterations, machine.rates))
+    needs = _block_needs(sizes, draw, machine, "numba", _update_seconds(sizes, iterations, machine.rates))
     return Needs(needs.host + weights, needs.gpu, weights, needs.seconds + weights / _DISK)
 
 
@@ -234,12 +236,12 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
 
 
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
-    """Return the needs of stage warmstart (`_masked`)."""
-    needs = _masked(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates))
-    return needs._replace(host=needs.host + _imported(sizes, mask))
+    """Return the needs of stage warmstart (`_block_needs`)."""
+    needs = _block_needs(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates))
+    return needs._replace(host=needs.host + _imported_mask_bytes(sizes, mask))
 
 
-def _imported(sizes: Sizes, mask: Mask) -> float:
+def _imported_mask_bytes(sizes: Sizes, mask: Mask) -> float:
     """Return the bytes of imported masks, which a warm start holds to its end: they may be one file of all masks."""
     return _all_masks(sizes) if mask.criterion is None else 0
 
@@ -265,25 +267,25 @@ def _refine_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
 
 
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
-    """Return the needs of stage refine (`_masked`)."""
-    return _masked(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates))
+    """Return the needs of stage refine (`_block_needs`)."""
+    return _block_needs(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates))
 
 
 def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage chain: those of capture, refine and reconstruct together. Every block is run twice."""
     terms, rates = capture_terms(sizes, draw, batch_size, machine), machine.rates
     hidden, weights = terms.pop("hidden"), sizes.prunable * sizes.bytes
-    host = sizes.prunable + _imported(sizes, mask) + (0 if draw.on_disk else hidden)
+    host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
-    computing = sum(terms.values()) + _working(sizes) + draw.splits * 4 * sizes.widest**2 + weights
+    computing = sum(terms.values()) + _working_bytes(sizes) + draw.splits * 4 * sizes.widest**2 + weights
     disk = _all_masks(sizes) + (hidden if draw.on_disk else 0)
     seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
     seconds += sizes.blocks * (_start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates))
     if iterations:
         disk += sizes.blocks * weights
         seconds += sizes.blocks * _update_seconds(sizes, iterations, rates)
-    return _place(machine, computing, host, disk, seconds)
+    return _split_by_device(machine, computing, host, disk, seconds)
 
 
 def _all_masks(sizes: Sizes) -> float:
@@ -303,32 +305,32 @@ def assemble(sizes: Sizes) -> Needs:
     return Needs(host, 0, sizes.checkpoint, _START["torch"] + 2 * sizes.checkpoint / _DISK)
 
 
-def _evaluated(
+def _evaluation_needs(
     sizes: Sizes, masked: bool, tokens: int, batch: int, seqlen: int, scored: int, machine: Machine, start: str
 ) -> Needs:
     """Return the needs of an evaluation: the whole model with its masks, a batch within a block, and its logits."""
     value, logits = machine.value(sizes), batch * seqlen * sizes.vocabulary
-    computing = sizes.parameters * value + batch * seqlen * _token(sizes, seqlen, value)
+    computing = sizes.parameters * value + batch * seqlen * _bytes_per_token(sizes, seqlen, value)
     # Beside the logits: their copy where a family scales them, or the logits of the sequences that are scored together
     # in float32 and as log-probabilities.
     computing += logits * value + max(logits * value, 8 * scored * seqlen * sizes.vocabulary)
     computing += 16 * _all_masks(sizes) if masked else 0
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
     seconds = _START[start] + sizes.checkpoint / _DISK + operations / machine.products(sizes)
-    return _place(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
+    return _split_by_device(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
 
 
 def perplexity(
     sizes: Sizes, masked: bool, seqlen: int, windows: int | None, batch_size: int, machine: Machine
 ) -> Needs:
-    """Return the needs of stage perplexity (`_evaluated`); windows are scored one by one."""
+    """Return the needs of stage perplexity (`_evaluation_needs`); windows are scored one by one."""
     count = max(1, TEXT // seqlen) if windows is None else windows
-    needs = _evaluated(sizes, masked, count * seqlen, min(batch_size, count), seqlen, 1, machine, "transformers")
+    needs = _evaluation_needs(sizes, masked, count * seqlen, min(batch_size, count), seqlen, 1, machine, "transformers")
     return needs._replace(seconds=needs.seconds + _TOKENISING)
 
 
 def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
-    """Return the needs of stage harness (`_evaluated`); items are assumed to be short, with four answers each."""
+    """Return the needs of stage harness (`_evaluation_needs`); items are short, with four answers each."""
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
     longest = 2 * _ITEM  # lm-eval begins with the longest item
-    return _evaluated(sizes, masked, tokens, batch_size, longest, batch_size, machine, "lm_eval")
+    return _evaluation_needs(sizes, masked, tokens, batch_size, longest, batch_size, machine, "lm_eval")

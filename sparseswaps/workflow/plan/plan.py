@@ -43,7 +43,8 @@ def _most(jobs: Iterable[Needs]) -> Needs:
 
 def print_plan(config: dict[str, Any]) -> None:
     """Print the plan of a study, from the checked configuration as plain types."""
-    print(table(Grid(Study.model_validate(config)), read_paces(Path("logs"))), flush=True)
+    grid = Grid(Study.model_validate(config))
+    print(table(grid, read_paces(Path("logs"), grid.study.gpu)), flush=True)
 
 
 def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
@@ -71,17 +72,17 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace]) -> Iterator[str]:
     study = grid.study
     yield "The whole study, from nothing; results that exist are not computed again. Memory and the time of a job are"
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
+    measured = [f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in STAGES if name in paces]
+    if measured:
+        yield "Times of these stages are scaled by the jobs that ended here: stage, factor (number of jobs)"
+        yield f"{', '.join(measured)}."
+        yield "For the other stages:"
     if study.gpu:
         yield "GPU times are estimates: not measured yet."
     else:
         threads = study.threads
         yield f"Times are those of a machine like the benchmarks' with {threads} thread{'s' * (threads > 1)} a job;"
         yield "expect them within a factor of three."
-    known = [name for name in STAGES if name in paces]
-    if known:
-        measured = ", ".join(f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in known)
-        yield "Times are scaled by the jobs that ended here: stage, factor (number of jobs):"
-        yield f"{measured}."
     if any(refinement.max_swaps is None for refinement in study.refinements.values()):
         yield f"To the optimum, a row is taken to need {SWAPS:g} swaps for each of its weights."
     evaluation = study.evaluation

@@ -212,11 +212,14 @@ def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measure
 
 
 def test_times_are_scaled_by_the_jobs_that_ended_here(tiny_model, tmp_path):
-    records = [("refine", 4.0, 2.0), ("refine", 8.0, 1.0), ("capture", 1.0, 4.0), ("masks", None, 1.0)]
-    for number, (stage, seconds, estimate) in enumerate(records):
-        took = {} if seconds is None else {"seconds": seconds}
-        (tmp_path / f"{number}.json").write_text(json.dumps({"stage": stage, "estimate": estimate} | took))
-    paces = read_paces(tmp_path)
+    records = [("refine", 4.0, 2.0, ["gpu=false"]), ("refine", 8.0, 1.0, []), ("capture", 1.0, 4.0, [])]
+    records += [("refine", 9.0, 1.0, ["gpu=true"]), ("masks", None, 1.0, [])]
+    for number, (stage, seconds, estimate, params) in enumerate(records):
+        record = {"stage": stage, "estimate": estimate, "params": params}
+        (tmp_path / f"{number}.json").write_text(json.dumps(record | ({} if seconds is None else {"seconds": seconds})))
+    (tmp_path / "foreign.json").write_text("[]")
+    (tmp_path / "broken.json").write_text("{")
+    paces = read_paces(tmp_path, gpu=False)
     assert paces == {"refine": (4.0, 2), "capture": (0.25, 1)}
     grid = grid_of(tiny_study(tiny_model))
     before, after = ({row.stage: row.seconds for row in plan_rows(grid, known)} for known in ({}, paces))

@@ -13,8 +13,8 @@ from sparseswaps.workflow.plan.sizes import Sizes
 Where = dict[str, Any]  # values of wildcards by name
 
 
-class Place:
-    """The values of some wildcards, `where`, in the grid of a study. A look-up needs its wildcards to be there."""
+class GridPoint:
+    """The values of some wildcards, `where`, in the grid of a study. A property needs some of them."""
 
     def __init__(self, grid: Grid, where: Where) -> None:
         self.grid, self.study, self.where = grid, grid.study, where
@@ -23,7 +23,7 @@ class Place:
         self.machine = Machine(**self.compute)
 
     @cached_property
-    def known(self) -> Where:
+    def all_wildcards(self) -> Where:
         """The wildcards, and all that follow from them: a variant tells its cell, and a method its parts."""
         if "variant" in self.where:
             point = self.grid.variant(self.where["model"], self.where["variant"])
@@ -56,16 +56,16 @@ class Place:
 
     @property
     def refinement(self) -> Any:
-        return self.study.refinements.get(self.known.get("refinement"))
+        return self.study.refinements.get(self.all_wildcards.get("refinement"))
 
     @property
     def reconstruction(self) -> Any:
-        return self.study.reconstructions.get(self.known.get("reconstruction"))
+        return self.study.reconstructions.get(self.all_wildcards.get("reconstruction"))
 
     @property
     def counts(self) -> dict[str, Any]:
         """What a mask has to keep, and where its kept weights are counted."""
-        counted = self.grid.counting_rule(self.where["warmstart"], self.known.get("refinement"))
+        counted = self.grid.counting_rule(self.where["warmstart"], self.all_wildcards.get("refinement"))
         return {"pattern": self.budget.pattern.label, "counted": counted}
 
     @property
