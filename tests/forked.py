@@ -7,8 +7,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from sparseswaps.workflow.server import VARIABLE, spawn_server
-
 _SNAKEMAKE = multiprocessing.get_context("forkserver")
 _SNAKEMAKE.set_forkserver_preload(["snakemake.cli"])
 # What libraries read when they are imported: runs with other values of these start a server of their own.
@@ -22,11 +20,16 @@ def _read_at_import() -> dict[str, str]:
 @cache
 def _server() -> tuple[str, dict[str, str]]:
     """The path of the server's socket, and the variables that the server was started with."""
+    from sparseswaps.workflow.server import spawn_server
+
     return spawn_server().args[-1], _read_at_import()
 
 
 def snakemake(arguments: list[str], output: Path) -> int:
     """Run snakemake with the environment of the caller, and its output in a file; what it exits with."""
+    # Not imported with this module, which Snakemake's processes import: a copy of the project has its own package.
+    from sparseswaps.workflow.server import VARIABLE
+
     environment = dict(os.environ)
     path, variables = _server()
     local = not {"--executor", "--workflow-profile"}.intersection(arguments)

@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ def evaluate(
     a log-likelihood is not finite.
     """
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would fork this process with its threads and CUDA
-    os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # `datasets` would report local files to the hub, and wait for it
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else local files are reported to the hub, with a wait for it
     import lm_eval  # takes a second on top of torch and transformers
     from lm_eval.config.evaluate_config import DEFAULT_SEED
     from lm_eval.evaluator import evaluate as run

@@ -4,18 +4,21 @@ Snakemake starts a script for each job. The script sends its job, environment an
 (`run_forked`). The server imports what the job's stage needs, once, and forks a process for the job. A script that
 finds no server runs the job itself (`workflow.run`).
 
-The server ends when Snakemake ends, however that happens: Snakemake holds the other end of the server's standard input.
-A job ends when its script or Snakemake ends.
+The server ends when Snakemake ends, even by SIGKILL: Snakemake holds the other end of the server's standard input. A
+forked job ends when its script or Snakemake ends.
 """
 
+import atexit
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
@@ -28,110 +31,128 @@ from sparseswaps.workflow.job import Job, run_job
 
 VARIABLE = "SPARSESWAPS_JOB_SERVER"  # the environment variable with the path of the server's socket
 _STARTED, _KILLED = b"s", 137
-# The modules that a package imports only when a job uses them.
-_LAZY = {
-    "transformers": ["transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"],
-    "lm_eval": ["lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"],
-    "numba": ["sparseswaps.layer.swaps.cpu"],
+_GRACE = 5  # seconds that an interrupted job has to delete its partial files
+_LLAMA = ["transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"]
+_SEARCH = ["sparseswaps.layer.swaps.cpu"]
+# The modules of a stage that are imported only while a job runs.
+_LATE_IMPORTS = {
+    "samples": ["datasets", *_LLAMA],
+    "capture": _LLAMA,
+    "refine": _SEARCH,
+    "chain": [*_LLAMA, *_SEARCH],
+    "perplexity": ["datasets", *_LLAMA],
+    "harness": ["datasets", *_LLAMA, "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"],
 }
+_servers: list[subprocess.Popen] = []  # keeps the pipes to the servers open
 
 
 def start_server(workflow: Any) -> None:
     """Start a server for a workflow of Snakemake that runs its jobs on this machine, in the environment of Snakemake.
 
-    Jobs of cluster executors and of `--sdm conda` start by themselves. So do all jobs on other systems than Linux,
-    whose libraries do not survive a fork.
+    Jobs of cluster executors and of `--sdm` start by themselves. So do all jobs on other systems than Linux, whose
+    libraries do not survive a fork, and where there is no place for a socket.
     """
-    settings = workflow.deployment_settings.deployment_method
-    local = workflow.local_exec and workflow.exec_mode == type(workflow.exec_mode).DEFAULT and not settings
-    if sys.platform != "linux" or not local or workflow.touch or VARIABLE in os.environ:
-        return
-    os.environ[VARIABLE] = spawn_server().args[-1]
+    main = workflow.exec_mode == type(workflow.exec_mode).DEFAULT and workflow.local_exec and not workflow.touch
+    if sys.platform == "linux" and main and not workflow.deployment_settings.deployment_method:
+        with suppress(OSError):  # no folder for temporary files, or its path is too long for a socket
+            os.environ[VARIABLE] = os.environ.get(VARIABLE) or spawn_server().args[-1]
 
 
 def spawn_server() -> subprocess.Popen:
     """Start a server that ends with this process. The last of its `args` is the path of its socket."""
-    path = os.path.join(mkdtemp(prefix="sparseswaps-"), "jobs")  # a folder that is open to its owner alone
+    folder = mkdtemp(prefix="sparseswaps-")  # open to its owner alone
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = str(Path(__file__).parents[2])  # the package need not be installed
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",  # no module of the current folder stands for a library or for this package
+        "OMP_NUM_THREADS": "1",  # read by torch at import; each job then sets its own number of threads
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to ask for GPUs starts no CUDA, which does not survive a fork
+    }
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(os.path.join(folder, "jobs"))
         listener.listen(1024)  # jobs may ask before the server is ready
-        descriptor = listener.fileno()
-        root = str(Path(__file__).parents[2])  # the package need not be installed
-        # OMP_NUM_THREADS: torch takes it at import. Each job then sets its own number of threads.
-        # PYTORCH_NVML_BASED_CUDA_CHECK: no import may start CUDA, which does not survive a fork.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "sparseswaps.workflow.server", str(descriptor), path],
+        server = subprocess.Popen(
+            [sys.executable, "-m", "sparseswaps.workflow.server", str(listener.fileno()), listener.getsockname()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            pass_fds=[descriptor],
+            pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is for Snakemake
-            env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+            env=environment,
         )
+    _servers.append(server)
+    return server
 
 
 def run_forked(job: Job) -> int | None:
     """Have the server run a job, with this process's environment and streams. Return the job's exit status.
 
-    Returns None when there is no server; 137 when the job was killed.
+    Returns None when there is no server; 137 when the job was killed or crashed.
     """
     path = os.environ.get(VARIABLE)
-    if path is None:
+    if not path:
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(path)
             request = json.dumps([os.getcwd(), dict(os.environ), asdict(job)]).encode()
-            socket.send_fds(connection, [len(request).to_bytes(8, "big")], [0, 1, 2])
+            socket.send_fds(connection, [len(request).to_bytes(8, "big")], [1, 2])
             connection.sendall(request)
             if connection.recv(1) != _STARTED:
                 return None
         except OSError:  # the server has ended
             return None
-        return int(connection.recv(4) or _KILLED)
+        status = connection.recv(4)
+        connection.recv(1)  # returns when the job's process has ended and its memory is free
+    if not status:
+        print(f"{job.stage}: error: the job was killed or crashed; see {job.log}", file=sys.stderr)
+    return int(status or _KILLED)
 
 
 def serve(listener: socket.socket) -> None:
     """Fork a process for each job that is asked for, until standard input ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the jobs but their scripts
-    while True:
-        ready, _, _ = select.select([listener, 0], [], [])
-        if 0 in ready:
-            return
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # only scripts wait for jobs
+    while 0 not in select.select([listener, 0], [], [])[0]:
         connection, _ = listener.accept()
-        with connection:
-            size, streams, _, _ = socket.recv_fds(connection, 8, 3)
-            request = b""
-            while len(request) < int.from_bytes(size, "big") and (part := connection.recv(1 << 20)):
-                request += part
-            with suppress(ValueError):  # the script was killed while it asked
+        with connection, suppress(OSError, ValueError):  # the script was killed or stopped while it asked
+            connection.settimeout(10)
+            size, streams, _, _ = socket.recv_fds(connection, 8, 2)
+            try:
+                request = b""
+                while len(request) < int.from_bytes(size, "big") and (part := connection.recv(1 << 20)):
+                    request += part
                 folder, environment, fields = json.loads(request)
-                _import_for(fields["stage"])
-                if os.fork() == 0:
+                if _import_for(fields["stage"]) and os.fork() == 0:
                     try:
+                        listener.close()
+                        connection.settimeout(None)
                         _work(connection, streams, folder, environment, Job(**fields))
                     finally:  # nothing of the server may run in the job's process
                         os._exit(1)
-            for stream in streams:
-                os.close(stream)
+            finally:
+                for stream in streams:
+                    os.close(stream)
 
 
-def _import_for(stage: str) -> None:
-    from sparseswaps.workflow.stages import STAGES
-
-    for package in STAGES[stage].packages:
-        for name in _LAZY.get(package, [package]):
+def _import_for(stage: str) -> bool:
+    """Import what a stage needs. Return whether its jobs may be forked."""
+    try:
+        for name in [*_LATE_IMPORTS.get(stage, []), f"sparseswaps.workflow.jobs.{stage}"]:
             import_module(name)
-    import_module(f"sparseswaps.workflow.jobs.{stage}")
+    except Exception:  # the job will meet the error itself, and log it
+        return False
+    torch = sys.modules.get("torch")
+    return torch is None or not torch.cuda.is_initialized()
 
 
 def _work(connection: socket.socket, streams: list[int], folder: str, environment: dict[str, str], job: Job) -> None:
-    """Run a job in the forked process, tell the script its exit status, and end."""
+    """Run a job in the forked process, and tell the script its exit status."""
+    os.setpgid(0, 0)  # with the processes that the job may start
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     snakemake = os.dup(0)
-    for number, stream in enumerate(streams):
+    for number, stream in enumerate([os.open(os.devnull, os.O_RDONLY), *streams]):
         os.dup2(stream, number)
-        os.close(stream)
     threading.Thread(target=_end_with, args=(connection, snakemake), daemon=True).start()
     os.chdir(folder)
     os.environ.clear()
@@ -140,7 +161,7 @@ def _work(connection: socket.socket, streams: list[int], folder: str, environmen
     status = 0
     try:
         run_job(job)
-    except SystemExit:  # bad input, which has its line
+    except (SystemExit, KeyboardInterrupt):  # bad input, which has its line, or the end of the script
         status = 1
     except BaseException:
         traceback.print_exc()
@@ -148,18 +169,19 @@ def _work(connection: socket.socket, streams: list[int], folder: str, environmen
     sys.stdout.flush()
     sys.stderr.flush()
     connection.sendall(str(status).encode())
+    os._exit(0)
 
 
 def _end_with(connection: socket.socket, snakemake: int) -> None:
-    """End this process when its script or Snakemake ends."""
+    """End the job when its script or Snakemake ends: first by an interrupt, so that it deletes its partial files."""
     select.select([connection, snakemake], [], [])
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(_GRACE)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    socket_path = Path(sys.argv[2])
     try:
         serve(socket.socket(fileno=int(sys.argv[1])))
     finally:
-        socket_path.unlink(missing_ok=True)
-        socket_path.parent.rmdir()
+        shutil.rmtree(Path(sys.argv[2]).parent, ignore_errors=True)

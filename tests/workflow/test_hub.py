@@ -55,6 +55,7 @@ def refusal(folder, source, **settings):
     return line
 
 
+@pytest.mark.slow
 def test_a_model_by_its_tag_from_the_hub_to_the_checkpoint_and_again_offline(hub, tiny_model, tmp_path, monkeypatch):
     commit = publish(hub, tiny_model, tmp_path / "first", "v1")
     publish(hub, tiny_model, tmp_path / "second")

@@ -1,7 +1,9 @@
 """Score a model on the configured tasks with lm-eval's own harness."""
 
-import os
 from pathlib import Path
+
+import datasets.config
+from huggingface_hub import constants
 
 from sparseswaps.base.files import write_json
 from sparseswaps.embedded import TASKS, TASKS_FOLDER
@@ -14,7 +16,7 @@ from sparseswaps.workflow.context import device_of
 
 def run(inputs, outputs, settings, context):
     if set(settings["tasks"]) <= set(TASKS):  # all data is local: nothing may wait for a network that is missing
-        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # both have read the environment already
     folder, masks, trusted = evaluated_model(inputs)
     own = [Path(settings["include"])] if settings["include"] else []
     result = evaluate(

@@ -1,4 +1,4 @@
-"""The time that jobs took on this machine, compared with the plan's estimate. The records of jobs hold both."""
+"""The time that jobs took on this machine, compared with the plan's estimate, by the records in `logs/`."""
 
 import json
 from collections import defaultdict
@@ -28,8 +28,9 @@ def read_paces(logs: Path, gpu: bool) -> dict[str, Pace]:
     for path in logs.rglob("*.json"):
         with suppress(InputError, KeyError, TypeError):  # a job that did not end has no time; others' files may be here
             record = read_json(path)
+            times = record["seconds"], record["estimate"]
             if record["estimate"] and f"gpu={json.dumps(not gpu)}" not in record["params"]:
-                took[record["stage"]].append((record["seconds"], record["estimate"]))
+                took[record["stage"]].append(times)
     return {
         stage: Pace(sum(seconds for seconds, _ in jobs) / sum(estimate for _, estimate in jobs), len(jobs))
         for stage, jobs in took.items()

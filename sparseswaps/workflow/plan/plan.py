@@ -50,7 +50,7 @@ def print_plan(config: dict[str, Any]) -> None:
 def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
     """Return the plan of a study for people: a line for each stage and model, the sums, and the assumptions.
 
-    The times of stages in `paces` are scaled by what their jobs took on this machine.
+    The times of stages in `paces` are scaled by them.
     """
     rows = plan_rows(grid, paces)
     jobs, most, seconds, disk = zip(*(row[2:] for row in rows), strict=True)
@@ -74,7 +74,7 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace]) -> Iterator[str]:
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
     measured = [f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in STAGES if name in paces]
     if measured:
-        yield "Times of these stages are scaled by the jobs that ended here: stage, factor (number of jobs)"
+        yield "Times of these stages are scaled by the jobs recorded in logs/: stage, factor (number of jobs)"
         yield f"{', '.join(measured)}."
         yield "For the other stages:"
     if study.gpu:

@@ -1,21 +1,24 @@
-"""The server of jobs: a forked job is the script's own in every way, and nothing is left running, whoever is killed."""
+"""The server of jobs: what a forked job takes from its script, and that kills leave nothing running."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from helpers import REPOSITORY, Workflow
+from snakemake_interface_executor_plugins.settings import ExecMode
 
 from sparseswaps.base.files import read_json
 from sparseswaps.workflow.job import Job
-from sparseswaps.workflow.server import VARIABLE, spawn_server
+from sparseswaps.workflow.server import VARIABLE, spawn_server, start_server
 
 # The script of a rule, which gets its job from the command line.
 SCRIPT = """
@@ -30,8 +33,8 @@ sys.exit(99 if status is None else status)
 def server():
     process = spawn_server()
     yield process
-    process.kill()
-    process.wait()
+    process.stdin.close()  # as Snakemake's end does
+    assert process.wait(20) == -signal.SIGKILL or not Path(process.args[-1]).parent.exists()
 
 
 @pytest.fixture
@@ -43,11 +46,11 @@ def job(tiny_model, tmp_path) -> Job:
 
 def script(server: subprocess.Popen, job: Job, folder: Path, **environment: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), VARIABLE: server.args[-1]} | environment
-    command = [sys.executable, "-c", SCRIPT, json.dumps(asdict(job))]
+    command = [sys.executable, "-P", "-c", SCRIPT, json.dumps(asdict(job))]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def forked(server: subprocess.Popen | psutil.Process, job: Job, folder: Path) -> psutil.Process:
+def job_process(server: subprocess.Popen | psutil.Process, job: Job, folder: Path) -> psutil.Process:
     """The process of the job that runs."""
     while not (folder / job.record).exists():
         time.sleep(0.01)
@@ -80,7 +83,7 @@ def endless(job, tmp_path) -> Job:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_job_ends_with_its_script(server, endless, tmp_path, ending):
     process = script(server, endless, tmp_path)
-    worker = forked(server, endless, tmp_path)
+    worker = job_process(server, endless, tmp_path)
     process.send_signal(ending)
     worker.wait(20)
     assert process.wait(20) == -ending
@@ -89,13 +92,34 @@ def test_a_job_ends_with_its_script(server, endless, tmp_path, ending):
 
 def test_a_killed_job_is_a_failed_script(server, endless, tmp_path):
     process = script(server, endless, tmp_path)
-    forked(server, endless, tmp_path).kill()
-    assert process.wait(20) == 137
+    job_process(server, endless, tmp_path).kill()
+    assert endless.log in process.communicate(timeout=20)[1]
+    assert process.returncode == 137
+
+
+def test_the_server_takes_no_module_from_the_folder_of_the_run(job, tmp_path, monkeypatch):
+    for name in ("sparseswaps", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
+    server = spawn_server()
+    assert script(server, job, tmp_path).wait(60) == 0
+    server.stdin.close()
+    server.wait(20)
+
+
+def test_without_a_place_for_the_socket_jobs_start_by_themselves(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 40)))
+    (tmp_path / ("long" * 40)).mkdir()
+    mode = ExecMode.DEFAULT
+    deployment = SimpleNamespace(deployment_method=set())
+    start_server(SimpleNamespace(local_exec=True, exec_mode=mode, touch=False, deployment_settings=deployment))
+    assert VARIABLE not in os.environ
 
 
 def test_jobs_outlive_their_server_and_later_ones_find_none(server, endless, job, tmp_path):
     process = script(server, endless, tmp_path)
-    worker = forked(server, endless, tmp_path)
+    worker = job_process(server, endless, tmp_path)
     server.kill()
     server.wait()
     assert script(server, job, tmp_path).wait(20) == 99
@@ -106,22 +130,18 @@ def test_jobs_outlive_their_server_and_later_ones_find_none(server, endless, job
 
 def test_server_and_jobs_end_with_snakemake(endless, tmp_path):
     """Here another Python stands for Snakemake."""
-    code = (
-        "import time; from sparseswaps.workflow.server import spawn_server; print(spawn_server().args[-1], flush=True)"
-    )
-    command, environment = (
-        [sys.executable, "-c", f"{code}; time.sleep(600)"],
-        os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )
+    code = "from sparseswaps.workflow.server import spawn_server; print(spawn_server().args[-1], flush=True)"
+    command = [sys.executable, "-c", f"{code}; import time; time.sleep(600)"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     snakemake = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     path = snakemake.stdout.readline().strip()
     [server] = psutil.Process(snakemake.pid).children()
     process = script(subprocess.Popen(["true", path]), endless, tmp_path)
-    worker = forked(server, endless, tmp_path)
+    worker = job_process(server, endless, tmp_path)
     snakemake.kill()
     worker.wait(20)
     server.wait(20)
-    assert process.wait(20) == 137
+    assert process.wait(20) != 0
     assert not Path(path).parent.exists()
 
 
