@@ -130,7 +130,7 @@ def prune(
     for index, layers in enumerate(weights.layers):
         for layer in layers:
             with prefix_errors(f"block {index}, {layer.name}"):
-                parsed.blocks(layer.d_in)
+                parsed.groups(layer.d_in)
     with prefix_errors("calibration"):
         ids, unseen = _token_ids(calibration, tokenizer, model, settings)
     if stop == "held_out" and not len(unseen):

@@ -18,7 +18,7 @@ def dsnot(
     D_ij is W_ij times the mean over sequences of the sum over tokens of x_j. The error of row i is the sum of D_ij over
     its pruned weights. A cycle regrows the pruned weight of largest D_ij / Var(x_j), or of smallest if the error is
     negative. It prunes the kept weight of least Wanda score among the weights whose D_ij also moves the error towards
-    zero. For N:M it prunes the kept weight of least score in the block of the regrown weight, and a row stops before
+    zero. For N:M it prunes the kept weight of least score in the group of the regrown weight, and a row stops before
     its error changes sign (both as in the authors' code).
 
     A weight moves at most once (as in the authors' code). Of equal weights the leftmost one moves. A row stops when it
@@ -26,8 +26,8 @@ def dsnot(
     """
     weight, gram = validate_layer(weight, inputs.gram)
     d_in, device = weight.shape[1], weight.device
-    size = pattern.blocks(d_in).size if isinstance(pattern, NM) else None
-    block = torch.arange(d_in, device=device) // (size or d_in)
+    size = pattern.groups(d_in).size if isinstance(pattern, NM) else None
+    group = torch.arange(d_in, device=device) // (size or d_in)
     squares = gram.diagonal().double()
     # For a constant feature the difference is only the rounding of a float32 Gram matrix; for a dead feature it is 0.
     rounding = torch.finfo(torch.float32).eps * squares / inputs.tokens
@@ -47,7 +47,7 @@ def dsnot(
                 break
             sign = error[rows].sign()[:, None]
             gain, grown = (lost[rows] * sign / variance).max(1)
-            closed = effect[rows] * sign >= 0 if size is None else block != block[grown, None]
+            closed = effect[rows] * sign >= 0 if size is None else group != group[grown, None]
             price, pruned = spare[rows].masked_fill_(closed, inf).min(1)
             after = error[rows] + effect[rows, pruned] - effect[rows, grown]
             going = (gain > 0) & (price < inf)

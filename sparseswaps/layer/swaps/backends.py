@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     mask: Tensor  # boolean [rows, d_in], True where kept
     frozen: Tensor  # boolean [rows, d_in], the kept weights that no swap may prune
     correlation: Tensor  # float64 [rows, d_in], c = G ((1 - m) * w)
-    size: int  # columns per block; both weights of a swap are in the same block
+    size: int  # columns per group; both weights of a swap are in the same group
     budget: Tensor  # int64 [rows], the most swaps of each row
 
 
@@ -33,7 +33,7 @@ class Backend(Protocol):
         """
 
     def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
-        """Prune the cheapest weight of every row repeatedly, until each block of `size` columns keeps `kept` weights.
+        """Prune the cheapest weight of every row repeatedly, until each group of `size` columns keeps `kept` weights.
 
         Returns the mask, boolean [rows, d_in]. `progress` receives the number of rows that are done.
         """
