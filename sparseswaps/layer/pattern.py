@@ -61,7 +61,10 @@ def parse_pattern(value: str | float) -> Pattern:
     """Parse a pattern: "60%", 0.6 or "0.6" for a sparsity of every row, "2:4" for N:M (N kept of M).
 
     Decimal fractions are exact: 0.7 is 7/10. A row of d_in weights prunes floor(d_in * sparsity) of them, or each M
-    consecutive weights keep N. The method `groups(d_in)` of the result returns the division of a row.
+    consecutive weights keep N.
+
+    Returns:
+        `PerRow` or `NM`. Their method `groups(d_in)` returns the division of a row.
 
     Raises:
         InputError: the value is not a pattern, the sparsity is outside [0, 1), or not 0 < N < M.

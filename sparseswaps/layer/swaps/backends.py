@@ -40,9 +40,10 @@ class Backend(Protocol):
 
 
 def select_backend(weight: Tensor, name: str | None) -> Backend:
-    """Import and return the backend of a name for the device of a weight; raise InputError if it is for another device.
+    """Import and return the backend of a name, to compute on the device of a weight.
 
-    None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a GPU without Triton.
+    None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a GPU without Triton. Raises
+    InputError if the name is unknown, or the backend is for another device.
     """
     device = weight.device.type
     if name is None:

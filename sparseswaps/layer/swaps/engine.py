@@ -71,6 +71,9 @@ def refine(
             with the swaps within rows until neither improves. Then only the matrix keeps as many weights as before.
         progress: receives the number of rows that are done and the number of swaps made.
 
+    Returns:
+        A `Refinement` on the weight's device.
+
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is not symmetric or not
             positive semidefinite, a loss overflows, `max_swaps` is negative, the backend is unknown or of another
