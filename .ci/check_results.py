@@ -44,7 +44,7 @@ def check_zeros(label: str) -> None:
     checkpoint = Checkpoint(folder)
     for layers in model.blocks:
         for layer in layers:
-            size, kept = pattern.blocks(layer.d_in)
+            size, kept = pattern.groups(layer.d_in)
             weight = checkpoint.tensor(layer.tensor)
             zeros = (weight.view(layer.d_out, -1, size) == 0).sum(-1)
             if not (zeros == size - kept).all():

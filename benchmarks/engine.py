@@ -136,7 +136,7 @@ def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Te
 
 def parts_of_a_call(weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, backend: str) -> dict[str, Any]:
     """Run the steps of `refine` one by one; return the seconds of each, and the result of the search."""
-    device, size = weight.device.type, pattern.blocks(weight.shape[1]).size
+    device, size = weight.device.type, pattern.groups(weight.shape[1]).size
     (weight, gram), check = measure(device, validate_layer, weight, gram)
     current, correlation_s = measure(device, correlation, weight, gram, mask)
     first = search(backend, weight, gram, mask, current, size)
@@ -233,7 +233,7 @@ class Case:
 
     @property
     def size(self) -> int:
-        return self.pattern.blocks(self.weight.shape[1]).size
+        return self.pattern.groups(self.weight.shape[1]).size
 
 
 def make_case(name: str, weight: Tensor, gram: Tensor, pattern: Pattern, dense_rows: int) -> Case:
@@ -311,12 +311,12 @@ def dense_row(w: Tensor, gram: Tensor, mask: Tensor, c: Tensor, tuned: bool) -> 
 
 
 def dense_blocks(weight: Tensor, gram: Tensor, mask: Tensor, c: Tensor, size: int) -> int:
-    """Refine all rows together for an N:M pattern by forming every pair within a block, in float32; return the swaps.
+    """Refine all rows together for an N:M pattern by forming every pair within a group, in float32; return the swaps.
 
     `weight`, `mask` and `c` are [rows, d_in]; the last two change in place.
     """
     d_in = weight.shape[1]
-    blocks = gram.view(d_in // size, size, d_in // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+    groups = gram.view(d_in // size, size, d_in // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
     active, swaps = torch.arange(len(weight)), 0
     while len(active):
         w, slope, kept = weight[active], 2 * weight[active] * c[active], mask[active]
@@ -325,7 +325,7 @@ def dense_blocks(weight: Tensor, gram: Tensor, mask: Tensor, c: Tensor, size: in
         pruning = (own + slope).masked_fill_(~kept, torch.inf).view(grouped)
         keeping = (own - slope).masked_fill_(kept, torch.inf).view(grouped)
         pairs = w.view(grouped)[..., :, None] * w.view(grouped)[..., None, :]
-        pairs.mul_(-2).mul_(blocks).add_(pruning[..., :, None]).add_(keeping[..., None, :])
+        pairs.mul_(-2).mul_(groups).add_(pruning[..., :, None]).add_(keeping[..., None, :])
         cost, flat = pairs.flatten(1).min(1)
         u = flat // size
         p = u // size * size + flat % size
@@ -407,7 +407,7 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
 
 def whole_calls(case: Case, repeats: int) -> dict[str, Any]:
     """Measure `refine` on the whole matrix with the shares of its parts, and backward elimination."""
-    size, kept = case.pattern.blocks(case.weight.shape[1])
+    size, kept = case.pattern.groups(case.weight.shape[1])
     eliminate_rows = importlib.import_module("sparseswaps.layer.swaps.cpu").eliminate_rows
     pruned = int((~case.mask).sum())
     calls, parts, pruning = [], [], []
@@ -524,7 +524,7 @@ def shape_figures(bench: Bench, name: str, gram: Tensor, bandwidth: float) -> di
     d_out, d_in, _ = bench.shapes()[name]
     weight = synthetic_weight(d_out, d_in, 1, bench.device).bfloat16()
     mask = wanda(weight, gram, SPARSITY)
-    kept = SPARSITY.blocks(d_in).kept
+    kept = SPARSITY.groups(d_in).kept
     call = partial(refine, weight, gram, mask, SPARSITY, backend=bench.backend)
     _, first = measure(bench.device, call, max_swaps=1)  # compiles
     _, one_swap = measure(bench.device, call, max_swaps=1)

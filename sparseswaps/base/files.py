@@ -14,8 +14,12 @@ from uuid import uuid4
 
 from sparseswaps.base.errors import BrokenFileError, InputError
 
-_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room")
-_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES), "make it writable")
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from sparseswaps.base.errors import InputError, one_line
 
-_ALLOWED = {  # what a value must be, by the type of pydantic's error, where pydantic's own words are not plain
+_REQUIREMENTS = {  # what a value must be, by the type of pydantic's error, where pydantic's own words are not plain
     "int_type": "a whole number",
     "bool_type": "true or false",
     "dict_type": "a table of keys",
@@ -119,7 +119,7 @@ def _is_type_error(details: Any) -> bool:
 
 
 def _message(first: Any, type_errors: list[Any]) -> str:
-    """Say what is wrong and what is allowed. `type_errors` are those of the same value that expect another type."""
+    """Say what is wrong and what is allowed. `type_errors` are the errors of a wrong type for the same value."""
     kind, context = first["type"], first.get("ctx", {})
     if kind == "wrong_key":
         return context["message"]
@@ -129,14 +129,14 @@ def _message(first: Any, type_errors: list[Any]) -> str:
         return one_line(context["error"])
     value = one_line(repr(first["input"]))
     value = value if len(value) <= 80 else f"{value[:77]}..."
-    types = list(dict.fromkeys(map(_allowed, type_errors)))
+    types = list(dict.fromkeys(map(_requirement, type_errors)))
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
         return f"{value} is {unknown(first['input'], [*choices, *types])}"
-    return f"must be {' or '.join(types) if _is_type_error(first) else _allowed(first)}, not {value}"
+    return f"must be {' or '.join(types) if _is_type_error(first) else _requirement(first)}, not {value}"
 
 
-def _allowed(details: Any) -> str:
-    if details["type"] in _ALLOWED:
-        return _ALLOWED[details["type"]].format(**details.get("ctx", {}))
+def _requirement(details: Any) -> str:
+    if details["type"] in _REQUIREMENTS:
+        return _REQUIREMENTS[details["type"]].format(**details.get("ctx", {}))
     return details["msg"].removeprefix("Input should be ").replace(" valid ", " ")

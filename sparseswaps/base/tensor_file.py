@@ -18,7 +18,10 @@ _MOST_HEADER = 20_000_000  # bytes; they take 0.8 GB of memory at worst. The hea
 
 
 def open_tensors(path: str | Path, framework: str = "pt", remedy: str = "copy, download or make it again") -> safe_open:
-    """Open a safetensors file. Raises BrokenFileError when its tensors do not fill it without gaps or overlaps."""
+    """Open a safetensors file.
+
+    Raises BrokenFileError when the file is not in safetensors format, or its tensors leave gaps or overlap.
+    """
     try:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -55,7 +58,10 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read what `write_tensors` wrote, and nothing from other files. Raises BrokenFileError for a damaged file."""
+    """Read the tensors and the header that `write_tensors` wrote; both are empty if another program wrote the file.
+
+    Raises BrokenFileError when the file was damaged or edited.
+    """
     with open_tensors(path, remedy=BrokenFileError.RERUN) as file:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])

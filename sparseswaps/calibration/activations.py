@@ -33,7 +33,7 @@ class KeepOnDisk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 (the last reference to it closes it)
-        self._free: dict[int, list[int]] = defaultdict(list)  # where spaces are free, by their length in bytes
+        self._free: dict[int, list[int]] = defaultdict(list)  # the offsets of free spaces by their length, in bytes
 
     def __call__(self, tensor: Tensor) -> Load:
         """Store a tensor. Raises InputError when the disk is full."""

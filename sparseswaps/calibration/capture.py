@@ -12,7 +12,8 @@ from sparseswaps.calibration.replay import Replay
 from sparseswaps.model.blocks import expert_modules, put_weights
 from sparseswaps.model.weights import Weights
 
-Prune = Callable[[int, Grams], dict[str, Tensor]]  # from a block's number to new weights, [d_out, d_in] by layer name
+# From a block's number and its Gram matrices to its new weights, [d_out, d_in] by layer name.
+Prune = Callable[[int, Grams], dict[str, Tensor]]
 
 
 def capture(
@@ -24,10 +25,11 @@ def capture(
     keep: Keep = keep_in_memory,
     progress: Report = ignore_progress,
 ) -> Iterator[Grams]:
-    """Capture the Gram matrices of every prunable layer's inputs, float32 on the model's device, block by block.
+    """Capture the Gram matrices of every prunable layer's inputs: yield one `Grams` per block, in order.
 
-    `samples` and `held_out` are int64 [any number, seqlen] token ids. Without `prune`, the inputs are the dense ones.
-    With `prune`, `capture` puts the weights that it returns into each block before the block gives the next inputs.
+    The matrices are float32, on the model's device. `samples` and `held_out` are int64 [any number, seqlen] token ids;
+    `batch_size` is sequences per forward pass. Without `prune`, the inputs are the dense model's. With `prune`,
+    `capture` puts the weights that `prune` returns into each block before the block gives the next block's inputs.
 
     Memory holds the weights and Gram matrices of one block and the hidden states of one batch at a time. `keep` stores
     the hidden states of the other batches. If the device's memory runs out, batches are halved. `progress` is told the

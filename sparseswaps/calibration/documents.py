@@ -33,15 +33,15 @@ def load(source: str | TextSource, use: str) -> Sequence[str]:
         documents = _read_file(Path(text), field)
     except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: also undecodable, or not Parquet
         raise InputError(f"text {text!r}: cannot be read ({one_line(error)}); copy or download it again") from None
-    for place, document in documents.items():
+    for position, document in documents.items():
         if not isinstance(document, str):
-            message = f"{place} has no text in field {field!r}; mend the file, or set `field`"
+            message = f"{position} has no text in field {field!r}; mend the file, or set `field`"
             raise InputError(f"text {text!r}: {message}")
     return list(documents.values())
 
 
 def _read_file(path: Path, field: str) -> dict[str, Any]:
-    """Return the documents of a file by their places in the file."""
+    """Return the documents of a file by their positions in the file, such as "line 3"."""
     if path.suffix == ".txt":
         parts = path.read_text(encoding="utf-8").split(_SEPARATOR)
         return {f"part {number}": part.strip() for number, part in enumerate(parts, 1) if part.strip()}

@@ -49,10 +49,10 @@ class Grams:
 
 
 class GramSum:
-    """Sums up the Gram matrices of one block, batch by batch, in float64. `place` is the block's dotted name."""
+    """Sums up the Gram matrices of one block, batch by batch, in float64. `block` is the block's dotted name."""
 
-    def __init__(self, place: str, layers: list[Layer], sequences: int) -> None:
-        self.place, self.layers, self.grams = place, layers, Grams(sequences=sequences)
+    def __init__(self, block: str, layers: list[Layer], sequences: int) -> None:
+        self.block, self.layers, self.grams = block, layers, Grams(sequences=sequences)
         self._wanted = {layer.matrix for layer in layers}  # the matrices whose inputs are summed
 
     def add(self, inputs: MatrixInputs, held_out: bool) -> None:
@@ -79,7 +79,7 @@ class GramSum:
                     sums = x.reshape(-1, layer.d_in).sum(0, dtype=torch.float64)
                     grams.sums[layer.name] = sums + grams.sums.get(layer.name, 0)
             if not totals[layer.name].diagonal().isfinite().all():
-                name = f"{self.place}.{layer.name}"
+                name = f"{self.block}.{layer.name}"
                 raise InputError(f"{name}: an input activation is NaN or Inf; check the model and its dtype")
 
     def restart_starved_experts(self) -> set[Matrix]:
@@ -105,9 +105,9 @@ class GramSum:
         for layer in self.layers:
             source = grams.reads.get(layer.name)
             if source is None:
-                logging.warning("%s.%s: never called with an input of its own, left dense", self.place, layer.name)
+                logging.warning("%s.%s: never called with an input of its own, left dense", self.block, layer.name)
             elif (count := grams.tokens.get(source, 0)) < min(layer.d_in, tokens):
-                logging.warning("%s.%s: sees %d tokens, left dense", self.place, layer.name, count)
+                logging.warning("%s.%s: sees %d tokens, left dense", self.block, layer.name, count)
                 del grams.reads[layer.name]
         for source in {*grams.matrix, *grams.held_out} - set(grams.reads.values()):
             grams.discard(source)

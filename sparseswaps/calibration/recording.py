@@ -50,7 +50,10 @@ class _ExpertRecorder:
         self.first, self.last = expert_parameters(experts)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Run the experts as transformers does, on [tokens, width] and twice [tokens, experts per token]."""
+        """Run the experts as transformers does.
+
+        `hidden_states` is [tokens, width]; `top_k_index` and `top_k_weights` are [tokens, experts per token].
+        """
         output = torch.zeros_like(hidden_states)
         for expert in range(self.experts.num_experts):
             token, slot = (top_k_index == expert).nonzero(as_tuple=True)

@@ -171,8 +171,8 @@ class _Probe:
         if not self.arguments:
             self.hidden = self._returned = hidden
         if index != len(self.arguments) or (hidden is not self._returned and not _same(hidden, self._returned)):
-            place = f"{self.replay.prefix}.{index}"
-            raise InputError(f"{place}: is not given what the block before it returns; it cannot be pruned")
+            name = f"{self.replay.prefix}.{index}"
+            raise InputError(f"{name}: is not given what the block before it returns; it cannot be pruned")
         self.arguments.append(_replace_hidden((args, kwargs), None))
         if len(self.arguments) == len(self.replay.blocks):
             raise _Stopped

@@ -15,10 +15,15 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
 
 
 def check_vocabulary(ids: Tensor, vocabulary: int | None) -> None:
-    """Raise InputError when a token id has no embedding in the model, which has embeddings for `vocabulary` ids."""
+    """Raise InputError when a token id has no embedding in the model.
+
+    `vocabulary` is the number of ids with an embedding; None when the model does not say, and then nothing is checked.
+    """
     if vocabulary is not None and (largest := int(ids.max())) >= vocabulary:
-        message = f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only"
-        raise InputError(f"{message}; put the model's own tokenizer files beside its weights")
+        raise InputError(
+            f"the tokenizer gives token id {largest}, but the model has embeddings for {vocabulary} ids only, so the "
+            "tokenizer is another model's; put the model's own tokenizer files beside its weights"
+        )
 
 
 def draw(
@@ -51,7 +56,9 @@ def draw(
         windows.extend(cut[0] for cut in remaining[: wanted - len(windows)])
         remaining = [cut[1:] for cut in remaining]
     if len(windows) < wanted:
-        counts = f"{len(windows)} of {samples} samples and {held_out} held-out samples of {seqlen} tokens"
-        raise InputError(f"the calibration text gives {counts}; ask for fewer or shorter samples, or give more text")
+        raise InputError(
+            f"the calibration text is too short: it gives {len(windows)} of {samples} samples and {held_out} held-out "
+            f"samples of {seqlen} tokens; ask for fewer or shorter samples, or give more text"
+        )
     drawn = torch.stack(windows)
     return drawn[:samples], drawn[samples:]

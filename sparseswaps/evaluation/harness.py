@@ -37,12 +37,13 @@ def evaluate(
     (docs/interoperation.md). Log-probabilities are float32 for weights of any dtype.
 
     Args:
+        model: on the device that computes.
         tasks: names of tasks, groups or tags.
         include: folders of task definitions (YAML). A definition replaces one of the same name in an earlier folder or
             in lm-eval. lm-eval's own definitions take seconds to read, and are read only when the folders lack a task.
         limit: the largest number of items per task, counted from the beginning; None takes all.
-        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half of
-            it. The logits of a batch, in float32, take most of the memory.
+        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half
+            the batch size. The logits of a batch, in float32, take most of the memory.
 
     Returns plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no
     number, with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number

@@ -1,5 +1,5 @@
 """Perplexity of a causal language model on disjoint windows of one token stream, as in the pruning literature:
-exp(mean over windows of the window's mean cross-entropy). It depends on the windows' length.
+exp(mean over windows of the window's mean cross-entropy). The perplexity depends on the windows' length.
 """
 
 import math

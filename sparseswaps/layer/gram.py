@@ -55,7 +55,10 @@ def gram_matrix(inputs: Tensor | Iterable[Tensor]) -> Tensor:
 
     Args:
         inputs: [..., d_in], any floating dtype; the leading dimensions are tokens. Or an iterable of such batches.
-            Products are formed in float32 and summed in float64. The result is float32, on the inputs' device.
+            Products are formed in float32 and summed in float64.
+
+    Returns:
+        float32 [d_in, d_in], on the inputs' device.
 
     Raises:
         InputError: there are no inputs, they are not floating-point tensors of one width, or they hold NaN or Inf.
@@ -149,30 +152,37 @@ def check_flags(weight: Tensor, name: str, flags: Tensor) -> None:
         raise InputError(f"the {name} is on {flags.device}, the weight on {weight.device}")
 
 
+@torch.no_grad()
 def correlation(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
     """Return c = G ((1 - m) * w) for each row, the correlation of the inputs with the pruned part of the output.
 
     `weight` [d_out, d_in] and `gram` have any floating dtype, `mask` is boolean. Returns float64 [d_out, d_in].
     """
     result = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
-    for part, own, kept in zip(result.split(_ROWS), weight.split(_ROWS), mask.split(_ROWS), strict=True):
-        part.copy_(product(own.double().masked_fill(kept, 0), gram))
+    for first in range(0, len(weight), _ROWS):
+        rows = slice(first, first + _ROWS)
+        result[rows] = product(weight[rows].double().masked_fill(mask[rows], 0), gram)
     return result
 
 
 def product(rows: Tensor, gram: Tensor) -> Tensor:
     """Return rows @ G in float64 for float64 rows [rows, d_in], without a float64 copy of a large Gram matrix."""
     result = torch.empty_like(rows)
-    for part, columns in zip(result.split(_COLUMNS, 1), gram.split(_COLUMNS, 1), strict=True):
-        part.copy_(rows @ columns.double())
+    for left in range(0, len(gram), _COLUMNS):
+        columns = slice(left, left + _COLUMNS)
+        result[:, columns] = rows @ gram[:, columns].double()
     return result
 
 
 def row_loss(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
-    """Return each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w): float64 [d_out]."""
+    """Return each row's pruning error ||w X - (m * w) X||^2 = (w - m * w)^T G (w - m * w): float64 [d_out].
+
+    The arguments are as for `correlation`.
+    """
     return output_error(weight, gram, weight.masked_fill(~mask, 0))
 
 
+@torch.no_grad()
 def output_error(weight: Tensor, gram: Tensor, new: Tensor) -> Tensor:
     """Return each row's error ||v X - w X||^2 = (v - w)^T G (v - w) with new weights v in place of its weights w.
 

@@ -14,11 +14,11 @@ _ROUGHLY = 0.01  # of a matrix's weights
 
 
 def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
-    """Return the mask, boolean [d_out, d_in], that keeps the weights of highest score in every block of every row.
+    """Return the mask, boolean [d_out, d_in], that keeps the weights of highest score in every group of every row.
 
     `scores` is [d_out, d_in] of any floating dtype; of equal scores the leftmost is kept.
     """
-    size, kept = pattern.blocks(scores.shape[1])
+    size, kept = pattern.groups(scores.shape[1])
     grouped = scores.reshape(scores.shape[0], -1, size)
     order = grouped.argsort(dim=-1, descending=True, stable=True)
     mask = torch.zeros(grouped.shape, dtype=torch.bool, device=scores.device).scatter_(-1, order[..., :kept], True)
@@ -28,12 +28,12 @@ def keep_best(scores: Tensor, pattern: Pattern) -> Tensor:
 def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> None:
     """Raise InputError unless a mask [d_out, d_in] keeps as many weights as its pattern asks for.
 
-    `counted` says where the kept weights are counted. "rows": in every block of every row. "matrix": for a sparsity, in
-    the whole matrix; for N:M, in every block. "roughly", for imported masks: in the whole matrix, within 1 % of all
-    weights or one weight a row, and no N:M block keeps more than N; other tools round differently, and zero weights of
+    `counted` says where the kept weights are counted. "rows": in every group of every row. "matrix": for a sparsity, in
+    the whole matrix; for N:M, in every group. "roughly", for imported masks: in the whole matrix, within 1 % of all
+    weights or one weight a row, and no N:M group keeps more than N; other tools round differently, and zero weights of
     the base model look pruned.
     """
-    size, kept = pattern.blocks(mask.shape[1])
+    size, kept = pattern.groups(mask.shape[1])
     counts = mask.reshape(len(mask), -1, size).sum(-1)
     total, asked, every = int(counts.sum()), kept * counts.numel(), mask.numel()
     asks, remedy = f"pattern {pattern.label} asks for", ""
@@ -48,9 +48,9 @@ def check_mask(mask: Tensor, pattern: Pattern, counted: Counted = "rows") -> Non
         return
     wrong = (counts > kept if counted == "roughly" else counts != kept).nonzero()
     if len(wrong):
-        row, block = wrong[0].tolist()
-        count = counts[row, block].item()
-        raise InputError(f"row {row}, block {block} keeps {count} of {size} weights, but {asks} {kept}{remedy}")
+        row, group = wrong[0].tolist()
+        count = counts[row, group].item()
+        raise InputError(f"row {row}, group {group} keeps {count} of {size} weights, but {asks} {kept}{remedy}")
 
 
 def pack(mask: Tensor) -> Tensor:

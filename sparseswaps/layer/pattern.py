@@ -1,7 +1,7 @@
 """Sparsity patterns: which weights of a row compete, and how many of them are kept.
 
-Every pattern divides a row of `d_in` weights into blocks of `size` weights, each of which keeps exactly `kept` weights.
-A sparsity is one block that spans the row.
+Every pattern divides a row of `d_in` weights into groups of `size` weights, each of which keeps exactly `kept` weights.
+A sparsity is one group that spans the row.
 """
 
 import re
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from sparseswaps.base.errors import InputError
 
 
-class Blocks(NamedTuple):
-    """The division of a row: blocks of `size` weights, each of which keeps `kept` weights."""
+class Groups(NamedTuple):
+    """The division of a row: groups of `size` weights, each of which keeps `kept` weights."""
 
     size: int
     kept: int
@@ -33,8 +33,8 @@ class PerRow:
         percent = Decimal(100 * self.sparsity.numerator) / Decimal(self.sparsity.denominator)
         return f"{percent.normalize():f}%"
 
-    def blocks(self, d_in: int) -> Blocks:
-        return Blocks(d_in, d_in - floor(d_in * self.sparsity))
+    def groups(self, d_in: int) -> Groups:
+        return Groups(d_in, d_in - floor(d_in * self.sparsity))
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class NM:
     def label(self) -> str:
         return f"{self.n}:{self.m}"
 
-    def blocks(self, d_in: int) -> Blocks:
+    def groups(self, d_in: int) -> Groups:
         if d_in % self.m:
             raise InputError(f"pattern {self.label} does not divide d_in = {d_in}: choose one whose M divides it")
-        return Blocks(self.m, self.n)
+        return Groups(self.m, self.n)
 
 
 Pattern = PerRow | NM
@@ -61,7 +61,10 @@ def parse_pattern(value: str | float) -> Pattern:
     """Parse a pattern: "60%", 0.6 or "0.6" for a sparsity of every row, "2:4" for N:M (N kept of M).
 
     Decimal fractions are exact: 0.7 is 7/10. A row of d_in weights prunes floor(d_in * sparsity) of them, or each M
-    consecutive weights keep N. The method `blocks(d_in)` of the result returns the division of a row.
+    consecutive weights keep N.
+
+    Returns:
+        `PerRow` or `NM`. Their method `groups(d_in)` returns the division of a row.
 
     Raises:
         InputError: the value is not a pattern, the sparsity is outside [0, 1), or not 0 < N < M.

@@ -121,7 +121,7 @@ class _MaskLoss:
     def __init__(self, weight: Tensor, gram: Tensor) -> None:
         self.weight, self.gram = weight, gram
         self.mask: Tensor | None = None
-        self.of_rows = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+        self.row_losses = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
 
     def measure(self, mask: Tensor) -> float:
         """Return the loss of a mask, summed over all rows."""
@@ -129,9 +129,9 @@ class _MaskLoss:
         weight, new = self.weight[changed], mask[changed]
         if rows := len(weight):
             parts = map_slices(lambda part: row_loss(weight[part], self.gram, new[part]), rows, rows, "rows")
-            self.of_rows[changed] = torch.cat(parts)
+            self.row_losses[changed] = torch.cat(parts)
         self.mask = mask
-        return float(self.of_rows.sum())
+        return float(self.row_losses.sum())
 
 
 def shrink_correlations(gram: Tensor, shrinkage: float) -> Tensor:

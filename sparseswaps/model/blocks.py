@@ -1,6 +1,7 @@
 """The decoder blocks of a transformers causal language model, and the matrices in them that can be pruned.
 
-Nothing here knows a model family. Prunable are linear layers, and experts that share one parameter in transformers.
+Nothing in this module knows a model family. The prunable matrices are the blocks' linear layers, and the experts that
+transformers holds in one parameter for all.
 """
 
 import math
@@ -78,7 +79,7 @@ def find_layers(model: PreTrainedModel, shapes: Shapes | None = None) -> list[li
     return [_block_layers(model, f"{prefix}.{index}", block, shapes) for index, block in enumerate(blocks)]
 
 
-def _block_layers(model: PreTrainedModel, place: str, block: nn.Module, shapes: Shapes) -> list[Layer]:
+def _block_layers(model: PreTrainedModel, block_name: str, block: nn.Module, shapes: Shapes) -> list[Layer]:
     transposed = {f"{name}.weight": isinstance(module, Conv1D) for name, module in linear_layers(block).items()}
     for name, module in expert_modules(block).items():
         transposed |= {f"{name}.{parameter}": module.is_transposed for parameter in expert_parameters(module)}
@@ -87,21 +88,24 @@ def _block_layers(model: PreTrainedModel, place: str, block: nn.Module, shapes: 
         shape = tuple(block.get_parameter(parameter).shape)
         # Each row holds its own number. In the converted tensors, the numbers show which rows went where.
         numbers = torch.arange(math.prod(shape[:-1])).view(*shape[:-1], 1)
-        pieces = revert_weight_conversion(model, {f"{place}.{parameter}": numbers})
+        pieces = revert_weight_conversion(model, {f"{block_name}.{parameter}": numbers})
         unchanged = [name for name, piece in pieces.items() if torch.equal(piece, numbers)]
-        names = [name for whole in (f"{place}.{parameter}", *unchanged) for name in _file_names(model, whole)]
+        names = [name for whole in (f"{block_name}.{parameter}", *unchanged) for name in _file_names(model, whole)]
         tensor = next((name for name in names if name in shapes), None)
         if tensor is None:
-            layers += _layers_in_pieces(model, place, parameter, shape, pieces, shapes)
+            layers += _layers_in_pieces(model, block_name, parameter, shape, pieces, shapes)
         elif shapes[tensor] == shape:
             d_out, d_in = reversed(shape[-2:]) if is_transposed else shape[-2:]
-            held = (tensor, parameter, d_out, d_in, is_transposed)
             if len(shape) == 2:
-                layers.append(Layer(parameter.removesuffix(".weight"), *held))
+                name = parameter.removesuffix(".weight")
+                layers.append(Layer(name, tensor, parameter, d_out, d_in, transposed=is_transposed))
             else:
                 module, _, leaf = parameter.rpartition(".")
-                experts = range(shape[0])
-                layers += [Layer(f"{module}.{expert}.{leaf}", *held, expert, fused=True) for expert in experts]
+                for expert in range(shape[0]):
+                    name = f"{module}.{expert}.{leaf}"
+                    layers.append(
+                        Layer(name, tensor, parameter, d_out, d_in, transposed=is_transposed, expert=expert, fused=True)
+                    )
     return layers
 
 
@@ -111,7 +115,7 @@ def _file_names(model: PreTrainedModel, parameter: str) -> tuple[str, str]:
 
 
 def _layers_in_pieces(
-    model: PreTrainedModel, place: str, parameter: str, shape: Shape, pieces: dict[str, Tensor], shapes: Shapes
+    model: PreTrainedModel, block_name: str, parameter: str, shape: Shape, pieces: dict[str, Tensor], shapes: Shapes
 ) -> list[Layer]:
     """Find the layers of a parameter that the files hold in several tensors, each of whole and consecutive rows.
 
@@ -126,38 +130,44 @@ def _layers_in_pieces(
         consecutive = torch.arange(first, first + d_out)[:, None]
         if shapes.get(tensor) != (d_out, d_in) or not torch.equal(numbers, consecutive):
             return []
-        name = tensor.split(f".{place.rpartition('.')[2]}.", 1)[-1].removesuffix(".weight")
+        name = tensor.split(f".{block_name.rpartition('.')[2]}.", 1)[-1].removesuffix(".weight")
         expert, row = divmod(first, shape[-2]) if len(shape) == 3 else (None, first)
         layers.append(Layer(name, tensor, parameter, d_out, d_in, expert=expert, row=row))
     return layers if sum(layer.d_out for layer in layers) == math.prod(shape[:-1]) else []
 
 
-def find_unpruned(folder: Path, model: PreTrainedModel, layers: list[list[Layer]], shapes: Shapes) -> list[str]:
-    """Return the names of the blocks' matrices that belong to no layer. Biases of experts do not count as matrices.
-
-    Raises InputError when the folder's files lack a linear layer's weight or hold it in another shape, or when nothing
-    can be pruned.
-    """
+def find_unpruned(model: PreTrainedModel, layers: list[list[Layer]]) -> list[str]:
+    """Return the names of the blocks' matrices that belong to no layer. Biases of experts do not count as matrices."""
     prefix, blocks = find_blocks(model)
     names = []
     for index, block in enumerate(blocks):
         pruned = {layer.parameter for layer in layers[index]}
-        linear = {f"{name}.weight" for name in linear_layers(block)}
         for name, weight in block.named_parameters():
             if weight.ndim >= 2 and not name.endswith("bias") and name not in pruned:
                 names.append(f"{prefix}.{index}.{name}")
-                if name in linear:
-                    _check_stored(folder, model, names[-1], weight, shapes)
+    return names
+
+
+def check_linear_layers(folder: Path, model: PreTrainedModel, layers: list[list[Layer]], shapes: Shapes) -> None:
+    """Raise InputError when a folder's files lack a linear layer's weight or hold it in another shape.
+
+    Raises InputError also when no block has a layer, so that nothing can be pruned.
+    """
+    prefix, blocks = find_blocks(model)
+    for index, block in enumerate(blocks):
+        pruned = {layer.parameter for layer in layers[index]}
+        for name, module in linear_layers(block).items():
+            if f"{name}.weight" not in pruned:
+                _check_stored(folder, model, f"{prefix}.{index}.{name}.weight", module.weight, shapes)
     if not any(layers):
         raise InputError(f"{folder}: its decoder blocks hold no linear layers or experts, so nothing can be pruned")
-    return names
 
 
 def _check_stored(folder: Path, model: PreTrainedModel, parameter: str, weight: Tensor, shapes: Shapes) -> None:
     """Raise InputError unless the files hold a linear layer's weight in tensors that are not whole rows."""
     pieces = revert_weight_conversion(model, {parameter: weight})
     if len(pieces) > 1 and any(piece in shapes for piece in pieces):
-        return
+        return  # the layer then stays dense
     for tensor in _file_names(model, parameter):
         if tensor in shapes:
             expected = tuple(weight.shape)

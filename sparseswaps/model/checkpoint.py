@@ -45,7 +45,8 @@ class Checkpoint:
             raise InputError(f"{self.folder}: holds no tensor {name!r}")
         with open_tensors(self.folder / self.files[name]) as file:
             try:
-                return file.get_slice(name)[... if expert is None else expert]
+                part = file.get_slice(name)
+                return part[...] if expert is None else part[expert]
             except UNREADABLE as error:
                 message = f"torch cannot read tensor {name} ({one_line(error)}); delete it from the file"
                 raise InputError(f"{self.folder / self.files[name]}: {message}") from None
@@ -59,15 +60,18 @@ class Checkpoint:
         return shapes
 
     def hashes(self, progress: Report = ignore_progress) -> dict[str, str]:
-        """Return the SHA-256 of every tensor's bytes. Raises InputError naming the first tensor with NaN or Inf."""
+        """Return the SHA-256 of every tensor's bytes. Raises InputError naming the first tensor with NaN or Inf.
+
+        `progress` is told the number of tensors done, and their megabytes.
+        """
         hashes, size = {}, 0
         for name in sorted(self.files):
-            tensor, place = self.tensor(name), f"{self.folder / self.files[name]}: tensor {name}"
+            tensor, label = self.tensor(name), f"{self.folder / self.files[name]}: tensor {name}"
             if tensor.is_floating_point():
                 if tensor.dtype not in _DTYPES.values():
-                    raise InputError(f"{place} is {tensor.dtype}; save the model in float32, float16 or bfloat16")
+                    raise InputError(f"{label} is {tensor.dtype}; save the model in float32, float16 or bfloat16")
                 if not tensor.isfinite().all():
-                    raise InputError(f"{place} holds NaN or Inf; copy or download the file again")
+                    raise InputError(f"{label} holds NaN or Inf; copy or download the file again")
             hashes[name] = hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
             size += tensor.nbytes
             progress(len(hashes), size // 10**6)

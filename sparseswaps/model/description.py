@@ -62,10 +62,11 @@ def describe(folder: Path, trust_remote_code: bool = False, progress: Report = i
     shapes = checkpoint.shapes()
     model = blocks.skeleton(folder, trust_remote_code)
     layers = blocks.find_layers(model, shapes)
+    blocks.check_linear_layers(folder, model, layers, shapes)
     return Model(
         folder=str(folder),
         blocks=layers,
-        left_dense=blocks.find_unpruned(folder, model, layers, shapes),
+        left_dense=blocks.find_unpruned(model, layers),
         tensors=checkpoint.hashes(progress),
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in companion_files(folder)},
         source=str(folder),

@@ -93,7 +93,10 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def entry_file(source: str, names: Collection[str]) -> str:
-    """Return the file by which transformers finds weights: the only one, or the index. Raises InputError if absent."""
+    """Return the file by which transformers finds weights: the single safetensors file, or the index.
+
+    Raises InputError when `names` has neither.
+    """
     for name in (SINGLE, INDEX):
         if name in names:
             return name
@@ -112,7 +115,10 @@ def entry_file(source: str, names: Collection[str]) -> str:
 
 
 def indexed_files(index: Path) -> list[str]:
-    """Return the names of an index's weight files, in order. Raises InputError when it names other files."""
+    """Return the names of an index's weight files, in order.
+
+    Raises InputError when the file is not an index, or names a file outside its own folder.
+    """
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -158,8 +164,10 @@ def mask_files(path: str | Path) -> list[Path]:
                 raise InputError(f"{str(path)!r} is not a mask file; for a model, name its directory")
         return [path]
     if any(_is_packed(part.get("quantization_config")) for part in _parts(path)):
-        remedy = "save them as they are (with llm-compressor, save_pretrained(..., save_compressed=False))"
-        raise InputError(f"{path / 'config.json'}: weights of a quantization_config do not show zeros; {remedy}")
+        raise InputError(
+            f"{path / 'config.json'}: has a quantization_config: zeros cannot be read from compressed or quantised "
+            "weights; save the weights uncompressed (with llm-compressor, save_pretrained(..., save_compressed=False))"
+        )
     check_files(path)
     return [path / name for name in weight_files(path)]
 

@@ -87,7 +87,8 @@ def _explain_errors(repo: str, revision: str | None) -> Iterator[None]:
         message = f"{repo!r} is gated: ask for access at {constants.ENDPOINT}/{repo}, then {login}"
     except errors.RepositoryNotFoundError:
         message = (
-            f"{repo!r} is neither a directory here nor a model on the hub: correct it, or {login} if it is private"
+            f"{repo!r} is neither a directory here nor a model that the hub shows you: check the spelling, or {login} "
+            "if the model is private"
         )
     except errors.RevisionNotFoundError:
         message = f"the hub's {repo!r} has no revision {revision!r}: give a branch, a tag or a commit hash of it"

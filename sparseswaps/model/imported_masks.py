@@ -46,7 +46,9 @@ def _import_mask_file(path: Path, model: Model) -> Callable[[Layer], Tensor]:
     if any(model.tensors.get(name) != digest for name, digest in base["tensors"].items()):
         raise InputError(f"{path}: belongs to another model, {base['source']}, not to {model.source}")
 
-    def mask_of(layer: Layer) -> Tensor:
-        return masks.of(layer) if layer.tensor in masks else torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
+    def import_mask(layer: Layer) -> Tensor:
+        if layer.tensor in masks:
+            return masks.mask_of_layer(layer)
+        return torch.ones(layer.d_out, layer.d_in, dtype=torch.bool)
 
-    return mask_of
+    return import_mask

@@ -27,11 +27,12 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._packed)
 
-    def of(self, layer: Layer) -> Tensor:
+    def mask_of_layer(self, layer: Layer) -> Tensor:
         """Return the mask of a layer, [d_out, d_in]."""
 
         def read(name: str, expert: int | None) -> Tensor:
-            return unpack(self._packed[name][... if expert is None else expert], self._d_in[name])
+            packed = self._packed[name]
+            return unpack(packed if expert is None else packed[expert], self._d_in[name])
 
         return layer.read_with(read)
 

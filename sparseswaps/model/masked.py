@@ -47,7 +47,7 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
                     raise InputError(f"{path}: {name} has other values than the base {base['source']}; load that one")
             if name not in masks:
                 masks[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-            layer.view_in(masks[name]).copy_(stored_masks.of(layer))
+            layer.view_in(masks[name]).copy_(stored_masks.mask_of_layer(layer))
     if missing:
         raise InputError(f"{path}: this model lacks {min(missing)} of the base model {base['source']}; load that one")
     for name, mask in masks.items():

@@ -78,14 +78,14 @@ class WeightsOnDisk:
     def stem(self) -> AbstractContextManager[None]:
         """Keep everything before the blocks on the device. Raises InputError when the files lack a parameter."""
         others = {*self._blocks.modules(), self._head}
-        return self._loaded(None, [module for module in self.model.modules() if module not in others])
+        return self._keep_on_device(None, [module for module in self.model.modules() if module not in others])
 
     def block(self, index: int) -> AbstractContextManager[None]:
         """Keep a block on the device. Raises InputError when the files lack a parameter."""
-        return self._loaded(index, list(self._blocks[index].modules()))
+        return self._keep_on_device(index, list(self._blocks[index].modules()))
 
     @contextmanager
-    def _loaded(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
+    def _keep_on_device(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
         names = {module: name for name, module in self.model.named_modules()}
         embeddings = self.model.get_input_embeddings()
         try:

@@ -39,6 +39,7 @@ class Step:
 
     def __call__(self, state: LayerState, progress: Report) -> None:
         """Change `state`; tell `progress` how many rows are done, and how many swaps were made."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def prune(
     Raises:
         InputError: one line that names the argument or the layer: an argument is not allowed; the model is not of
             transformers or not whole on one device; the pattern does not divide a width; the text cannot be read or is
-            too short; an activation or a weight is not finite; or the GPU has no memory for one sequence or row.
+            too short; token ids are not the model's; an activation or a weight is not finite; or the GPU has no memory
+            for one sequence or row.
     """
     arguments = locals() | ({"text": calibration} if isinstance(calibration, str) else {})
     settings = PruneSettings(**{name: arguments[name] for name in arguments.keys() & PruneSettings.model_fields})
@@ -130,7 +131,7 @@ def prune(
     for index, layers in enumerate(weights.layers):
         for layer in layers:
             with prefix_errors(f"block {index}, {layer.name}"):
-                parsed.blocks(layer.d_in)
+                parsed.groups(layer.d_in)
     with prefix_errors("calibration"):
         ids, unseen = _token_ids(calibration, tokenizer, model, settings)
     if stop == "held_out" and not len(unseen):
@@ -140,27 +141,30 @@ def prune(
     steps = [WarmStart(warmstart, None, counted), Refine(settings, counted), new_weights]
     prefix, blocks = find_blocks(model)
 
-    results: list[PrunedBlock] = []  # of the block that was pruned last
-
     @torch.inference_mode()
-    def prune_one(index: int, grams: Grams) -> dict[str, Tensor]:
+    def prune_one(index: int, grams: Grams) -> PrunedBlock:
         def weight_of(layer: Layer) -> Tensor:
             return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
 
         check_held_out(grams)
-        results.append(
-            prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
-        )
-        return results[-1].weights
+        return prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
+
+    chained: dict[int, PrunedBlock] = {}  # the block that was pruned before it gave the next block's inputs
+
+    def prune_in_chain(index: int, grams: Grams) -> dict[str, Tensor]:
+        chained[index] = prune_one(index, grams)
+        return chained[index].weights
 
     masks, losses, curves, training = {}, [], [], model.training
     model.eval()
     try:
-        prune_first = prune_one if propagate == "pruned" else None  # before the block gives the next block's inputs
-        for index, grams in enumerate(capture(weights, ids, unseen, batch_size, prune_first)):
-            if prune_first is None:
-                put_weights(blocks[index], weights.layers[index], prune_one(index, grams))
-            pruned = results.pop()
+        in_chain = propagate == "pruned"
+        for index, grams in enumerate(capture(weights, ids, unseen, batch_size, prune_in_chain if in_chain else None)):
+            if in_chain:
+                pruned = chained.pop(index)
+            else:
+                pruned = prune_one(index, grams)
+                put_weights(blocks[index], weights.layers[index], pruned.weights)
             losses.extend(pruned.losses)
             curves.extend(pruned.curves)
             for layer in weights.layers[index]:
@@ -189,8 +193,8 @@ def _token_ids(
     calibration: Any, tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel, settings: PruneSettings
 ) -> tuple[Tensor, Tensor]:
     """Return the token ids of calibration, int64 [samples, seqlen], and of held-out text, int64 [held_out, seqlen]."""
-    given, seqlen = isinstance(calibration, Tensor), settings.seqlen
-    if given:
+    has_ids, seqlen = isinstance(calibration, Tensor), settings.seqlen
+    if has_ids:
         if calibration.dtype != torch.int64 or calibration.ndim != 2 or not calibration.numel():
             raise InputError(f"token ids are int64 [samples, seqlen], not {calibration.dtype} {[*calibration.shape]}")
         if (least := int(calibration.min())) < 0:
@@ -199,7 +203,7 @@ def _token_ids(
     config = model.config.get_text_config().to_dict()
     if (most := context_length(config)) is not None and seqlen > most:
         raise InputError(f"samples of {seqlen} tokens (seqlen), but the model takes {most}")
-    if given:
+    if has_ids:
         ids, unseen = calibration, calibration[:0]
     else:
         documents = load(settings, "calibration") if isinstance(calibration, str) else calibration

@@ -109,5 +109,5 @@ def _resolve(study: Study, name: str) -> ModelSource:
     for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
         for index, entry in enumerate(study.patterns):
             with prefix_errors(f"config key patterns[{index}], model {name}"):
-                read_budget(entry).pattern.blocks(d_in)
+                read_budget(entry).pattern.groups(d_in)
     return model

@@ -34,7 +34,7 @@ def test_a_cell_is_pruned_as_its_masks_say_and_no_layers_error_rises(finished, t
     assert len(masks) == 14
     assert same(pruned, dense | {name: dense[name] * mask for name, mask in masks.items()})
     for name in masks:
-        size, kept = parse_pattern(pattern).blocks(dense[name].shape[1])
+        size, kept = parse_pattern(pattern).groups(dense[name].shape[1])
         zeros = (pruned[name] == 0).view(len(dense[name]), -1, size).sum(-1)
         assert (zeros == size - kept).all(), name  # exact in every row and block; no dense weight is zero
     losses = read_losses(folder)

@@ -40,12 +40,12 @@ def sparsegpt_mask(
     """
     weight, gram = validate_layer(weight, gram)
     d_out, d_in = weight.shape
-    kept = d_out * pattern.blocks(d_in).kept  # of the whole matrix
+    kept = d_out * pattern.groups(d_in).kept  # of the whole matrix
 
     def choose(scores: Tensor, first: int) -> Tensor:
         if isinstance(pattern, NM):
             return keep_best(scores, pattern)
-        # A share of `kept` for all columns so far, so that the rounding of blocks does not add up.
+        # A share of `kept` for all columns so far, so that the rounding of the parts does not add up.
         count = kept * (first + scores.shape[1]) // d_in - kept * first // d_in
         mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         mask[scores.flatten().argsort(descending=True, stable=True)[:count]] = True

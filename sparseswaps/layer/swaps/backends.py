@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     mask: Tensor  # boolean [rows, d_in], True where kept
     frozen: Tensor  # boolean [rows, d_in], the kept weights that no swap may prune
     correlation: Tensor  # float64 [rows, d_in], c = G ((1 - m) * w)
-    size: int  # columns per block; both weights of a swap are in the same block
+    size: int  # columns per group; both weights of a swap are in the same group
     budget: Tensor  # int64 [rows], the most swaps of each row
 
 
@@ -33,16 +33,17 @@ class Backend(Protocol):
         """
 
     def eliminate_rows(self, weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:
-        """Prune the cheapest weight of every row repeatedly, until each block of `size` columns keeps `kept` weights.
+        """Prune the cheapest weight of every row repeatedly, until each group of `size` columns keeps `kept` weights.
 
         Returns the mask, boolean [rows, d_in]. `progress` receives the number of rows that are done.
         """
 
 
 def select_backend(weight: Tensor, name: str | None) -> Backend:
-    """Import and return the backend of a name for the device of a weight; raise InputError if it is for another device.
+    """Import and return the backend of a name, to compute on the device of a weight.
 
-    None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a GPU without Triton.
+    None takes `cpu` or `cuda` on these devices, and `batched` on other devices and on a GPU without Triton. Raises
+    InputError if the name is unknown, or the backend is for another device.
     """
     device = weight.device.type
     if name is None:

@@ -1,6 +1,6 @@
 """The search in batched torch operations in float64, for any device with float64. All rows step together.
 
-Whole rows are searched by peeling (docs/engine.md), N:M blocks by forming every pair.
+Whole rows are searched by peeling (docs/engine.md), N:M groups by forming every pair.
 """
 
 from math import inf
@@ -36,7 +36,7 @@ def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
         if whole_rows:
             cost, u, p = best_in_row(w, gram, pruning, keeping, bound[active])
         else:
-            cost, u, p = best_in_block(w, gram, pruning, keeping, size)
+            cost, u, p = best_in_group(w, gram, pruning, keeping, size)
         improving = cost < 0
         certified[active[~improving]] = True
         improving &= swaps[active] < budget[active]
@@ -48,14 +48,14 @@ def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
     return swaps, certified
 
 
-def best_in_block(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, size: int) -> Best:
-    """Return the cheapest swap of each row with u and p in the same block of `size` columns, by forming every pair."""
+def best_in_group(w: Tensor, gram: Tensor, pruning: Tensor, keeping: Tensor, size: int) -> Best:
+    """Return the cheapest swap of each row with u and p in the same group of `size` columns, by forming every pair."""
     rows, d_in = w.shape
-    blocks = gram.view(d_in // size, size, d_in // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    groups = gram.view(d_in // size, size, d_in // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     parts = []
     for part in torch.arange(rows, device=w.device).split(max(1, _PAIRS // (d_in * size))):
         x, a, b = (t[part].view(len(part), -1, size) for t in (w, pruning, keeping))
-        pairs = a[..., :, None] + b[..., None, :] - 2 * x[..., :, None] * x[..., None, :] * blocks
+        pairs = a[..., :, None] + b[..., None, :] - 2 * x[..., :, None] * x[..., None, :] * groups
         cost, flat = pairs.flatten(1).min(1)  # of equal costs the first: lowest u, then lowest p
         u = flat // size
         parts.append((cost, u, u // size * size + flat % size))

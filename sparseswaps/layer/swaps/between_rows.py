@@ -88,7 +88,8 @@ class _ExchangePass:
 def best_pairs(pruning: list[float], keeping: list[float]) -> list[tuple[int, int]]:
     """Pair rows that prune with rows that keep: the best pair, then the best pair of the other rows, and so on.
 
-    `pruning` and `keeping` are the least cost of pruning and of keeping a weight, of each row.
+    `pruning` and `keeping` are the least cost of pruning and of keeping a weight, of each row. Returns pairs (row that
+    prunes, row that keeps); no row is in two pairs.
     """
     sides = []  # (cost, row) of the rows that may be in an improving pair, the cheapest last
     for mine, other in ((pruning, keeping), (keeping, pruning)):

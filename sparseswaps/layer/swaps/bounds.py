@@ -13,9 +13,9 @@ LAMBDA = 0.7  # any positive value is exact
 
 
 def strongest_correlation(gram: Tensor, size: int) -> Tensor:
-    """Return max |G_ij| / sqrt(G_ii G_jj) over j != i in i's block of `size` columns, 0 if dead: float64 [d_in]."""
-    block = torch.arange(len(gram), device=gram.device) // size
-    parts = [shared.masked_fill(block[rows, None] != block, 0).amax(1) for rows, shared in _correlations(gram)]
+    """Return max |G_ij| / sqrt(G_ii G_jj) over j != i in i's group of `size` columns, 0 if dead: float64 [d_in]."""
+    group = torch.arange(len(gram), device=gram.device) // size
+    parts = [shared.masked_fill(group[rows, None] != group, 0).amax(1) for rows, shared in _correlations(gram)]
     return torch.cat(parts)
 
 

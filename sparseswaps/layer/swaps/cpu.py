@@ -151,26 +151,26 @@ def _best_in_row(w, gram, s, rho, pruning, keeping, bound_u, bound_p, floors_u, 
 
 
 @_compiled
-def _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
-    """Return the pair of the cheapest swap within a block of `size` columns, or (-1, -1) if none improves."""
-    for block in range(len(floors)):
+def _best_in_groups(w, gram, pruning, keeping, bound_u, bound_p, size, floors):
+    """Return the pair of the cheapest swap within a group of `size` columns, or (-1, -1) if none improves."""
+    for group in range(len(floors)):
         lowest_u, lowest_p = inf, inf
-        for i in range(block * size, (block + 1) * size):
+        for i in range(group * size, (group + 1) * size):
             lowest_u = _minimum(lowest_u, pruning[i] - bound_u[i])
             lowest_p = _minimum(lowest_p, keeping[i] - bound_p[i])
-        floors[block] = lowest_u + lowest_p
+        floors[group] = lowest_u + lowest_p
     best, u, p, likely = 0.0, -1, -1, 0
-    for block in range(len(floors)):
-        if floors[block] < floors[likely]:
-            likely = block
-    for turn in range(-1, len(floors)):  # the likeliest block first, since a low cost skips other blocks
-        block = likely if turn < 0 else turn
-        if floors[block] > best:
-            continue  # no pair of the block is cheap enough
-        for i in range(block * size, (block + 1) * size):
+    for group in range(len(floors)):
+        if floors[group] < floors[likely]:
+            likely = group
+    for turn in range(-1, len(floors)):  # the likeliest group first, since a low cost skips other groups
+        group = likely if turn < 0 else turn
+        if floors[group] > best:
+            continue  # no pair of the group is cheap enough
+        for i in range(group * size, (group + 1) * size):
             if pruning[i] == inf:
                 continue
-            for j in range(block * size, (block + 1) * size):
+            for j in range(group * size, (group + 1) * size):
                 cost = pruning[i] + keeping[j] - 2 * w[i] * w[j] * gram[i, j]
                 if cost < best or (cost == best and u >= 0 and (i < u or (i == u and j < p))):
                     best, u, p = cost, i, j
@@ -208,7 +208,7 @@ def _swap_row(w, gram, s, rho, rho_tiles, unit, kept, frozen, c, size, budget):
         if size == d_in:
             u, p = _best_in_row(w, gram, s, rho_tiles, pruning, keeping, bound_u, bound_p, floors_u, floors_p)
         else:
-            u, p = _best_in_blocks(w, gram, pruning, keeping, bound_u, bound_p, size, floors_u)
+            u, p = _best_in_groups(w, gram, pruning, keeping, bound_u, bound_p, size, floors_u)
         if u < 0:
             return swaps, True
         if swaps >= budget:

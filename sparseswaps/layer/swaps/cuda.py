@@ -45,7 +45,7 @@ def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
         column = torch.arange(d_in, device=weight.device)[:, None]
         inside = gram.gather(1, column // size * size + torch.arange(size, device=weight.device))
         with torch.cuda.device_of(weight):
-            _swap_blocks[(count,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
+            _swap_groups[(count,)](*row, *result, inside, d_in, size, max(1, _CHUNK // padded), padded, **options)
     mask.copy_(state != 0)
     progress(int(certified.sum()), int(swaps.sum()))
     return swaps, certified
@@ -248,26 +248,26 @@ def _swap_row(
 
 
 @triton.jit
-def _swap_blocks(
+def _swap_groups(
     weight, gram, mask, correlation, norm, unit, budget, swaps, certified, inside,
-    d_in, size: tl.constexpr, blocks: tl.constexpr, padded: tl.constexpr,
+    d_in, size: tl.constexpr, groups: tl.constexpr, padded: tl.constexpr,
 ):  # fmt: skip
-    """Refine a row in which two features of the same block of `size` may change places, by trying every pair.
+    """Refine a row in which two features of the same group of `size` may change places, by trying every pair.
 
-    `inside` [d_in, size] holds the Gram entries of each feature with the features of its block.
+    `inside` [d_in, size] holds the Gram entries of each feature with the features of its group.
     """
     i = tl.program_id(0).to(tl.int64)
     weight, mask, correlation = weight + i * d_in, mask + i * d_in, correlation + i * d_in
     unit, allowed = tl.load(unit + i), tl.load(budget + i)
-    block, column = tl.arange(0, blocks)[:, None], tl.arange(0, padded)[None, :]
-    none = tl.full([blocks, padded], 0, tl.float64)
+    group, column = tl.arange(0, groups)[:, None], tl.arange(0, padded)[None, :]
+    none = tl.full([groups, padded], 0, tl.float64)
     made, pair = allowed * 0, allowed * 0
     u_swap, p_swap, w_u, w_p = made, made, unit * 0, unit * 0  # no swap at first
     improving = True
     while improving:
         best, pair = none, none.to(tl.int64) - 1  # no pair; it wins ties, since a swap of cost 0 is no improvement
-        for start in range(0, d_in, blocks * size):
-            first = start + block * size
+        for start in range(0, d_in, groups * size):
+            first = start + group * size
             index = first + column
             valid = (column < size) & (index < d_in)
             c = _move(index, valid, u_swap, p_swap, w_u, w_p, correlation, gram, d_in)
@@ -294,7 +294,7 @@ def _swap_blocks(
 
 @triton.jit
 def _eliminate(weight, gram, mask, norm, d_in, size: tl.constexpr, kept: tl.constexpr, width: tl.constexpr):
-    """Prune the feature of least cost repeatedly, among the features whose block has weights to spare."""
+    """Prune the feature of least cost repeatedly, among the features whose group has weights to spare."""
     i = tl.program_id(0).to(tl.int64)
     weight, mask = weight + i * d_in, mask + i * d_in
     index = tl.arange(0, width)
@@ -302,7 +302,7 @@ def _eliminate(weight, gram, mask, norm, d_in, size: tl.constexpr, kept: tl.cons
     w = tl.load(weight + index, valid, 0.0).to(tl.float64)
     s = tl.abs(w) * tl.load(norm + index, valid, 0.0)
     cost = tl.where(valid, s * s, float("inf"))  # s_u^2 + 2 w_u c_u, infinite where u may not go
-    spare = tl.where(valid, size - kept, 0)  # of the feature's block
+    spare = tl.where(valid, size - kept, 0)  # of the feature's group
     for _ in range(d_in // size * (size - kept)):
         u = tl.argmin(cost, 0).to(tl.int64)
         tl.store(mask + u, 0)

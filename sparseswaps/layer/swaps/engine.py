@@ -55,7 +55,7 @@ def refine(
     """Swap kept against pruned weights, always the pair that lowers a row's error most, until no pair does.
 
     Every step takes the best of all feasible pairs of a row (arXiv 2512.10922, Algorithm 1; ties: lowest kept index,
-    then lowest pruned index). Both weights of a pair are in the same block of the pattern, so every block keeps as many
+    then lowest pruned index). Both weights of a pair are in the same group of the pattern, so every group keeps as many
     weights as in `mask`. Costs are float64, and a swap must gain more than rounding (`cost.rounding`). All rows are
     refined side by side; a GPU that runs out of memory refines fewer rows at a time.
 
@@ -70,6 +70,9 @@ def refine(
         between_rows: whether two rows may also exchange a kept and a pruned weight (`between_rows.exchange`), in turn
             with the swaps within rows until neither improves. Then only the matrix keeps as many weights as before.
         progress: receives the number of rows that are done and the number of swaps made.
+
+    Returns:
+        A `Refinement` on the weight's device.
 
     Raises:
         InputError: shapes or devices do not fit, a weight is not finite, the Gram matrix is not symmetric or not
@@ -102,9 +105,9 @@ def walk(
     frozen = torch.zeros_like(mask) if frozen is None else frozen
     check_flags(weight, "mask", mask)
     check_flags(weight, "frozen", frozen)
-    size = pattern.blocks(weight.shape[1]).size
+    size = pattern.groups(weight.shape[1]).size
     if between_rows and size != weight.shape[1]:
-        raise InputError(f"between_rows: pattern {pattern.label} fixes the kept weights of every block; use a sparsity")
+        raise InputError(f"between_rows: pattern {pattern.label} fixes the kept weights of every group; use a sparsity")
     search = _LayerSearch(select_backend(weight, backend), weight, gram, mask, mask & frozen, size, progress)
     unlimited = torch.iinfo(torch.int64).max
     for budget in budgets:
@@ -207,10 +210,10 @@ class _LayerSearch:
         return Refinement(mask, swaps, loss_before, loss_after, certified, drift), moved
 
     def _check_counts(self, start: Tensor, mask: Tensor, frozen: Tensor) -> None:
-        """Raise CertificateError unless every block keeps as many weights as at the start, and all frozen weights."""
+        """Raise CertificateError unless every group keeps as many weights as at the start, and all frozen weights."""
         before, after = (m.reshape(len(m), -1, self.size).sum(-1) for m in (start, mask))
         if not torch.equal(before, after):
-            raise CertificateError("the search changed how many weights a block keeps: a defect, report it")
+            raise CertificateError("the search changed how many weights a group keeps: a defect, report it")
         if (frozen & ~mask).any():
             raise CertificateError("the search pruned a frozen weight: a defect, report it")
 
@@ -220,11 +223,11 @@ def eliminate(
 ) -> Tensor:
     """Make a mask by exact backward elimination: from the dense row, prune repeatedly the weight of least cost.
 
-    Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error, with c = G ((1 - m) * w). A block that keeps
+    Pruning kept weight u adds 2 w_u c_u + w_u^2 G_uu to the row's error, with c = G ((1 - m) * w). A group that keeps
     only as many weights as the pattern asks for loses no more. The arguments and the input errors are as for `refine`.
     """
     weight, gram = validate_layer(weight, gram)
-    size, kept = pattern.blocks(weight.shape[1])
+    size, kept = pattern.groups(weight.shape[1])
     search = select_backend(weight, backend)
 
     def eliminate_part(rows: slice) -> Tensor:

@@ -42,8 +42,8 @@ def best_swap(
 ) -> tuple[int, int] | None:
     """Return the feasible pair (u, p) of least cost; None if no swap improves the row beyond rounding.
 
-    Feasible are a kept u that is not frozen and a pruned p in the same block of `size` columns. Of equal costs the
-    first pair wins: the lowest u, then the lowest p.
+    A pair is feasible if u is kept and not frozen, p is pruned, and both are in the same group of `size` columns. Of
+    equal costs the first pair wins: the lowest u, then the lowest p.
     """
     kept, pruned = (m & ~frozen).nonzero().flatten().tolist(), (~m).nonzero().flatten().tolist()
     w, c, gram, uncertain = w.tolist(), c.tolist(), gram.tolist(), uncertain.tolist()

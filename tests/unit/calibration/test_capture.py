@@ -306,7 +306,7 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
         if matrix and tensor.ndim >= 2 and not name.endswith("_bias") and name not in routers:
             zeros = pruned[name] == 0
             assert torch.equal(pruned[name], tensor.masked_fill(zeros, 0)), name
-            assert zeros.float().mean() == pytest.approx(1 - pattern.blocks(12)[1] / pattern.blocks(12)[0], abs=0.05)
+            assert zeros.float().mean() == pytest.approx(1 - pattern.groups(12)[1] / pattern.groups(12)[0], abs=0.05)
         else:
             assert torch.equal(pruned[name], tensor), name
 

@@ -13,8 +13,8 @@ TYPES = dict.fromkeys(["correlation", "norm", "unit", "low"], "*fp64") | {"stron
 TYPES |= {"mask": "*i8", "certified": "*i8", "listed": "*i32", "budget": "*i64", "swaps": "*i64", "d_in": "i32"}
 KERNELS = [
     (cuda._swap_row, {"lam": LAMBDA, "chunk": cuda._CHUNK, "few": cuda._FEW}, cuda._WARPS),
-    (cuda._swap_blocks, {"size": 4, "blocks": cuda._CHUNK // 4, "padded": 4}, cuda._WARPS),
-    (cuda._swap_blocks, {"size": 20, "blocks": cuda._CHUNK // 32, "padded": 32}, cuda._WARPS),
+    (cuda._swap_groups, {"size": 4, "groups": cuda._CHUNK // 4, "padded": 4}, cuda._WARPS),
+    (cuda._swap_groups, {"size": 20, "groups": cuda._CHUNK // 32, "padded": 32}, cuda._WARPS),
     (cuda._eliminate, {"size": 4096, "kept": 1638, "width": 4096}, 4),
     (cuda._eliminate, {"size": 4, "kept": 2, "width": 32768}, 32),  # d_in 28672
 ]

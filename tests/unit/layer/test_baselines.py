@@ -61,7 +61,7 @@ def brain_surgeon(weight, gram, choose, damping=0.01):
 def chooser(mask, pattern, block):
     """Return SparseGPT's rule for `brain_surgeon`, which fills in `mask`."""
     d_out, d_in = mask.shape
-    size, kept = pattern.blocks(d_in)
+    size, kept = pattern.groups(d_in)
     together = block if size == d_in else size
 
     def choose(column, scores):
@@ -113,7 +113,7 @@ def test_sparsegpt_keeps_what_the_pattern_says_of_the_whole_matrix(d_out, d_in, 
     weight, gram, _ = (torch.ones(d_out, d_in), torch.eye(d_in), None) if equal else layer(d_in, d_out, d_in)
     pattern = parse_pattern(f"{percent}%")
     mask = sparsegpt_mask(weight, gram, pattern, block=block)
-    assert mask.sum() == d_out * pattern.blocks(d_in).kept
+    assert mask.sum() == d_out * pattern.groups(d_in).kept
     if equal and block >= d_in:
         assert mask.flatten().int().diff().le(0).all()  # of equal weights the upper rows' are kept, and the first
 
@@ -258,7 +258,7 @@ def test_dsnot_is_the_loop_over_rows(pattern, cycles, threshold):
     for row in range(40):
         columns = (weight[row], inputs.norm(dim=1), inputs.var(1, correction=0), weight[row] * sums / 6)
         kept = start[row].nonzero().flatten().tolist()
-        expected = dsnot_row(*(t.tolist() for t in columns), kept, pattern.blocks(96).size, cycles, threshold)
+        expected = dsnot_row(*(t.tolist() for t in columns), kept, pattern.groups(96).size, cycles, threshold)
         assert set(mask[row].nonzero().flatten().tolist()) == expected
     check_mask(mask, pattern)
     assert (mask != start).sum() > 40

@@ -23,7 +23,7 @@ def test_every_warm_start_keeps_exact_counts(name, pattern):
     inputs[5] = 0
     pattern = parse_pattern(pattern)
     mask = WARMSTARTS[name](weight, inputs @ inputs.T, pattern)
-    size, kept = pattern.blocks(24)
+    size, kept = pattern.groups(24)
     assert mask.dtype == torch.bool
     if name == "sparsegpt" and size == 24:  # rows are not equally sparse
         assert mask.sum() == 9 * kept
@@ -99,12 +99,12 @@ def test_right_counts_pass(mask, pattern, counted):
 @pytest.mark.parametrize(
     ("mask", "pattern", "counted", "figures"),
     [
-        (torch.tensor([[1, 0, 1, 0], [1, 1, 1, 0]]).bool(), "2:4", "rows", "row 1, block 0 .*3 .*4 .*2:4.* 2"),
-        (TWO_OF_FOUR, "1:2", "matrix", "row 0, block 0 .*1:2"),
+        (torch.tensor([[1, 0, 1, 0], [1, 1, 1, 0]]).bool(), "2:4", "rows", "row 1, group 0 .*3 .*4 .*2:4.* 2"),
+        (TWO_OF_FOUR, "1:2", "matrix", "row 0, group 0 .*1:2"),
         (UPPER_HALF, "51%", "matrix", "2000 .*51%.*1960"),
         (UPPER_HALF, "48.5%", "roughly", r"50\.00%.*48\.50%"),
         (UPPER_HALF, "51.5%", "roughly", r"50\.00%.*51\.50%"),
-        (change(TWO_OF_FOUR, 3, 6, True), "2:4", "roughly", "row 3, block 1 .*3 .*4 .*2:4.* 2;"),
+        (change(TWO_OF_FOUR, 3, 6, True), "2:4", "roughly", "row 3, group 1 .*3 .*4 .*2:4.* 2;"),
         (change(TWO_OF_FOUR, slice(3, 5), slice(None), False), "2:4", "roughly", r"60\.00%.*2:4.*50\.00%"),
     ],
 )

@@ -7,7 +7,7 @@ from sparseswaps.layer.pattern import parse_pattern, slug_of
 
 
 @pytest.mark.parametrize(
-    ("value", "label", "slug", "blocks"),
+    ("value", "label", "slug", "groups"),
     [
         ("60%", "60%", "60pct", (10, 4)),
         (0.6, "60%", "60pct", (10, 4)),
@@ -18,10 +18,10 @@ from sparseswaps.layer.pattern import parse_pattern, slug_of
         ("4:5", "4:5", "4of5", (5, 4)),
     ],
 )
-def test_patterns(value, label, slug, blocks):
+def test_patterns(value, label, slug, groups):
     pattern = parse_pattern(value)
-    assert (pattern.label, slug_of(pattern.label), tuple(pattern.blocks(10))) == (label, slug, blocks)
-    assert parse_pattern(0.29).blocks(100).kept == 71  # 100 * 0.29 is 28.999999999999996 in floating point
+    assert (pattern.label, slug_of(pattern.label), tuple(pattern.groups(10))) == (label, slug, groups)
+    assert parse_pattern(0.29).groups(100).kept == 71  # 100 * 0.29 is 28.999999999999996 in floating point
 
 
 @pytest.mark.parametrize("value", ["100%", 1, -0.1, "-10%", "1.2", "4:4", "0:4", "5:4", "half", "2:4:8", "", None])
@@ -29,7 +29,7 @@ def test_other_values_are_no_patterns(value):
     with pytest.raises(InputError, match="pattern"):
         parse_pattern(value)
     with pytest.raises(InputError, match="3:8"):
-        parse_pattern("3:8").blocks(12)  # 8 does not divide 12
+        parse_pattern("3:8").groups(12)  # 8 does not divide 12
 
 
 @given(st.decimals(0, "99.9999999", places=7))

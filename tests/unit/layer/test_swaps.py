@@ -114,7 +114,7 @@ def test_backends_do_what_the_oracle_does(backend, example, max_swaps):
     assert (ours.loss_after <= ours.loss_before + slack).all()
     if max_swaps is not None:
         assert (ours.swaps <= max_swaps).all()
-    size = pattern.blocks(weight.shape[1]).size
+    size = pattern.groups(weight.shape[1]).size
     counts = [mask.view(len(weight), -1, size).sum(-1) for mask in (start, ours.mask)]
     assert torch.equal(*counts)
     for row in range(len(weight)):
@@ -223,7 +223,7 @@ def test_rows_may_keep_different_counts(backend):
 @settings(max_examples=50, deadline=None)
 def test_no_interaction_exceeds_its_bound(example):
     weight, gram, pattern, _ = example
-    size = pattern.blocks(weight.shape[1]).size
+    size = pattern.groups(weight.shape[1]).size
     rho, s = strongest_correlation(gram, size), norms(weight, gram)[0]
     w = weight[0].double()
     column = torch.arange(len(w))
@@ -241,7 +241,7 @@ def test_elimination_prunes_what_costs_least(backend, example):
     weight, gram, pattern, _ = example
     device = device_of(backend)
     ours = eliminate(weight.to(device), gram.to(device), pattern, backend).cpu()
-    size, kept = pattern.blocks(weight.shape[1])
+    size, kept = pattern.groups(weight.shape[1])
     assert (ours.view(len(weight), -1, size).sum(-1) == kept).all()
     if not has_ties(weight, gram):
         assert torch.equal(ours, eliminate(weight, gram, pattern, "reference"))
