@@ -33,13 +33,11 @@ VARIABLE = "SPARSESWAPS_JOB_SERVER"  # the environment variable with the path of
 _STARTED, _KILLED = b"s", 137
 _GRACE = 5  # seconds that an interrupted job has to delete its partial files
 _LLAMA = ["transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"]
-_SEARCH = ["sparseswaps.layer.swaps.cpu"]
 # The modules of a stage that are imported only while a job runs.
 _LATE_IMPORTS = {
     "samples": ["datasets", *_LLAMA],
     "capture": _LLAMA,
-    "refine": _SEARCH,
-    "chain": [*_LLAMA, *_SEARCH],
+    "chain": _LLAMA,
     "perplexity": ["datasets", *_LLAMA],
     "harness": ["datasets", *_LLAMA, "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"],
 }
@@ -139,10 +137,24 @@ def _import_for(stage: str) -> bool:
     try:
         for name in [*_LATE_IMPORTS.get(stage, []), f"sparseswaps.workflow.jobs.{stage}"]:
             import_module(name)
+        if stage in ("refine", "chain"):
+            _load_kernels()
     except Exception:  # the job will meet the error itself, and log it
         return False
     torch = sys.modules.get("torch")
     return torch is None or not torch.cuda.is_initialized()
+
+
+def _load_kernels() -> None:
+    """Make numba load the compiled kernels of the search, which it does at the first call."""
+    import torch
+
+    from sparseswaps.layer.pattern import parse_pattern
+    from sparseswaps.layer.swaps.engine import refine
+
+    for pattern in ("50%", "2:4"):
+        mask = torch.tensor([[True, True, False, False]])
+        refine(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.eye(4), mask, parse_pattern(pattern), backend="cpu")
 
 
 def _work(connection: socket.socket, streams: list[int], folder: str, environment: dict[str, str], job: Job) -> None:
