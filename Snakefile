@@ -79,8 +79,9 @@ onstart:
 
 onsuccess:
     if any(job.name == "report" for job in workflow.dag.jobs):
-        report = f"results/reports/{STUDY.name}"
-        print(Path(report, "tables/summary.md").read_text(), f"The report is {Path(report, 'report.html').resolve()}", sep="\n")
+        report = Path(f"results/reports/{STUDY.name}").resolve()
+        first_table = (report / "tables/summary.md").read_text().split("\n### ")[0]
+        print(f"{first_table}\nThe report is {report / 'report.html'}")
 
 
 rule all:

@@ -23,7 +23,7 @@ def run(stage: str, snakemake: Any) -> None:
         for files in (snakemake.input, snakemake.output)
     ]
     params = [str(value) for value in snakemake.params]
-    gpu, estimate = bool(snakemake.resources.get("gpu")), snakemake.resources.estimate_ms / 1000
+    gpu, estimate = bool(snakemake.resources.get("gpu")), snakemake.resources.get("estimate_ms", 0) / 1000
     job = Job(stage, *paths, params, dict(snakemake.wildcards.items()), snakemake.log[0], gpu, estimate)
     status = run_forked(job)
     if status is None:
