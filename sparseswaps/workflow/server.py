@@ -100,6 +100,7 @@ def run_forked(job: Job) -> int | None:
                 return None
         except OSError:  # the server has ended
             return None
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback, and the job with it
         status = connection.recv(4)
         connection.recv(1)  # returns when the job's process has ended and its memory is free
     if not status:
