@@ -39,7 +39,7 @@ def identities_of_text(text: TextSource, use: str) -> dict[str, Any]:
     """Return the identity of a text's file. The embedded text has a file for each `use`, told by its content."""
     if text.text == "embedded":
         path = embedded.TEXT / f"{use}.jsonl"
-        return {path.name: sha256(path.read_bytes()).hexdigest()}
+        return {path.name: _content(str(path), path.stat().st_size, path.stat().st_mtime_ns)}
     return identities(text_files(text))
 
 

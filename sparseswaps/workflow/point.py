@@ -64,13 +64,13 @@ class GridPoint:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What a mask has to keep, and where its kept weights are counted."""
+        """The settings of a mask: its pattern, and where its kept weights are counted."""
         counted = self.grid.counting_rule(self.where["warmstart"], self.all_wildcards.get("refinement"))
         return {"pattern": self.budget.pattern.label, "counted": counted}
 
     @property
     def start(self) -> dict[str, Any]:
-        """What makes the first masks: a criterion, or the files of imported masks."""
+        """The settings of the first masks: a criterion, or the files of imported masks."""
         path = self.grid.imported[self.where["warmstart"]]
         if path is None:
             return {"criterion": self.where["warmstart"], "from": None, "files": {}}
@@ -78,7 +78,7 @@ class GridPoint:
 
     @property
     def mask(self) -> Mask:
-        """What the plan has to know of a mask."""
+        """The facts of a mask that decide the time to make it."""
         pattern, name = self.budget.pattern, self.where["warmstart"]
         per_row = isinstance(pattern, PerRow)
         sparsity = float(pattern.sparsity) if per_row else 1 - pattern.n / pattern.m

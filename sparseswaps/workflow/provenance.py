@@ -1,5 +1,5 @@
-"""What makes an artifact, as the parameters of its rule: settings, code, versions, and the stages before it. Each is a
-text with its own name: `max_swaps=5`, `code=1a2b`, `torch=2.13.0`, `upstream refine=3c4d` (docs/decisions.md says why).
+"""The parameters of each rule: settings, code, versions, and the stages before. Each is a text with its own name:
+`max_swaps=5`, `code=1a2b`, `torch=2.13.0`, `upstream refine=3c4d` (docs/decisions.md says why).
 """
 
 import hashlib

@@ -52,12 +52,15 @@ def start_server(workflow: Any) -> None:
     """
     main = workflow.exec_mode == type(workflow.exec_mode).DEFAULT and workflow.local_exec and not workflow.touch
     if sys.platform == "linux" and main and not workflow.deployment_settings.deployment_method:
-        with suppress(OSError):  # no folder for temporary files, or its path is too long for a socket
+        with suppress(OSError):
             os.environ[VARIABLE] = os.environ.get(VARIABLE) or spawn_server().args[-1]
 
 
 def spawn_server() -> subprocess.Popen:
-    """Start a server that ends with this process. The last of its `args` is the path of its socket."""
+    """Start a server that ends with this process. The last of its `args` is the path of its socket.
+
+    Raises OSError when there is no folder for temporary files, or its path is too long for a socket.
+    """
     folder = mkdtemp(prefix="sparseswaps-")  # open to its owner alone
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     root = str(Path(__file__).parents[2])  # the package need not be installed

@@ -16,30 +16,29 @@ def run(script, *arguments, folder):
 def test_engine(tmp_path, monkeypatch):
     """The benchmark fails where searches disagree or a row is not certified."""
     monkeypatch.delenv("SPARSESWAPS_ASSETS", raising=False)
-    found = run("engine.py", "cpu", "--quick", folder=tmp_path)
-    assert {case["name"] for case in found["cases"]} >= {"embedded down_proj", "synthetic 512"}
-    found = run("engine.py", "gpu", "--rehearse", folder=tmp_path)
-    assert found["model"]["matrices_done"] == found["model"]["matrices"]
+    measured = run("engine.py", "cpu", "--quick", folder=tmp_path)
+    assert {case["name"] for case in measured["cases"]} >= {"embedded down_proj", "synthetic 512"}
+    measured = run("engine.py", "gpu", "--rehearse", folder=tmp_path)
+    assert measured["model"]["matrices_done"] == measured["model"]["matrices"]
 
 
 def test_capture(tmp_path):
-    found = run("capture.py", "cpu", "--quick", "--repeats", "1", folder=tmp_path)
-    assert all(seconds > 0 for seconds in found["seconds"].values())
+    measured = run("capture.py", "cpu", "--quick", "--repeats", "1", folder=tmp_path)
+    assert all(seconds > 0 for seconds in measured["seconds"].values())
 
 
 def test_memory(tmp_path):
-    found = run("memory.py", "--quick", "--work", tmp_path, folder=tmp_path)
-    assert {"model", "capture", "warmstart", "refine", "masks", "assemble"} <= set(found["peak_resident_mb"])
-    assert found["bound_mb"] == sum(found["terms_mb"].values())
+    measured = run("memory.py", "--quick", "--work", tmp_path, folder=tmp_path)
+    assert {"model", "capture", "warmstart", "refine", "masks", "assemble"} <= set(measured["peak_resident_mb"])
+    assert measured["bound_mb"] == sum(measured["terms_mb"].values())
 
 
 def test_documents_quote_the_committed_figures():
     results = BENCHMARKS / "results"
     cases = json.loads((results / "engine-cpu.json").read_text())["cases"]
     at = {case["d_in"]: case for case in cases if case["name"].startswith("synthetic") and case["pattern"] == "60%"}
-    readme, engine, study = (
-        " ".join((REPOSITORY / name).read_text().split()) for name in ("README.md", "docs/engine.md", "docs/study.md")
-    )
+    pages = ("README.md", "docs/engine.md", "docs/study.md", "docs/decisions.md")
+    readme, engine, study, decisions = (" ".join((REPOSITORY / name).read_text().split()) for name in pages)
     plain, tuned = ([round(at[d_in][key]["median"]) for d_in in (1536, 4096)] for key in ("ratio_plain", "ratio"))
     for page in (readme, engine):
         assert all(f"{ratio} times" in page for ratio in plain)
@@ -53,3 +52,8 @@ def test_documents_quote_the_committed_figures():
     capture = json.loads((results / "capture-cpu.json").read_text())
     assert capture["ratio"] < 1.5
     assert f"{capture['ratio']:.2f} times" in study
+    overhead = json.loads((results / "overhead-cpu.json").read_text())
+    forked, started = overhead["forked"], overhead["started"]
+    assert f"{forked['wall_s']:.0f} s instead of {started['wall_s']:.0f} s" in decisions
+    assert f"{forked['cpu_s']:.0f} s of CPU time instead of {started['cpu_s']:.0f} s" in decisions
+    assert f"{forked['jobs_cpu_s']:.0f} s of them work" in decisions

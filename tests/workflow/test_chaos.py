@@ -57,7 +57,7 @@ def victim(kind: str, snakemake: subprocess.Popen, folder: Path) -> psutil.Proce
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_nothing_behind_and_change_nothing(tmp_path):
-    """What the kills leave is compared with the results of `make run`."""
+    """Compare the results after all kills with the results of `make run`."""
     random.seed(0)
     disturbed = tmp_path / "disturbed"
     disturbed.mkdir()

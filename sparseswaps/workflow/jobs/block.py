@@ -1,4 +1,4 @@
-"""What the jobs of one block share: they run one step on the block's layers."""
+"""Run one step on the layers of a stored block, for the jobs of warm start, refinement and reconstruction."""
 
 from collections.abc import Mapping
 from typing import Any

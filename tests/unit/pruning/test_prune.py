@@ -35,16 +35,16 @@ def loaded(tiny_model):
 def test_masks_and_losses_are_the_workflows(finished, loaded, tiny_model, pattern, slug):
     folder = finished[0].folder / "results" / "tiny" / "stdlib" / "seed0" / slug / "wanda" / "swaps"
     model, tokenizer = loaded
-    found = sparseswaps.prune(model, tokenizer, pattern, **SIZES)
+    result = sparseswaps.prune(model, tokenizer, pattern, **SIZES)
     by_workflow = load_model(str(tiny_model), "cpu")
     masks = sparseswaps.apply_masks(by_workflow, folder / "masks.safetensors")
-    assert found.masks.keys() == masks.keys()
-    assert all(torch.equal(found.masks[name], mask) for name, mask in masks.items())
+    assert result.masks.keys() == masks.keys()
+    assert all(torch.equal(result.masks[name], mask) for name, mask in masks.items())
     pruned = by_workflow.state_dict()
     assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
     for name in ("losses", "curves"):
         table = pandas.concat([pandas.read_csv(folder / name / f"block0{block}.csv") for block in range(2)])
-        mine = pandas.DataFrame(getattr(found, name))
+        mine = pandas.DataFrame(getattr(result, name))
         assert list(mine) == list(table)
         for column in set(table) - {"seconds"}:
             assert list(mine[column]) == list(table[column]), column
@@ -90,11 +90,11 @@ def test_pruned_inputs_with_rows_that_differ_in_sparsity_and_new_weights_of_a_mo
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     settings = {"warmstart": "sparsegpt", "propagate": "pruned", "stop": "held_out", "between_rows": True}
     settings |= SIZES | {"reconstruction": sparseswaps.Reconstruction()}
-    found = sparseswaps.prune(model.train(), tokenizer, 0.5, **settings)
+    result = sparseswaps.prune(model.train(), tokenizer, 0.5, **settings)
     assert model.training
-    assert all(row["loss_after"] < row["loss_before"] for row in found.losses)
+    assert all(row["loss_after"] < row["loss_before"] for row in result.losses)
     for name, parameter in model.named_parameters():
-        if (mask := found.masks.get(name)) is None:
+        if (mask := result.masks.get(name)) is None:
             assert torch.equal(parameter, before[name])
         else:
             assert mask.sum() == mask.numel() / 2
@@ -153,10 +153,10 @@ def test_one_layer_from_its_activations_to_its_mask(loaded):
     gram, pattern = sparseswaps.gram_matrix(iter(seen)), sparseswaps.parse_pattern("2:4")
     assert torch.equal(gram, captured.matrix["mlp.down_proj"])
     start = sparseswaps.warmstart(layer.weight, gram, pattern, "ria")
-    found = sparseswaps.refine_mask(layer.weight, gram, start, pattern)
-    assert isinstance(found, sparseswaps.Refinement)
+    result = sparseswaps.refine_mask(layer.weight, gram, start, pattern)
+    assert isinstance(result, sparseswaps.Refinement)
     pruned = sparseswaps.prune(model, None, "2:4", "ria", calibration=ids, batch_size=3)
-    assert torch.equal(found.mask, pruned.masks["model.layers.0.mlp.down_proj.weight"])
+    assert torch.equal(result.mask, pruned.masks["model.layers.0.mlp.down_proj.weight"])
 
 
 def test_public_names_are_there_and_none_is_a_modules():

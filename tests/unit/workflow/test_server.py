@@ -50,9 +50,12 @@ def script(server: subprocess.Popen, job: Job, folder: Path, **environment: str)
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def job_process(server: subprocess.Popen | psutil.Process, job: Job, folder: Path) -> psutil.Process:
-    """The process of the job that runs."""
+def job_process(
+    server: subprocess.Popen | psutil.Process, waiting: subprocess.Popen, job: Job, folder: Path
+) -> psutil.Process:
+    """The process of the job that a script waits for."""
     while not (folder / job.record).exists():
+        assert waiting.poll() is None
         time.sleep(0.01)
     [worker] = psutil.Process(server.pid).children()
     return worker
@@ -83,7 +86,7 @@ def endless(job, tmp_path) -> Job:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_job_ends_with_its_script(server, endless, tmp_path, ending):
     process = script(server, endless, tmp_path)
-    worker = job_process(server, endless, tmp_path)
+    worker = job_process(server, process, endless, tmp_path)
     process.send_signal(ending)
     worker.wait(20)
     assert process.wait(20) == -ending
@@ -92,7 +95,7 @@ def test_a_job_ends_with_its_script(server, endless, tmp_path, ending):
 
 def test_a_killed_job_is_a_failed_script(server, endless, tmp_path):
     process = script(server, endless, tmp_path)
-    job_process(server, endless, tmp_path).kill()
+    job_process(server, process, endless, tmp_path).kill()
     assert endless.log in process.communicate(timeout=20)[1]
     assert process.returncode == 137
 
@@ -119,7 +122,7 @@ def test_without_a_place_for_the_socket_jobs_start_by_themselves(tmp_path, monke
 
 def test_jobs_outlive_their_server_and_later_ones_find_none(server, endless, job, tmp_path):
     process = script(server, endless, tmp_path)
-    worker = job_process(server, endless, tmp_path)
+    worker = job_process(server, process, endless, tmp_path)
     server.kill()
     server.wait()
     assert script(server, job, tmp_path).wait(20) == 99
@@ -137,7 +140,7 @@ def test_server_and_jobs_end_with_snakemake(endless, tmp_path):
     path = snakemake.stdout.readline().strip()
     [server] = psutil.Process(snakemake.pid).children()
     process = script(subprocess.Popen(["true", path]), endless, tmp_path)
-    worker = job_process(server, endless, tmp_path)
+    worker = job_process(server, process, endless, tmp_path)
     snakemake.kill()
     worker.wait(20)
     server.wait(20)
