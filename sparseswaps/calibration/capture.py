@@ -40,16 +40,18 @@ def capture(
 
     Raises InputError when an activation is NaN or infinite, or a single sequence is too much for the device's memory.
     """
-    replay = Replay(weights, samples, held_out, batch_size, keep, progress)
+    replay = Replay(weights, keep, progress)
+    replay.start(samples, held_out, batch_size)
     for index in range(len(weights.layers)):
         # No name here holds the yielded matrices while the next ones are summed, nor may a decorated generator.
-        yield _capture_block(replay, index, prune, *samples.shape)
+        yield capture_block(replay, index, prune)
 
 
-@torch.inference_mode()
-def _capture_block(replay: Replay, index: int, prune: Prune | None, sequences: int, seqlen: int) -> Grams:
-    """Capture one block; afterwards the batches hold the block's outputs."""
+@torch.no_grad()
+def capture_block(replay: Replay, index: int, prune: Prune | None = None) -> Grams:
+    """Capture one block; afterwards the batches of `replay` hold the block's outputs, of the pruned block if any."""
     block, layers = replay.blocks[index], replay.weights.layers[index]
+    sequences, tokens = replay.count()
     gram_sum = GramSum(f"{replay.prefix}.{index}", layers, sequences)
     with replay.weights.block(index):
         # A block with experts may have to see its inputs twice, so the first run keeps them.
@@ -58,7 +60,7 @@ def _capture_block(replay: Replay, index: int, prune: Prune | None, sequences: i
         if starved := gram_sum.restart_starved_experts():
             advanced = prune is None
             replay.run_block(index, gram_sum.add, unrouted=starved, advance=advanced)
-        grams = gram_sum.finish(sequences * seqlen)
+        grams = gram_sum.finish(tokens)
         if prune is not None:
             put_weights(block, layers, prune(index, grams))
         if not advanced:

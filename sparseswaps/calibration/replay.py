@@ -1,7 +1,7 @@
 """The decoder blocks of a model of any family, run one by one with the arguments that the model gives them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import halve_until_it_fits
-from sparseswaps.base.progress import Report
-from sparseswaps.calibration.activations import Keep, Load
+from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.calibration.activations import Keep, Load, keep_in_memory
 from sparseswaps.calibration.grams import MatrixInputs
 from sparseswaps.calibration.recording import record_inputs, replace_forward
 from sparseswaps.model.blocks import find_blocks
@@ -33,28 +33,54 @@ class Batch:
     held_out: bool
     arguments: list[Arguments]  # of each block, beside hidden states
     hidden: Load | None = None  # loads the input of the next block, [batch, seqlen, width]
+    dense: Load | None = None  # the same of the dense model, where a chain of pruned blocks keeps it
 
 
 class Replay:
-    """Runs a model's decoder blocks one by one. If the device's memory runs out, all batches are halved."""
+    """Runs a model's decoder blocks one by one. If the device's memory runs out, all batches are halved.
 
-    @torch.inference_mode()
-    def __init__(
-        self, weights: Weights, samples: Tensor, held_out: Tensor, batch_size: int, keep: Keep, progress: Report
-    ) -> None:
-        """Observe what the model gives its blocks. The arguments and errors are those of `capture`."""
+    `start` or `resume` makes the batches. The arguments and errors are those of `capture`.
+    """
+
+    def __init__(self, weights: Weights, keep: Keep = keep_in_memory, progress: Report = ignore_progress) -> None:
         self.weights, self.keep, self.progress = weights, keep, progress
         self.prefix, self.blocks = find_blocks(weights.model)
+        self.batches: list[Batch] = []
         self.sequences_run = 0  # through a block; a sequence counts once for each run
-        self.extra_outputs = self._observe_extra_outputs(samples[:1])
+        self.extra_outputs: tuple | None = None  # what a block returns after hidden states
         self._position = 0  # of the batch that a block is run on
 
-        def start(size: int) -> list[Batch]:
+    @torch.no_grad()
+    def start(self, samples: Tensor, held_out: Tensor, batch_size: int, keep_dense: bool = False) -> None:
+        """Observe what the model gives its blocks; the first block is next. `keep_dense` also keeps dense states."""
+        self.extra_outputs = self._observe_extra_outputs(samples[:1])
+
+        def observe(size: int) -> list[Batch]:
             pieces = [(ids, False) for ids in samples.split(size)]
             pieces += [(ids, True) for ids in held_out.split(size) if len(ids)]
-            return self.observe(pieces, keep)
+            return self.observe(pieces, self.keep)
 
-        self.batches, _ = halve_until_it_fits(start, batch_size, "sequences", "the calibration's seqlen")
+        self.batches, _ = halve_until_it_fits(observe, batch_size, "sequences", "the calibration's seqlen")
+        if keep_dense:
+            for batch in self.batches:
+                batch.dense = batch.hidden
+
+    @torch.no_grad()
+    def resume(self, batches: Iterable[tuple[Tensor, bool, Tensor, Tensor | None]]) -> None:
+        """Go on from the batches of another replay: token ids, whether held out, hidden states, dense hidden states."""
+        handed = [
+            (ids, held_out, *(None if states is None else self.keep(states) for states in (hidden, dense)))
+            for ids, held_out, hidden, dense in batches
+        ]
+        self.extra_outputs = self._observe_extra_outputs(handed[0][0][:1])
+        self.batches = self.observe([(ids, held_out) for ids, held_out, _, _ in handed])
+        for batch, (_, _, hidden, dense) in zip(self.batches, handed, strict=True):
+            batch.hidden, batch.dense = hidden, dense
+
+    def count(self, held_out: bool = False) -> tuple[int, int]:
+        """Return the number of calibration sequences, or of held-out sequences, and of their tokens."""
+        shapes = [batch.ids.shape for batch in self.batches if batch.held_out == held_out]
+        return sum(shape[0] for shape in shapes), sum(map(math.prod, shapes))
 
     def run_model(self, ids: Tensor) -> None:
         """Run the model on token ids [batch, seqlen], until a `_Stopped`."""
@@ -72,7 +98,7 @@ class Replay:
         finally:
             hook.remove()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def observe(self, pieces: list[tuple[Tensor, bool]], keep: Keep = lambda _: None) -> list[Batch]:
         """Observe what the model gives its blocks: the first block's hidden states, and all blocks' other arguments.
 
@@ -94,7 +120,7 @@ class Replay:
                 batches.append(Batch(ids, held_out, arguments, keep(probe.hidden)))
         return batches
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run_block(
         self, index: int, record: Record | None = None, unrouted: set[Matrix] = frozenset(), advance: bool = False
     ) -> None:
@@ -104,9 +130,37 @@ class Replay:
         block's output in the place of its input, for the next block.
         """
 
+        def run(batch: Batch) -> None:
+            with record_inputs(self.blocks[index], unrouted) as inputs:
+                output = self.run(batch, index, batch.hidden())
+            if record is not None:
+                record(inputs, batch.held_out)
+            if advance:
+                batch.hidden = self.keep(output)
+
+        self._run_batches(index, run)
+
+    @torch.no_grad()
+    def advance_dense(self, index: int) -> None:
+        """Run a block, whose dense weights are on the device, on the dense model's hidden states of every batch."""
+
+        def run(batch: Batch) -> None:
+            with record_inputs(self.blocks[index]):
+                batch.dense = self.keep(self.run(batch, index, batch.dense()))
+
+        self._run_batches(index, run)
+
+    def run(self, batch: Batch, index: int, hidden: Tensor) -> Tensor:
+        """Return a block's output, [batch, seqlen, width], for hidden states of a batch."""
+        args, kwargs = _to_device(self.weights.device, _replace_hidden(batch.arguments[index], hidden))
+        output = self.blocks[index](*args, **kwargs)
+        return output[0] if isinstance(output, tuple | list) else output
+
+    def _run_batches(self, index: int, run: Callable[[Batch], None]) -> None:
         def attempt(size: int) -> None:
-            self._split_batches(size)
-            self._run_batch(self.batches[self._position], index, record, unrouted, advance)
+            if size < len(self.batches[self._position].ids):
+                self.split_batches(size)
+            run(self.batches[self._position])
 
         self._position = 0
         while self._position < len(self.batches):
@@ -116,27 +170,20 @@ class Replay:
             self.progress(index, self.sequences_run)
             self._position += 1
 
-    def _run_batch(self, batch: Batch, index: int, record: Record | None, unrouted: set[Matrix], advance: bool) -> None:
-        arguments = _replace_hidden(batch.arguments[index], batch.hidden())
-        args, kwargs = _to_device(self.weights.device, arguments)
-        with record_inputs(self.blocks[index], unrouted) as inputs:
-            output = self.blocks[index](*args, **kwargs)
-        if record is not None:
-            record(inputs, batch.held_out)
-        if advance:
-            batch.hidden = self.keep(output[0] if isinstance(output, tuple | list) else output)
-
-    def _split_batches(self, size: int) -> None:
-        """Split all batches, if the current one has more than `size` sequences. Changes nothing if memory runs out."""
-        if len(self.batches[self._position].ids) <= size:
-            return
-        pieces, hidden = [], []
+    @torch.no_grad()
+    def split_batches(self, size: int) -> None:
+        """Split all batches into batches of `size` sequences at most. Changes nothing if memory runs out."""
+        pieces, states = [], []
         for batch in self.batches:
-            pieces += [(ids, batch.held_out) for ids in batch.ids.split(size)]
-            hidden += batch.hidden().split(size)
+            parts = batch.ids.split(size)
+            pieces += [(ids, batch.held_out) for ids in parts]
+            hidden, dense = (
+                load().split(size) if load else [None] * len(parts) for load in (batch.hidden, batch.dense)
+            )
+            states += zip(hidden, dense, strict=True)
         batches = self.observe(pieces)
-        for batch, states in zip(batches, hidden, strict=True):
-            batch.hidden = self.keep(states)
+        for batch, pair in zip(batches, states, strict=True):
+            batch.hidden, batch.dense = (None if part is None else self.keep(part) for part in pair)
         self._position = sum(math.ceil(len(batch.ids) / size) for batch in self.batches[: self._position])
         self.batches = batches
 

@@ -141,7 +141,7 @@ def prune(
     steps = [WarmStart(warmstart, None, counted), Refine(settings, counted), new_weights]
     prefix, blocks = find_blocks(model)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prune_one(index: int, grams: Grams) -> PrunedBlock:
         def weight_of(layer: Layer) -> Tensor:
             return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
