@@ -49,16 +49,14 @@ def resources(stage):
     return {
         "mem_mb": megabytes("host"),
         "gpu_mb": megabytes("gpu"),
-        "disk_mb": lambda wildcards: ceil(needs(wildcards).disk / 1e6),
+        "disk_mb": lambda wildcards: ceil((needs(wildcards).disk + needs(wildcards).scratch) / 1e6),
         "estimate_ms": lambda wildcards: ceil(needs(wildcards).seconds * 1000),
         "runtime": lambda wildcards, attempt: ceil(max(10, needs(wildcards).seconds / 20) * 1.5 ** (attempt - 1)),
     }
 
 
-def artifacts(folder, kind, model, calibration):
-    """The artifacts of a cell's blocks: one file for each block, or the folder that a chain writes."""
-    if GRID.chained(calibration):
-        return [f"<results>/{folder}/{kind}"]
+def artifacts(folder, kind, model):
+    """The artifacts of a cell's blocks: one file for each block."""
     ending = "csv" if kind in ("losses", "curves") else "safetensors"
     return [f"<results>/{folder}/{kind}/{block}.{ending}" for block in GRID.blocks[model]]
 
@@ -67,16 +65,19 @@ def masks_of_blocks(wildcards):
     """A cell's masks. A reconstruction changes no mask, but in a chain it changes the inputs of later blocks."""
     chained = GRID.chained(wildcards.calibration)
     method = wildcards.method if chained else wildcards.method.partition("+")[0]
-    paths = artifacts(f"<start>/{method}", "masks", wildcards.model, wildcards.calibration)
-    return paths[0] if chained else paths
+    return artifacts(f"<start>/{method}", "masks", wildcards.model)
 
 
 def weights_of_blocks(wildcards):
     """A cell's new weights, if it has any."""
-    if "+" not in wildcards.method:
-        return []
-    paths = artifacts("<cell>", "weights", wildcards.model, wildcards.calibration)
-    return paths[0] if GRID.chained(wildcards.calibration) else paths
+    return artifacts("<cell>", "weights", wildcards.model) if "+" in wildcards.method else []
+
+
+def hidden_states(wildcards):
+    """The hidden states that the block before handed on. The first block has none before it."""
+    blocks = GRID.blocks[wildcards.model]
+    before = blocks.index(wildcards.block) - 1
+    return {} if before < 0 else {"hidden": f"<results>/<cell>/hidden/{blocks[before]}"}
 
 
 def allocation_file(wildcards):
@@ -112,7 +113,7 @@ def checkpoints():
 
 def losses():
     """The losses of all cells."""
-    return [path for c in GRID.cells for path in artifacts(c.folder, "losses", c.model, c.calibration)]
+    return [path for c in GRID.cells for path in artifacts(c.folder, "losses", c.model)]
 
 
 def curves():
@@ -124,4 +125,4 @@ def curves():
         and STUDY.refinements[cell.refinement].method == "swaps"
         and STUDY.refinements[cell.refinement].max_swaps != 0
     )
-    return [path for c in swapped for path in artifacts(c.folder, "curves", c.model, c.calibration)]
+    return [path for c in swapped for path in artifacts(c.folder, "curves", c.model)]

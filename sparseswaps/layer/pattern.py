@@ -36,6 +36,10 @@ class PerRow:
     def groups(self, d_in: int) -> Groups:
         return Groups(d_in, d_in - floor(d_in * self.sparsity))
 
+    def soften(self, share: float) -> "PerRow":
+        """Return the pattern that prunes a share, from 0 to 1, of the weights that this one prunes."""
+        return PerRow(self.sparsity * Fraction(round(share * 1000), 1000))
+
 
 @dataclass(frozen=True)
 class NM:
@@ -52,6 +56,10 @@ class NM:
         if d_in % self.m:
             raise InputError(f"pattern {self.label} does not divide d_in = {d_in}: choose one whose M divides it")
         return Groups(self.m, self.n)
+
+    def soften(self, share: float) -> "NM":
+        """Return the pattern that prunes a share, from 0 to 1, of the weights that this one prunes; rounded."""
+        return NM(self.m - round((self.m - self.n) * share), self.m)
 
 
 Pattern = PerRow | NM

@@ -47,15 +47,36 @@ class RefinementSettings(Settings):
         return self
 
 
+class BlockReconstruction(Settings):
+    """How a pruned block is trained to give the dense block's output; key `block` of a reconstruction."""
+
+    epochs: int = Field(8, ge=1, description="Passes over the calibration text. Held-out text decides which is kept.")
+    stages: int = Field(
+        1,
+        ge=1,
+        description="1 trains the weights of a fixed mask. More let the mask tighten in so many stages, over the first "
+        "60 % of the steps: each selects the mask by warm start and refinement from the current weights, and fits the "
+        "kept weights.",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Of Adam, at the first step; it falls linearly to 0.")
+    sequences: int = Field(8, ge=1, description="Calibration sequences of a step.")
+
+
 class Reconstruction(Settings):
     """How the kept weights are fitted to a mask; configuration key `reconstructions`."""
 
     PRESETS = ("method", {"admm": {"damping": 0.1, "iterations": 20}, "sparsegpt": {"iterations": 1}})
 
-    method: Literal["least_squares", "sparsegpt", "admm"] = Field(
+    method: Literal["least_squares", "sparsegpt", "admm", "none"] = Field(
         "least_squares",
-        description="`least_squares` is masked least squares by conjugate gradients. `sparsegpt` (arXiv 2301.00774) "
-        "and `admm` (arXiv 2401.02938) are their weight updates for a given mask.",
+        description="How the weights of each layer are fitted. `least_squares` is masked least squares by conjugate "
+        "gradients. `sparsegpt` (arXiv 2301.00774) and `admm` (arXiv 2401.02938) are their weight updates for a given "
+        "mask. `none` leaves the kept weights to the training of the block.",
+    )
+    block: BlockReconstruction | None = Field(
+        None,
+        description="The training of each block after the weights of its layers were fitted. It needs a calibration "
+        "with `propagate: pruned`. null: none.",
     )
     damping: float = Field(
         0.01,
@@ -74,4 +95,6 @@ class Reconstruction(Settings):
     def _check_sweeps(self) -> Self:
         if self.method == "sparsegpt" and self.iterations != 1:
             raise wrong("iterations", f"{self.iterations}, but method sparsegpt is one sweep; leave it out")
+        if self.method == "none" and self.block is None:
+            raise wrong("method", "none, but there is no block to train either; set `block`, or leave the entry out")
         return self

@@ -50,6 +50,7 @@ class PrunedBlock:
     weights: dict[str, Tensor]  # [d_out, d_in] in their stored dtype, by layer name; empty while the weights stay
     losses: list[dict[str, Any]]  # a row of figures for each layer
     curves: list[dict[str, Any]]  # error by the number of swaps, in rows that name their layer
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # error of the block's output by epoch of its training
 
 
 def prune_block(

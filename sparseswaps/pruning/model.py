@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparseswaps.base.errors import InputError, prefix_errors
 from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.documents import load
-from sparseswaps.calibration.grams import Grams
+from sparseswaps.calibration.replay import Replay
 from sparseswaps.calibration.sampling import check_vocabulary, draw
 from sparseswaps.calibration.settings import BatchSize, Calibration, Seed
 from sparseswaps.layer.criteria import Criterion
-from sparseswaps.layer.pattern import counting_rule, parse_pattern
+from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
-from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
+from sparseswaps.pruning.chain import prune_next_block
+from sparseswaps.pruning.reconstruct import fit_weights
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
 
@@ -134,37 +135,39 @@ def prune(
                 parsed.groups(layer.d_in)
     with prefix_errors("calibration"):
         ids, unseen = _token_ids(calibration, tokenizer, model, settings)
+    trained = reconstruction is not None and reconstruction.block is not None
+    if trained and propagate != "pruned":
+        raise InputError("reconstruction.block: blocks are trained on pruned inputs; pass propagate='pruned'")
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
     counted = counting_rule(warmstart, between_rows)
-    new_weights = SetZeros() if reconstruction is None else Reconstruct(reconstruction)
-    steps = [WarmStart(warmstart, None, counted), Refine(settings, counted), new_weights]
+    first, refine = WarmStart(warmstart, None, counted), Refine(settings, counted)
     prefix, blocks = find_blocks(model)
 
-    @torch.no_grad()
-    def prune_one(index: int, grams: Grams) -> PrunedBlock:
+    def prune_blocks() -> Iterator[PrunedBlock]:
         def weight_of(layer: Layer) -> Tensor:
             return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
 
-        check_held_out(grams)
-        return prune_block(index, weights.layers[index], grams, weight_of, lambda _block, _layer: parsed, steps)
+        def pattern_of(_block: int, _layer: str) -> Pattern:
+            return parsed
 
-    chained: dict[int, PrunedBlock] = {}  # the block that was pruned before it gave the next block's inputs
-
-    def prune_in_chain(index: int, grams: Grams) -> dict[str, Tensor]:
-        chained[index] = prune_one(index, grams)
-        return chained[index].weights
+        if propagate == "pruned":
+            replay = Replay(weights)
+            replay.start(ids, unseen, batch_size, keep_dense=trained)
+            for index in range(len(blocks)):
+                yield prune_next_block(replay, index, weight_of, pattern_of, first, refine, reconstruction)
+        else:
+            steps = [first, refine, fit_weights(reconstruction)]
+            for index, grams in enumerate(capture(weights, ids, unseen, batch_size)):
+                check_held_out(grams)
+                pruned = prune_block(index, weights.layers[index], grams, weight_of, pattern_of, steps)
+                put_weights(blocks[index], weights.layers[index], pruned.weights)
+                yield pruned
 
     masks, losses, curves, training = {}, [], [], model.training
     model.eval()
     try:
-        in_chain = propagate == "pruned"
-        for index, grams in enumerate(capture(weights, ids, unseen, batch_size, prune_in_chain if in_chain else None)):
-            if in_chain:
-                pruned = chained.pop(index)
-            else:
-                pruned = prune_one(index, grams)
-                put_weights(blocks[index], weights.layers[index], pruned.weights)
+        for index, pruned in enumerate(prune_blocks()):
             losses.extend(pruned.losses)
             curves.extend(pruned.curves)
             for layer in weights.layers[index]:

@@ -19,6 +19,11 @@ class Reconstruct(Step):
         )
 
 
+def fit_weights(settings: Reconstruction | None) -> Step:
+    """Return the step that gives each layer new weights; without settings, its own with zeros."""
+    return SetZeros() if settings is None or settings.method == "none" else Reconstruct(settings)
+
+
 class SetZeros(Step):
     """Set a layer's pruned weights to zero; the kept weights stay as they are."""
 

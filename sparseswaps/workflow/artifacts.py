@@ -4,11 +4,11 @@ and what made it. A reader raises BrokenFileError for a file that is broken, of 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from sparseswaps.model.directory import weight_files
 from sparseswaps.model.layers import Layer, file_tensors
 from sparseswaps.model.mask_file import Masks
 
+if TYPE_CHECKING:  # the module imports transformers, which most jobs do without
+    from sparseswaps.calibration.replay import Batch
+
 
 def block_file(block: int, ending: str = "safetensors") -> str:
     """Return the name of a decoder block's file in a folder of one file a block."""
     return f"block{block:02d}.{ending}"
-
-
-def block_files(paths: str | Sequence[str]) -> list[str]:
-    """Return the files of all decoder blocks in order, from a list of them or from their folder."""
-    return sorted(map(str, Path(paths).glob("block*"))) if isinstance(paths, str) else list(paths)
 
 
 def write_model(path: str | Path, model: Model) -> None:
@@ -98,6 +96,24 @@ def read_grams(path: str | Path, model: Model) -> Grams:
         source, _, part = name.rpartition(".")
         parts[part][source] = tensor
     return Grams(matrix=parts["calibration"], held_out=parts["held_out"], sums=parts["sums"], **more)
+
+
+def write_hidden(folder: Path, batches: "Iterable[Batch]", model: Model, provenance: str) -> None:
+    """Write the hidden states of all batches, a file for each batch, into a folder that does not exist."""
+    folder.mkdir()
+    for number, batch in enumerate(batches):
+        tensors = {"ids": batch.ids, "hidden": batch.hidden().cpu()}
+        if batch.dense:
+            tensors["dense"] = batch.dense().cpu()
+        path = folder / f"batch{number:06d}.safetensors"
+        _write(path, "hidden states", tensors, {"held_out": batch.held_out}, model, provenance)
+
+
+def read_hidden(folder: str | Path, model: Model) -> Iterator[tuple[Tensor, bool, Tensor, Tensor | None]]:
+    """Yield the arguments of `Replay.resume` from the files that `write_hidden` wrote, one file at a time."""
+    for path in sorted(Path(folder).iterdir()):
+        tensors, more = _read(path, "hidden states", model)
+        yield tensors["ids"], more["held_out"], tensors["hidden"], tensors.get("dense")
 
 
 def write_masks(

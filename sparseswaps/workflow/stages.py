@@ -141,20 +141,24 @@ class Allocation(Stage):
 
 
 class OfBlock(Stage):
-    """A stage with a job for each decoder block, of cells whose blocks all have the dense model's inputs."""
+    """A stage with a job for each decoder block."""
 
     packages = ("torch", "numba")
     code = ("layer", "model", "pruning")
-
-    def exists(self):
-        return not self.chained
 
     @classmethod
     def jobs(cls, grid):
         yield from (where | {"block": block} for where in super().jobs(grid) for block in grid.blocks[where["model"]])
 
 
-class Warmstart(OfBlock):
+class OfDenseInputs(OfBlock):
+    """A stage of cells whose blocks all have the dense model's inputs."""
+
+    def exists(self):
+        return not self.chained
+
+
+class Warmstart(OfDenseInputs):
     """Make the first masks of one block."""
 
     after = ("capture", "allocation")
@@ -167,7 +171,7 @@ class Warmstart(OfBlock):
         return needs.warmstart(self.sizes, self.draw, self.mask, self.machine)
 
 
-class Refine(OfBlock):
+class Refine(OfDenseInputs):
     """Refine the masks of one block."""
 
     after = ("warmstart", "allocation")
@@ -180,7 +184,7 @@ class Refine(OfBlock):
         return needs.refine(self.sizes, self.draw, self.mask, self.machine)
 
 
-class Reconstruct(OfBlock):
+class Reconstruct(OfDenseInputs):
     """Fit the kept weights of one block to its refined masks."""
 
     packages = ("torch",)
@@ -197,8 +201,8 @@ class Reconstruct(OfBlock):
         return needs.reconstruct(self.sizes, self.draw, self.reconstruction.iterations, self.machine)
 
 
-class Chain(Stage):
-    """Prune all blocks of a cell, each on the outputs of the pruned blocks before it."""
+class Chain(OfBlock):
+    """Prune one block of a cell on the outputs of the pruned blocks before it."""
 
     packages = ("torch", "transformers", "numba")
     code = ("calibration", "layer", "model", "pruning")

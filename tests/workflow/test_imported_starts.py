@@ -149,7 +149,7 @@ def test_a_changed_checkpoint_runs_its_own_cells_again(refined, tmp_path):
     moved = json.loads(json.dumps(config).replace(str(place / "matrix"), str(tmp_path / "matrix")))
     cells = ("stdlib/seed0/60pct/matrix", "chained/seed0/60pct/matrix", "stdlib/seed0/60pct/rows")
     targets = [f"results/tiny/{cell}/swaps/masks.safetensors" for cell in cells]
-    again = {"warmstart": 2, "refine": 2, "chain": 1, "masks": 2}
+    again = {"warmstart": 2, "refine": 2, "chain": 2, "masks": 2}
     assert workflow.planned(config, *targets) == {}
     assert workflow.planned(moved, *targets) == again
     workflow.run(moved, "--touch", "--cores", "1", "--", *targets)

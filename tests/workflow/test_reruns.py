@@ -68,7 +68,7 @@ def test_a_changed_setting(finished, path):
 
 # The study `further`: 2 patterns, of which one is in a chain of pruned blocks; one of 2 refinements gets new weights.
 RECONSTRUCTED = {"reconstruct": 2, "assemble": 1}
-CHAINED = {"chain": 1, "masks": 1, "assemble": 1}
+CHAINED = {"chain": 2, "masks": 1, "assemble": 1}
 FURTHER_REFINED = {"refine": 2, "masks": 1} | RECONSTRUCTED
 FURTHER_MASKED = {"warmstart": 2} | FURTHER_REFINED | {"refine": 4, "masks": 2}
 SWAPPED = {"stop": "held_out", "freeze": 0.05, "shrinkage": 0.1, "between_rows": True}

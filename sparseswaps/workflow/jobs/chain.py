@@ -1,51 +1,57 @@
-"""Calibrate, mask, refine and reconstruct block after block, each on the outputs of the pruned blocks before it."""
+"""Calibrate, mask, refine and reconstruct one block on the outputs of the pruned blocks before it."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 from sparseswaps.base.files import write_atomically, write_csv
 from sparseswaps.calibration.activations import choose_keep
-from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.weights import WeightsOnDisk
-from sparseswaps.pruning.block import check_held_out, prune_block, total
+from sparseswaps.pruning.block import total
+from sparseswaps.pruning.chain import prune_next_block
 from sparseswaps.pruning.progress import blocks_part
-from sparseswaps.pruning.reconstruct import Reconstruct, SetZeros
 from sparseswaps.pruning.refine import Refine
-from sparseswaps.workflow.artifacts import block_file, read_model, read_samples, write_masks, write_weights
+from sparseswaps.workflow.artifacts import (
+    read_hidden,
+    read_model,
+    read_samples,
+    write_hidden,
+    write_masks,
+    write_weights,
+)
 from sparseswaps.workflow.context import device_of, patterns_of
 from sparseswaps.workflow.jobs.warmstart import first_masks
 
 
 def run(inputs, outputs, settings, context):
-    model, device = read_model(inputs["model"]), device_of(settings)
+    model, device, block = read_model(inputs["model"]), device_of(settings), context.block
     calibration, held_out = read_samples(inputs["samples"], model)
-    pattern_of, reconstruction = patterns_of(inputs, settings), settings["reconstruction"]
-    refine = Refine(RefinementSettings.of(settings["refinement"]), settings["counted"])
-    new_weights = Reconstruct(Reconstruction.of(reconstruction)) if reconstruction else SetZeros()
-    steps = [first_masks(settings, model), refine, new_weights]
-    weights, batch_size = WeightsOnDisk(model, device), settings["batch_size"]
-    keep = choose_keep(settings["activations"], Path(outputs["masks"]).parent)
-    work = blocks_part(model.blocks, len(calibration) + len(held_out), pruned=True)
-    losses = []
-    with ExitStack() as stack:
-        (report,) = stack.enter_context(context.progress("blocks", "sequences", [work]))
-        folders = {name: stack.enter_context(write_atomically(path)) for name, path in outputs.items()}
-        for folder in folders.values():
-            folder.mkdir()
+    first, refine = (
+        first_masks(settings, model),
+        Refine(RefinementSettings.of(settings["refinement"]), settings["counted"]),
+    )
+    reconstruction = settings["reconstruction"] and Reconstruction.of(settings["reconstruction"])
+    keep = choose_keep(settings["activations"], Path(outputs["hidden"]).parent)
+    part = blocks_part([model.blocks[block]], len(calibration) + len(held_out), pruned=True)
+    with context.progress("blocks", "sequences", [part]) as (report,):
+        replay = Replay(WeightsOnDisk(model, device), keep, lambda _done, made: report(0, made))
+        if "hidden" in inputs:
+            replay.resume(read_hidden(inputs["hidden"], model))
+        else:
+            trained = bool(reconstruction) and reconstruction.block is not None
+            replay.start(calibration, held_out, settings["batch_size"], keep_dense=trained)
 
-        def prune(block, grams):
-            check_held_out(grams)
-            layers = model.blocks[block]
-            pruned = prune_block(block, layers, grams, lambda layer: model.weight(layer).to(device), pattern_of, steps)
-            write_masks(folders["masks"] / block_file(block), pruned.masks.items(), model, context.provenance)
-            write_csv(folders["losses"] / block_file(block, "csv"), pruned.losses)
-            write_csv(folders["curves"] / block_file(block, "csv"), pruned.curves)
-            if reconstruction:
-                write_weights(folders["weights"] / block_file(block), pruned.weights, model, context.provenance)
-            losses.extend(pruned.losses)
-            return pruned.weights
+        def weight_of(layer):
+            return model.weight(layer).to(device)
 
-        for _ in capture(weights, calibration, held_out, batch_size, prune, keep, report):
-            pass  # the Gram matrices of a block serve `prune` alone
-    return total(losses)
+        pattern_of = patterns_of(inputs, settings)
+        pruned = prune_next_block(replay, block, weight_of, pattern_of, first, refine, reconstruction)
+    last = block == len(model.blocks) - 1
+    with write_atomically(outputs["hidden"]) as folder:
+        write_hidden(folder, [] if last else replay.batches, model, context.provenance)
+    write_masks(outputs["masks"], pruned.masks.items(), model, context.provenance)
+    write_csv(outputs["losses"], pruned.losses)
+    write_csv(outputs["curves"], pruned.curves)
+    write_csv(outputs["epochs"], pruned.epochs)
+    write_weights(outputs["weights"], pruned.weights if reconstruction else {}, model, context.provenance)
+    return total(pruned.losses)

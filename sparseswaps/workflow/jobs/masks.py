@@ -3,7 +3,7 @@
 from sparseswaps.base.errors import prefix_errors
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.model.layers import file_tensors
-from sparseswaps.workflow.artifacts import block_files, read_masks, read_model, write_masks
+from sparseswaps.workflow.artifacts import read_masks, read_model, write_masks
 from sparseswaps.workflow.context import patterns_of
 
 
@@ -12,7 +12,7 @@ def run(inputs, outputs, settings, context):
     sizes, kept = [], []
 
     def checked_masks():
-        for block, path in enumerate(block_files(inputs["masks"])):
+        for block, path in enumerate(inputs["masks"]):
             masks = read_masks(path, model)
             layers = [layer for layer in model.blocks[block] if layer.name in masks]
             for layer in layers:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from sparseswaps.base.files import read_json
 from sparseswaps.report.tables import Measured, read_tables, write_all
-from sparseswaps.workflow.artifacts import block_files
 
 
 def run(inputs, outputs, settings, context):
@@ -21,15 +20,11 @@ def measurements(folder, facts, inputs):
     def files(name):
         return [path for path in inputs[name] if f"/{folder}/" in path]
 
-    def tables(name):
-        paths = files(name)
-        return read_tables(block_files(paths[0]) if paths and Path(paths[0]).is_dir() else paths)
-
     scores = files("scores")
     return Measured(
         facts=facts,
-        losses=tables("losses"),
-        curves=tables("curves"),
+        losses=read_tables(files("losses")),
+        curves=read_tables(files("curves")),
         perplexities={Path(path).stem: read_json(path) for path in files("perplexity")},
         scores=read_json(scores[0])["results"] if scores else {},
     )

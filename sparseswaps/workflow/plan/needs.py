@@ -106,6 +106,7 @@ class Needs(NamedTuple):
     gpu: float
     disk: float
     seconds: float
+    scratch: float = 0  # bytes on disk that are deleted after the job, or after the next block's job
 
 
 def _split_by_device(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
@@ -157,12 +158,11 @@ def capture_terms(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -
 
 
 def _capture_seconds(sizes: Sizes, draw: Draw, machine: Machine, passes: int) -> float:
-    """Return the seconds to read the model, pass through its blocks, and sum and check the Gram matrices."""
+    """Return the seconds to pass through a block, and to sum and check its Gram matrices."""
     forward = draw.tokens * _forward(sizes, draw.seqlen) * passes
     gram = 2 * draw.tokens * sum(m.used * m.count * m.d_in**2 for m in sizes.inputs)
     checks = draw.splits * sum(m.count * m.d_in**3 / 3 for m in sizes.inputs)
-    computing = (forward + gram) / machine.products(sizes) + checks / machine.rates.cholesky
-    return sizes.checkpoint / _DISK + sizes.blocks * computing
+    return (forward + gram) / machine.products(sizes) + checks / machine.rates.cholesky
 
 
 def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
@@ -172,10 +172,11 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     host = 0 if draw.on_disk else hidden
     if machine.gpu:  # a block as it is read, and its Gram matrices as they are written
         host += sizes.block * sizes.bytes + draw.gram_bytes(sizes)
-    disk = draw.gram_bytes(sizes) * sizes.blocks + (hidden if draw.on_disk else 0)
+    disk, scratch = draw.gram_bytes(sizes) * sizes.blocks, hidden if draw.on_disk else 0
     passes = 2 if sizes.experts else 1  # an expert that saw too few tokens is given others the second time
-    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes) + disk / _DISK
-    return _split_by_device(machine, sum(terms.values()), host, disk, seconds)
+    computing = sizes.blocks * _capture_seconds(sizes, draw, machine, passes)
+    seconds = _START["transformers"] + computing + (sizes.checkpoint + disk + scratch) / _DISK
+    return _split_by_device(machine, sum(terms.values()), host, disk, seconds)._replace(scratch=scratch)
 
 
 def _working_bytes(sizes: Sizes) -> int:
@@ -272,20 +273,24 @@ def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
 
 
 def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
-    """Return the needs of stage chain: those of capture, refine and reconstruct together. Every block is run twice."""
+    """Return the needs of stage chain: those of capture, refine and reconstruct together, for one block.
+
+    The block is run twice. The hidden states that it hands on are on disk until the next block has read them.
+    """
     terms, rates = capture_terms(sizes, draw, batch_size, machine), machine.rates
     hidden, weights = terms.pop("hidden"), sizes.prunable * sizes.bytes
     host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
     computing = sum(terms.values()) + _working_bytes(sizes) + draw.splits * 4 * sizes.widest**2 + weights
-    disk = _all_masks(sizes) + (hidden if draw.on_disk else 0)
+    disk, scratch = sizes.prunable / 8, hidden * (2 if draw.on_disk else 1)
     seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
-    seconds += sizes.blocks * (_start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates))
+    seconds += _start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates)
     if iterations:
-        disk += sizes.blocks * weights
-        seconds += sizes.blocks * _update_seconds(sizes, iterations, rates)
-    return _split_by_device(machine, computing, host, disk, seconds)
+        disk += weights
+        seconds += _update_seconds(sizes, iterations, rates)
+    seconds += ((sizes.block + sizes.embedding) * sizes.bytes + 2 * hidden) / _DISK
+    return _split_by_device(machine, computing, host, disk, seconds)._replace(scratch=scratch)
 
 
 def _all_masks(sizes: Sizes) -> float:

@@ -110,7 +110,7 @@ def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_mod
     for rule in rules.keys() - {"all"}:
         wildcards = dict(re.findall(r"(\w+)=([^,\n]+)", re.search(r"wildcards: (.*)|$", rules[rule])[1] or ""))
         planned = STAGES[rule](grid, wildcards).needs()
-        expected = {"mem_mb": math.ceil(planned.host / 1e6 * more), "disk_mb": math.ceil(planned.disk / 1e6)}
+        expected = {"mem_mb": math.ceil(planned.host / 1e6 * more), "disk_mb": math.ceil((planned.disk + planned.scratch) / 1e6)}
         expected |= {"gpu_mb": 0, "runtime": math.ceil(10 * more)}
         asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", rules[rule])}
         assert {name: asked[name] for name in expected} == expected, rule
