@@ -136,24 +136,22 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
     until(lambda: FINISHED.search(output.read_text()), snakemake)
     snakemake.kill()
     snakemake.wait()
+    seen = len(FINISHED.findall(output.read_text()))
     cancel, unlock, _ = next(block for block in code_blocks("docs/slurm.md", "") if "scancel" in block).splitlines()
     subprocess.run(cancel, shell=True, cwd=unrefined.folder, check=True)
     until(lambda: all(job.state in ("COMPLETED", "CANCELLED") for job in refinements(before)))
-    first = refinements(before)
-    # Jobs may also end after Snakemake's last look; a cancelled job may have ended its work.
-    done = {job.what for job in first if job.state == "COMPLETED"}
-    assert 0 < len(done) < BLOCKS
+    first = len(refinements(before))
     kept = {path: path.stat().st_mtime_ns for path in (unrefined.folder / START / "swaps/masks").iterdir()}
 
     unrefined.run(config, unlock.removeprefix("snakemake "))
     snakemake = unrefined.start(config, *command)
     assert snakemake.wait(300) == 0, output.read_text()
 
-    again = [job.what for job in refinements(before)[len(first) :]]
+    # A job that ended after Snakemake's last look may run again, or not.
+    again = [job.what for job in refinements(before)[first:]]
     assert len(again) == len(set(again))
-    assert done.isdisjoint(again)
     unchanged = [path for path, modified in kept.items() if path.stat().st_mtime_ns == modified]
-    assert len(unchanged) == BLOCKS - len(again) >= len(done)
+    assert BLOCKS > len(unchanged) == BLOCKS - len(again) >= seen > 0
     assert_same(measurements(unrefined.folder / "results"), measurements(reference.folder / "results"))
 
 
