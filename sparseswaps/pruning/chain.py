@@ -17,6 +17,18 @@ from sparseswaps.pruning.training import BlockTraining
 from sparseswaps.pruning.warmstart import WarmStart
 
 
+def start_chain(
+    replay: Replay, samples: Tensor, held_out: Tensor, batch_size: int, reconstruction: Reconstruction | None
+) -> None:
+    """Give a replay its first batches, as the reconstruction needs them; the arguments are those of `Replay.start`.
+
+    Where blocks are trained, a batch has no more sequences than a step, and the dense hidden states are kept.
+    """
+    block = reconstruction.block if reconstruction else None
+    size = min(batch_size, block.sequences) if block else batch_size
+    replay.start(samples, held_out, size, keep_dense=block is not None)
+
+
 def prune_next_block(
     replay: Replay,
     index: int,
@@ -28,8 +40,7 @@ def prune_next_block(
 ) -> PrunedBlock:
     """Prune the next block of a replay; its batches then hold the outputs of the pruned block.
 
-    `weight_of` and `pattern_of` are as for `prune_block`, which also says what is raised. For a reconstruction that
-    trains blocks, the replay must keep dense hidden states.
+    `weight_of` and `pattern_of` are as for `prune_block`, which also says what is raised.
     """
     results = []
 

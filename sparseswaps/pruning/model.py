@@ -22,7 +22,7 @@ from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
-from sparseswaps.pruning.chain import prune_next_block
+from sparseswaps.pruning.chain import prune_next_block, start_chain
 from sparseswaps.pruning.reconstruct import fit_weights
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
@@ -135,8 +135,7 @@ def prune(
                 parsed.groups(layer.d_in)
     with prefix_errors("calibration"):
         ids, unseen = _token_ids(calibration, tokenizer, model, settings)
-    trained = reconstruction is not None and reconstruction.block is not None
-    if trained and propagate != "pruned":
+    if reconstruction is not None and reconstruction.block is not None and propagate != "pruned":
         raise InputError("reconstruction.block: blocks are trained on pruned inputs; pass propagate='pruned'")
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
@@ -153,7 +152,7 @@ def prune(
 
         if propagate == "pruned":
             replay = Replay(weights)
-            replay.start(ids, unseen, batch_size, keep_dense=trained)
+            start_chain(replay, ids, unseen, batch_size, reconstruction)
             for index in range(len(blocks)):
                 yield prune_next_block(replay, index, weight_of, pattern_of, first, refine, reconstruction)
         else:

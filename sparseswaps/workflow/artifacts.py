@@ -111,7 +111,7 @@ def write_hidden(folder: Path, batches: "Iterable[Batch]", model: Model, provena
 
 def read_hidden(folder: str | Path, model: Model) -> Iterator[tuple[Tensor, bool, Tensor, Tensor | None]]:
     """Yield the arguments of `Replay.resume` from the files that `write_hidden` wrote, one file at a time."""
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(Path(folder).glob("batch*")):
         tensors, more = _read(path, "hidden states", model)
         yield tensors["ids"], more["held_out"], tensors["hidden"], tensors.get("dense")
 

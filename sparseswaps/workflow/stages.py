@@ -224,8 +224,7 @@ class Chain(OfBlock):
         }
 
     def needs(self):
-        iterations = self.reconstruction.iterations if self.reconstruction else 0
-        return needs.chain(self.sizes, self.draw, self.mask, iterations, self.study.batch_size, self.machine)
+        return needs.chain(self.sizes, self.draw, self.mask, self.reconstruction, self.study.batch_size, self.machine)
 
 
 class Masks(Stage):

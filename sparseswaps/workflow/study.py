@@ -72,6 +72,20 @@ def _check_cells(grid: Grid) -> None:
         if refinement.stop == "held_out" and not calibration.held_out:
             key = f"config key calibrations.{cell.calibration}.held_out"
             raise InputError(f"{key}: is 0, but refinement {cell.refinement} stops by it; set 1 or more")
+        reconstruction = grid.study.reconstructions.get(cell.reconstruction)
+        if reconstruction is not None and (block := reconstruction.block) is not None:
+            key = f"config key reconstructions.{cell.reconstruction}.block"
+            if calibration.propagate != "pruned":
+                raise InputError(
+                    f"{key}: blocks are trained on pruned inputs, but calibration {cell.calibration} has dense inputs; "
+                    f"give it propagate: pruned, or exclude {{reconstruction: {cell.reconstruction}, calibration: "
+                    f"{cell.calibration}}}"
+                )
+            if block.stages > 1 and grid.imported[cell.warmstart] is not None:
+                raise InputError(
+                    f"{key}.stages: the imported masks {cell.warmstart} have their final sparsity from the start; "
+                    f"set stages: 1, or exclude {{reconstruction: {cell.reconstruction}, warmstart: {cell.warmstart}}}"
+                )
         if entry.owl is not None and calibration.propagate == "pruned":
             raise InputError(
                 f"config key patterns: {entry.label} looks at all blocks before any is pruned, calibration "

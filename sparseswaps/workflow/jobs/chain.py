@@ -8,7 +8,7 @@ from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.weights import WeightsOnDisk
 from sparseswaps.pruning.block import total
-from sparseswaps.pruning.chain import prune_next_block
+from sparseswaps.pruning.chain import prune_next_block, start_chain
 from sparseswaps.pruning.progress import blocks_part
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.workflow.artifacts import (
@@ -38,8 +38,7 @@ def run(inputs, outputs, settings, context):
         if "hidden" in inputs:
             replay.resume(read_hidden(inputs["hidden"], model))
         else:
-            trained = bool(reconstruction) and reconstruction.block is not None
-            replay.start(calibration, held_out, settings["batch_size"], keep_dense=trained)
+            start_chain(replay, calibration, held_out, settings["batch_size"], reconstruction)
 
         def weight_of(layer):
             return model.weight(layer).to(device)

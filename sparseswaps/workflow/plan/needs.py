@@ -7,6 +7,7 @@ The host then keeps the hidden states, and the tensors that are read and written
 
 from typing import NamedTuple
 
+from sparseswaps.layer.settings import Reconstruction
 from sparseswaps.pruning.progress import SWAPS
 from sparseswaps.workflow.plan.sizes import Matrices, Sizes
 
@@ -26,6 +27,8 @@ _AGAIN = 6  # the last searches of a row, which make no swap, take as long as th
 _UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices in these warm starts
 _CHECK = 20  # bytes for each entry of a Gram matrix: one copy in float32, and two in float64 where rounding is in doubt
 _PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after it
+# Bytes for each trained weight: five copies in float32 (values, gradients, two of Adam, the best epoch) and two masks.
+_TRAINED = 22
 _MEASURED = 12  # correlations of all rows in a refinement that is measured on its way
 
 
@@ -272,25 +275,42 @@ def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     return _block_needs(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates))
 
 
-def chain(sizes: Sizes, draw: Draw, mask: Mask, iterations: int, batch_size: int, machine: Machine) -> Needs:
+def chain(
+    sizes: Sizes,
+    draw: Draw,
+    mask: Mask,
+    reconstruction: Reconstruction | None,
+    batch_size: int,
+    machine: Machine,
+) -> Needs:
     """Return the needs of stage chain: those of capture, refine and reconstruct together, for one block.
 
     The block is run twice. The hidden states that it hands on are on disk until the next block has read them.
     """
-    terms, rates = capture_terms(sizes, draw, batch_size, machine), machine.rates
-    hidden, weights = terms.pop("hidden"), sizes.prunable * sizes.bytes
+    training = reconstruction.block if reconstruction else None
+    size = min(batch_size, training.sequences) if training else batch_size
+    terms, rates = capture_terms(sizes, draw, size, machine), machine.rates
+    hidden, weights = terms.pop("hidden") * (2 if training else 1), sizes.prunable * sizes.bytes
     host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
     computing = sum(terms.values()) + _working_bytes(sizes) + draw.splits * 4 * sizes.widest**2 + weights
     disk, scratch = sizes.prunable / 8, hidden * (2 if draw.on_disk else 1)
-    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
-    seconds += _start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates)
-    if iterations:
+    masking = _start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates)
+    if reconstruction:
         disk += weights
-        seconds += _update_seconds(sizes, iterations, rates)
+        masking += _update_seconds(sizes, reconstruction.iterations, rates)
+    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
     seconds += ((sizes.block + sizes.embedding) * sizes.bytes + 2 * hidden) / _DISK
-    return _split_by_device(machine, computing, host, disk, seconds)._replace(scratch=scratch)
+    if training:
+        # A step's activations are kept for its gradients.
+        computing += _TRAINED * sizes.prunable + weights + 2 * terms["batch"]
+        # The gradients take two more passes over the calibration text; held-out text has one pass an epoch.
+        passes = training.epochs * (3 * draw.samples + draw.held_out) + 2 * (draw.samples + draw.held_out)
+        seconds += passes * draw.seqlen * _forward(sizes, draw.seqlen) / machine.products(sizes)
+        seconds += (training.stages - 1) * masking
+    needs = _split_by_device(machine, computing, host, disk, seconds + masking)
+    return needs._replace(scratch=scratch)
 
 
 def _all_masks(sizes: Sizes) -> float:

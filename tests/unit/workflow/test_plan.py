@@ -11,6 +11,7 @@ from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
 from safetensors.torch import save_file
 
 from sparseswaps.base.files import read_json
+from sparseswaps.layer.settings import Reconstruction
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.measured import read_paces
@@ -110,7 +111,10 @@ def test_rules_ask_for_what_is_planned_and_more_at_each_retry(tmp_path, tiny_mod
     for rule in rules.keys() - {"all"}:
         wildcards = dict(re.findall(r"(\w+)=([^,\n]+)", re.search(r"wildcards: (.*)|$", rules[rule])[1] or ""))
         planned = STAGES[rule](grid, wildcards).needs()
-        expected = {"mem_mb": math.ceil(planned.host / 1e6 * more), "disk_mb": math.ceil((planned.disk + planned.scratch) / 1e6)}
+        expected = {
+            "mem_mb": math.ceil(planned.host / 1e6 * more),
+            "disk_mb": math.ceil((planned.disk + planned.scratch) / 1e6),
+        }
         expected |= {"gpu_mb": 0, "runtime": math.ceil(10 * more)}
         asked = {name: int(value) for name, value in re.findall(r"(\w+_mb|runtime)=(\d+)", rules[rule])}
         assert {name: asked[name] for name in expected} == expected, rule
@@ -147,7 +151,7 @@ def jobs(sizes, machine):
         needs.warmstart(sizes, PAPER, OPTIMUM, machine),
         needs.refine(sizes, PAPER, OPTIMUM, machine),
         needs.reconstruct(sizes, PAPER, 50, machine),
-        needs.chain(sizes, PAPER, OPTIMUM, 50, 8, machine),
+        needs.chain(sizes, PAPER, OPTIMUM, Reconstruction(), 8, machine),
         needs.perplexity(sizes, False, 2048, None, 8, machine),
         needs.harness(sizes, False, 7, None, 16, machine),
     ]
@@ -198,7 +202,7 @@ def test_a_warm_start_made_elsewhere_is_read_and_not_sorted():
     made, read = needs.warmstart(sizes, PAPER, OPTIMUM, CORE), needs.warmstart(sizes, PAPER, theirs, CORE)
     assert read.seconds < made.seconds
     assert read.host - made.host == sizes.blocks * sizes.prunable / 8  # a file of all masks
-    chains = [needs.chain(sizes, PAPER, mask, 0, 8, CORE) for mask in (OPTIMUM, theirs)]
+    chains = [needs.chain(sizes, PAPER, mask, None, 8, CORE) for mask in (OPTIMUM, theirs)]
     assert chains[1].host - chains[0].host == pytest.approx(read.host - made.host)
 
 
