@@ -58,7 +58,12 @@ class BlockReconstruction(Settings):
         "60 % of the steps: each selects the mask by warm start and refinement from the current weights, and fits the "
         "kept weights.",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Of Adam, at the first step; it falls linearly to 0.")
+    learning_rate: float = Field(
+        0.03,
+        gt=0,
+        description="Of Adam, at the first step, relative to the root mean square of a layer's dense weights. It falls "
+        "linearly to 0.",
+    )
     sequences: int = Field(8, ge=1, description="Calibration sequences of a step.")
 
 

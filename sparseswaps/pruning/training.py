@@ -1,19 +1,20 @@
-"""Block reconstruction: train a pruned block to give the dense block's output, while its masks tighten or stay.
+"""Block reconstruction: train a pruned block to give the dense block's output, while its masks stay or tighten.
 
-The kept weights of a block's layers are trained on pruned inputs against the outputs of the dense block on the dense
-model's inputs, by Adam on the mean squared error. Reconstruction of a part of the model that holds a non-linearity, on
-calibration text, follows arXiv 2510.14444; the ramp of the sparsity is cubic (Zhu and Gupta, arXiv 1710.01878).
+The kept weights of a block's layers are trained on the pruned model's inputs of the block, against the dense model's
+outputs of the block: the reconstruction of a part that holds a non-linearity (arXiv 2510.14444). Masks may tighten on
+the way, along a cubic ramp of the sparsity (Zhu and Gupta, arXiv 1710.01878).
 """
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import halve_until_it_fits
 from sparseswaps.calibration.grams import Grams
 from sparseswaps.calibration.recording import record_inputs
@@ -27,79 +28,81 @@ from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
 
 _BETAS = (0.9, 0.95)  # of Adam
-_RAMP = 0.6  # the share of the steps after which the masks have their final sparsity
+_RAMP = 0.6  # the share of the steps after which masks have their final sparsity
 
 
-@dataclass
 class BlockTraining:
-    """The training of one block of a replay, whose weights are on the device and dense at the start.
+    """The training of one block of a replay. The block's weights are on the device, and dense at the start."""
 
-    Attributes:
-        replay: its batches hold the pruned model's inputs of the block, and the dense model's outputs.
-        grams: the Gram matrices of the block's inputs.
-        weight_of, pattern_of: as for `prune_block`; the weights are read once, before the training.
-        warmstart, refine, fit: the steps that make masks and weights, at every stage of the ramp.
-    """
+    def __init__(
+        self,
+        replay: Replay,
+        index: int,
+        grams: Grams,
+        weight_of: Callable[[Layer], Tensor],
+        pattern_of: Callable[[int, str], Pattern],
+        warmstart: WarmStart,
+        refine: Refine,
+        fit: Step,
+        settings: BlockReconstruction,
+    ) -> None:
+        """Copy the block's dense weights.
 
-    replay: Replay
-    index: int
-    grams: Grams
-    weight_of: Callable[[Layer], Tensor]
-    pattern_of: Callable[[int, str], Pattern]
-    warmstart: WarmStart
-    refine: Refine
-    fit: Step
-    settings: BlockReconstruction
-
-    def __post_init__(self) -> None:
-        self.block = self.replay.blocks[self.index]
-        self.layers = self.grams.readers(self.replay.weights.layers[self.index])
+        Args:
+            replay: its batches hold the pruned model's inputs of the block, and the dense model's outputs.
+            grams: the Gram matrices of the block's inputs.
+            weight_of, pattern_of: as for `prune_block`.
+            warmstart, refine, fit: the steps that make masks and weights, at every stage of the ramp.
+        """
+        self.replay, self.index, self.grams, self.pattern_of = replay, index, grams, pattern_of
+        self.warmstart, self.refine, self.fit, self.settings = warmstart, refine, fit, settings
+        self.block, self.layers = replay.blocks[index], grams.readers(replay.weights.layers[index])
+        self.dense = {layer.name: weight_of(layer).clone() for layer in self.layers}
         self.parameters = {layer.parameter: self.block.get_parameter(layer.parameter) for layer in self.layers}
-        self.dense = {layer.name: self.weight_of(layer).clone() for layer in self.layers}
-        # Adam changes float32 copies; the block computes with the copies in its own dtype.
+        # Adam changes these float32 values; the block computes with them in its own dtype.
         self.values = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
-        self.trained = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
-        self.zeros = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
-        self.adam = torch.optim.Adam(list(self.values.values()), self.settings.learning_rate, _BETAS)
+        self.kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
+        self.pruned = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
+        # A step of Adam is as large as the learning rate, so the rate is relative to the size of the weights.
+        sizes = [float(value.square().mean().sqrt()) for value in self.values.values()]
+        self.rates = [settings.learning_rate * size for size in sizes]
+        self.adam = torch.optim.Adam([{"params": [value]} for value in self.values.values()], betas=_BETAS)
+        self.stage, self.swaps = 0, dict.fromkeys(self.dense, 0)  # the stage of the ramp; swaps so far by layer
+        self.epochs: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None  # the values of the best epoch with the final masks
 
     def run(self) -> PrunedBlock:
-        """Train the block, and return its masks, weights and figures. The block holds other weights afterwards."""
-        began = time.monotonic()
-        stages, groups = self.settings.stages, self._groups()
-        steps = self.settings.epochs * len(groups)
-        starts = {round(_RAMP * steps * stage / max(1, stages - 1)): stage + 1 for stage in range(stages)}
-        squares = {held_out: self._sum(lambda _, target: target, held_out) for held_out in (False, True)}
-        generator = torch.Generator().manual_seed(self.index)
-        pruned, swaps, epochs, best, least = None, {}, [], None, float("inf")
+        """Train the block; return its masks, weights and figures. The block then holds the weights of the last step.
 
-        def measure(epoch: int, error: float | None) -> None:
-            """Note the errors of an epoch; keep its weights if they are the best on held-out text."""
-            nonlocal best, least
-            held_out = self._error(True) / squares[True] if squares[True] else None
-            epochs.append({"block": self.index, "epoch": epoch, "error": error, "held_out": held_out})
-            logging.info("block %d, epoch %d: error %s, held out %s", self.index, epoch, error, held_out)
-            if pruned is not None and (held_out is None or held_out < least):
-                least, best = held_out, {name: value.clone() for name, value in self.values.items()}
+        Raises InputError when no epoch has a finite error.
+        """
+        began = time.monotonic()
+        groups, stages = self._groups(), self.settings.stages
+        steps = self.settings.epochs * len(groups)
+        starts = {int(_RAMP * steps * (stage - 1) / max(1, stages - 1)): stage for stage in range(1, stages + 1)}
+        scale = {held_out: self._squares(lambda batch: batch.dense(), held_out) for held_out in (False, True)}
+        order = torch.Generator().manual_seed(self.index)
+
+        def held_out_error() -> float | None:
+            return self._squares(self._difference, True) / scale[True] if scale[True] else None
 
         step = 0
-        for epoch in range(self.settings.epochs):
-            total = 0.0
-            for group in torch.randperm(len(groups), generator=generator).tolist():
+        for epoch in range(1, self.settings.epochs + 1):
+            errors = []
+            for group in torch.randperm(len(groups), generator=order).tolist():
                 if step in starts:
-                    share = 1 - (1 - starts[step] / stages) ** 3
-                    stage = self._tighten(share, first=step == 0)
-                    for row in stage.losses:
-                        swaps[row["layer"]] = swaps.get(row["layer"], 0) + row["swaps"]
-                    pruned = stage if starts[step] == stages else None
-                    if step == 0:
-                        measure(0, self._error(False) / squares[False])
-                for options in self.adam.param_groups:
-                    options["lr"] = self.settings.learning_rate * (1 - step / steps)
-                total += self._train(groups[group], squares[False] / self.replay.count()[0])
+                    self.stage = starts[step]
+                    result = self._tighten(1 - (1 - self.stage / stages) ** 3)
+                if step == 0:
+                    self._end_epoch(0, self._squares(self._difference, False) / scale[False], held_out_error())
+                for options, rate in zip(self.adam.param_groups, self.rates, strict=True):
+                    options["lr"] = rate * (1 - step / steps)
+                errors.append(self._take_step(*groups[group]))
                 step += 1
-            measure(epoch + 1, total / len(groups))
-        self.values = best
-        return self._result(pruned, swaps, epochs, time.monotonic() - began)
+            self._end_epoch(epoch, sum(errors) / scale[False], held_out_error())
+        if self.best is None:
+            raise InputError(f"block {self.index}: the training diverged; lower the block's learning_rate")
+        return self._result(result, time.monotonic() - began)
 
     def _groups(self) -> list[tuple[int, int]]:
         """Return the sequences of each step: the first, and the one after the last."""
@@ -112,26 +115,27 @@ class BlockTraining:
                     first = last
         return groups if first == last else [*groups, (first, last)]
 
-    def _tighten(self, share: float, first: bool) -> PrunedBlock:
-        """Prune the current weights to a share of the final sparsity."""
+    def _tighten(self, share: float) -> PrunedBlock:
+        """Prune the current weights to a share of the final sparsity, and fit the kept weights."""
 
         def current(layer: Layer) -> Tensor:
             return layer.view_in(self.values[layer.parameter]).contiguous()
 
-        pruned = prune_block(
-            self.index,
-            self.layers,
-            self.grams,
-            self._dense_weight if first else current,
-            lambda block, layer: self.pattern_of(block, layer).soften(share),
-            [self.warmstart, self.refine, self.fit],
-        )
+        def softened(block: int, layer: str) -> Pattern:
+            return self.pattern_of(block, layer).soften(share)
+
+        weight_of = current if self.epochs else self._dense_weight
+        steps = [self.warmstart, self.refine, self.fit]
+        result = prune_block(self.index, self.layers, self.grams, weight_of, softened, steps)
         for layer in self.layers:
-            mask = pruned.masks[layer.name]
-            layer.view_in(self.values[layer.parameter]).copy_(pruned.weights[layer.name])
-            layer.view_in(self.trained[layer.parameter]).copy_(mask)
-            layer.view_in(self.zeros[layer.parameter]).copy_(~mask)
-        return pruned
+            mask = result.masks[layer.name]
+            layer.view_in(self.values[layer.parameter]).copy_(result.weights[layer.name])
+            layer.view_in(self.kept[layer.parameter]).copy_(mask)
+            layer.view_in(self.pruned[layer.parameter]).copy_(~mask)
+        for row in result.losses:
+            self.swaps[row["layer"]] += row["swaps"]
+        self._put()
+        return result
 
     def _dense_weight(self, layer: Layer) -> Tensor:
         return self.dense[layer.name]
@@ -140,13 +144,8 @@ class BlockTraining:
         for name, parameter in self.parameters.items():
             parameter.data.copy_(self.values[name])
 
-    def _train(self, group: tuple[int, int], scale: float) -> float:
-        """Take one step on a group of sequences; return its error, relative to the mean square of a sequence's output.
-
-        Changes nothing until all batches of the group have gone through.
-        """
-        first, last = group
-        self._put()
+    def _take_step(self, first: int, last: int) -> float:
+        """Take one step on the calibration sequences from `first` to before `last`; return their squared error."""
 
         def backward(size: int) -> float:
             if size < max(len(batch.ids) for batch in self._batches(first, last)):
@@ -154,8 +153,8 @@ class BlockTraining:
             self.block.zero_grad()
             total = 0.0
             for batch in self._batches(first, last):
-                error = self._difference(batch).square().sum() / (scale * (last - first))
-                error.backward()
+                error = self._difference(batch).square().sum()
+                error.backward()  # Adam does not depend on the scale of the gradients
                 total += error.item()
             return total
 
@@ -165,18 +164,18 @@ class BlockTraining:
             with torch.enable_grad():
                 error, _ = halve_until_it_fits(backward, last - first, "sequences", "the calibration's seqlen")
             for name, value in self.values.items():
-                value.grad = self.parameters[name].grad.float().masked_fill_(~self.trained[name], 0)
+                value.grad = self.parameters[name].grad.float().masked_fill_(~self.kept[name], 0)
         finally:
             for parameter in self.parameters.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
         self.adam.step()
         for name, value in self.values.items():
-            value.masked_fill_(self.zeros[name], 0)  # Adam still moves a weight for a while after its last gradient
+            value.masked_fill_(self.pruned[name], 0)  # Adam moves a weight for a while after its last gradient
+        self._put()
         return error
 
     def _batches(self, first: int, last: int) -> list[Batch]:
-        """Return the batches with the calibration sequences from `first` to before `last`."""
         batches, position = [], 0
         for batch in self.replay.batches:
             if not batch.held_out:
@@ -186,38 +185,43 @@ class BlockTraining:
         return batches
 
     def _difference(self, batch: Batch) -> Tensor:
-        with record_inputs(self.block):  # which runs experts by plain products, which have gradients
+        """Return the block's output minus the dense block's, float32 [batch, seqlen, width]."""
+        with record_inputs(self.block):  # runs experts by plain products, which have gradients
             output = self.replay.run(batch, self.index, batch.hidden())
         return output.float() - batch.dense().to(output.device).float()
 
     @torch.no_grad()
-    def _error(self, held_out: bool) -> float:
-        """Return the squared error of the block's output on calibration text or held-out text, summed up."""
-        self._put()
-        return self._sum(lambda batch, _: self._difference(batch), held_out)
-
-    def _sum(self, of: Callable[[Batch, Tensor], Tensor], held_out: bool) -> float:
+    def _squares(self, states: Callable[[Batch], Tensor], held_out: bool) -> float:
         batches = [batch for batch in self.replay.batches if batch.held_out == held_out]
-        return sum(of(batch, batch.dense()).float().square().sum().item() for batch in batches)
+        return sum(states(batch).float().square().sum().item() for batch in batches)
 
-    def _result(
-        self, pruned: PrunedBlock, swaps: dict[str, int], epochs: list[dict[str, Any]], seconds: float
-    ) -> PrunedBlock:
-        """Return the result, with each layer's errors by its dense weights, before and after."""
-        nothing = Refine(RefinementSettings(max_swaps=0), self.refine.counted)
-        steps = [self.warmstart, nothing]
-        before = prune_block(self.index, self.layers, self.grams, self._dense_weight, self.pattern_of, steps).losses
+    def _end_epoch(self, epoch: int, error: float, held_out: float | None) -> None:
+        """Note the relative errors of an epoch. Keep its values if the masks are final and no error was smaller."""
+        logging.info("block %d, epoch %d: relative error %s, held out %s", self.index, epoch, error, held_out)
+        row = {"block": self.index, "epoch": epoch, "stage": self.stage, "error": error, "held_out": held_out}
+        final = [other["held_out"] for other in self.epochs if other["stage"] == self.settings.stages]
+        self.epochs.append(row)
+        finite = (error if held_out is None else held_out) < float("inf")
+        better = held_out is None or all(held_out < other for other in final)
+        if self.stage == self.settings.stages and finite and better:
+            self.best = {name: value.clone() for name, value in self.values.items()}
+
+    def _result(self, result: PrunedBlock, seconds: float) -> PrunedBlock:
+        """Return the best epoch. The errors of a layer are of its dense weights: before, with the warm start's mask."""
+        as_it_is = Refine(RefinementSettings(max_swaps=0), self.refine.counted)
+        steps = [self.warmstart, as_it_is]
+        starts = prune_block(self.index, self.layers, self.grams, self._dense_weight, self.pattern_of, steps).losses
         size = sum(layer.d_out * layer.d_in for layer in self.layers)
         weights, losses = {}, []
-        for layer, start, row in zip(self.layers, before, pruned.losses, strict=True):
-            dense = self._dense_weight(layer)
-            new = layer.view_in(self.values[layer.parameter]).to(dense.dtype)
-            weights[layer.name] = new.contiguous()
-            inputs = self.grams.inputs(layer.name, dense.device)
-            errors = {"loss_before": start["loss_before"], "held_out_before": start["held_out_before"]}
-            errors["loss_after"] = float(output_error(dense, inputs.gram, new).sum())
+        for layer, start, row in zip(self.layers, starts, result.losses, strict=True):
+            dense, inputs = self.dense[layer.name], self.grams.inputs(layer.name, self.dense[layer.name].device)
+            new = layer.view_in(self.best[layer.parameter]).to(dense.dtype).contiguous()
+            weights[layer.name] = new
+            figures = {name: start[name] for name in ("loss_before", "held_out_before")}
+            figures["loss_after"] = float(output_error(dense, inputs.gram, new).sum())
             if inputs.held_out is not None:
-                errors["held_out_after"] = float(output_error(dense, inputs.held_out, new).sum())
-            errors |= {"swaps": swaps[layer.name], "seconds": round(seconds * layer.d_out * layer.d_in / size, 3)}
-            losses.append(row | errors)
-        return replace(pruned, weights=weights, losses=losses, curves=[], epochs=epochs)
+                figures["held_out_after"] = float(output_error(dense, inputs.held_out, new).sum())
+            share = layer.d_out * layer.d_in / size
+            figures |= {"swaps": self.swaps[layer.name], "seconds": round(seconds * share, 3)}
+            losses.append(row | figures)
+        return replace(result, weights=weights, losses=losses, curves=[], epochs=self.epochs)

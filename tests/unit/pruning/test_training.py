@@ -1,0 +1,187 @@
+"""Block reconstruction, beside plain forward passes of the models and a plain loop in torch."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from families import MODELS, families, tiny, tokens
+
+from sparseswaps.calibration.replay import Replay
+from sparseswaps.layer.masks import check_mask
+from sparseswaps.layer.pattern import Pattern, parse_pattern
+from sparseswaps.layer.settings import Reconstruction, RefinementSettings
+from sparseswaps.model.blocks import find_blocks
+from sparseswaps.model.weights import WeightsInMemory
+from sparseswaps.pruning.block import PrunedBlock
+from sparseswaps.pruning.chain import prune_next_block, start_chain
+from sparseswaps.pruning.refine import Refine
+from sparseswaps.pruning.warmstart import WarmStart
+
+IDS = tokens(32, 1), tokens(8, 2)  # calibration and held-out text
+LLAMA = MODELS[0]
+
+
+def prune_blocks(model, pattern: Pattern, batch_size=8, ids=IDS, **block) -> list[PrunedBlock]:
+    """Prune all blocks of a model in place, with training."""
+    reconstruction = Reconstruction(method=block.pop("method", "least_squares"), block=block)
+    weights = WeightsInMemory(model)
+    blocks = find_blocks(model)[1]
+    replay = Replay(weights)
+    start_chain(replay, *ids, batch_size, reconstruction)
+    return [
+        prune_next_block(
+            replay,
+            index,
+            lambda layer, of=blocks[index]: layer.view_in(of.get_parameter(layer.parameter).data).contiguous(),
+            lambda _block, _layer: pattern,
+            WarmStart("wanda", None, "rows"),
+            Refine(RefinementSettings(), "rows"),
+            reconstruction,
+        )
+        for index in range(len(blocks))
+    ]
+
+
+def outputs_of_blocks(model, ids):
+    """Return what each block returns in a plain forward pass, [sequences, seqlen, width]."""
+    outputs = []
+
+    def note(_module, _args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(note) for block in find_blocks(model)[1]]
+    with torch.no_grad():
+        model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+@pytest.mark.parametrize(("pattern", "stages"), [("50%", 1), ("50%", 3), ("2:4", 3)])
+@families
+def test_a_trained_block_keeps_its_pattern_and_the_errors_are_those_of_plain_forward_passes(config, pattern, stages):
+    dense, parsed = tiny(config), parse_pattern(pattern)
+    model = copy.deepcopy(dense)
+    pruned = prune_blocks(model, parsed, epochs=3, stages=stages, learning_rate=0.01)
+    errors = [
+        ((got - wanted).square().sum() / wanted.square().sum()).item()
+        for got, wanted in zip(outputs_of_blocks(model, IDS[1]), outputs_of_blocks(dense, IDS[1]), strict=True)
+    ]
+    for block, layers, error in zip(pruned, WeightsInMemory(model).layers, errors, strict=True):
+        module = find_blocks(model)[1][block.epochs[0]["block"]]
+        for layer in layers:
+            weight, mask = layer.view_in(module.get_parameter(layer.parameter)), block.masks[layer.name]
+            check_mask(mask, parsed)
+            assert not weight[~mask].any()
+            assert torch.equal(weight, block.weights[layer.name])
+        assert [row["epoch"] for row in block.epochs] == [0, 1, 2, 3]
+        final = [row["held_out"] for row in block.epochs if row["stage"] == stages]
+        assert min(final) == pytest.approx(error, rel=1e-3)
+        if stages == 1:
+            assert block.epochs[-1]["error"] < block.epochs[0]["error"]
+
+
+def train_plainly(model, masks, ids, epochs, rate, sequences):
+    """Train all blocks of a Llama as the module does, in a few lines; the weights are masked already."""
+    dense, hidden, targets = masks.pop("dense"), None, None
+    for index, block in enumerate(model.model.layers):
+        hidden = model.model.embed_tokens(ids) if index == 0 else outputs_of_blocks(model, ids)[index - 1]
+        targets = outputs_of_blocks(dense, ids)[index]
+        names = [name for name, _ in block.named_parameters() if name in masks[index]]
+        weights = [block.get_parameter(name) for name in names]
+        for weight in weights:
+            weight.requires_grad_(True)
+        position = torch.arange(ids.shape[1])[None]
+        rotary = model.model.rotary_emb(hidden, position)
+        dense_weights = [dense.model.layers[index].get_parameter(name) for name in names]
+        rates = [rate * weight.square().mean().sqrt().item() for weight in dense_weights]
+        adam = torch.optim.Adam([{"params": [weight]} for weight in weights], betas=(0.9, 0.95))
+        generator = torch.Generator().manual_seed(index)
+        groups, step = len(ids) // sequences, 0
+        for _ in range(epochs):
+            for group in torch.randperm(groups, generator=generator).tolist():
+                part = slice(group * sequences, (group + 1) * sequences)
+                output = block(hidden[part].detach(), position_embeddings=rotary, attention_mask=None)
+                loss = (output - targets[part]).square().mean() / targets.square().mean()
+                adam.zero_grad()
+                loss.backward()
+                for name, weight in zip(names, weights, strict=True):
+                    weight.grad[~masks[index][name]] = 0
+                for options, one in zip(adam.param_groups, rates, strict=True):
+                    options["lr"] = one * (1 - step / (epochs * groups))
+                adam.step()
+                step += 1
+        for weight in weights:
+            weight.requires_grad_(False)
+
+
+def test_training_is_that_of_a_plain_loop():
+    dense = tiny(LLAMA)
+    for parameter in dense.parameters():
+        parameter.requires_grad_(False)
+    model, plain = copy.deepcopy(dense), copy.deepcopy(dense)
+    ids = IDS[0], IDS[1][:0]  # without held-out text, the last epoch is kept
+    # The plain loop starts with the masks of the training: Wanda's and swaps', from the inputs of trained blocks.
+    pruned = prune_blocks(model, parse_pattern("50%"), ids=ids, method="none", epochs=2, learning_rate=0.01)
+    masks = {"dense": dense}
+    for index, block in enumerate(pruned):
+        masks[index] = {f"{name}.weight": mask for name, mask in block.masks.items()}
+        for name, mask in masks[index].items():
+            plain.model.layers[index].get_parameter(name).data.masked_fill_(~mask, 0)
+    train_plainly(plain, masks, ids[0], 2, 0.01, 8)
+    for (name, got), wanted in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+def test_running_out_of_memory_halves_the_batches_of_a_step_and_changes_nothing_else(stages, caplog):
+    model = tiny(LLAMA)
+    expected = prune_blocks(copy.deepcopy(model), parse_pattern("50%"), epochs=2, stages=stages)
+    most = 2
+
+    def fail(_module, args):
+        if torch.is_grad_enabled() and len(args[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for block in model.model.layers:
+        block.mlp.down_proj.register_forward_pre_hook(fail)
+    with caplog.at_level(logging.WARNING):
+        halved = prune_blocks(model, parse_pattern("50%"), epochs=2, stages=stages)
+    assert len([line for line in caplog.messages if "out of memory" in line]) == 2  # 8 sequences, then 4
+    for one, other in zip(halved, expected, strict=True):
+        for name, weight in one.weights.items():
+            torch.testing.assert_close(weight, other.weights[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_epoch_of_least_error_on_held_out_text_is_kept():
+    """A learning rate that is too high makes every epoch worse than the fitted weights."""
+    model = tiny(LLAMA)
+    fitted = prune_blocks(copy.deepcopy(model), parse_pattern("50%"), epochs=1, learning_rate=1e-30)
+    for block, start in zip(
+        prune_blocks(model, parse_pattern("50%"), epochs=2, learning_rate=10.0), fitted, strict=True
+    ):
+        assert min(row["held_out"] for row in block.epochs) == block.epochs[0]["held_out"]
+        for name, weight in block.weights.items():
+            torch.testing.assert_close(weight, start.weights[name])
+
+
+def test_weights_in_bfloat16_are_trained_in_float32():
+    """Steps that are lost in the rounding of a bfloat16 weight add up."""
+    model = tiny(LLAMA).bfloat16()
+    pruned = prune_blocks(model, parse_pattern("50%"), epochs=4, learning_rate=1e-3)
+    for block in pruned:
+        assert block.epochs[-1]["error"] < block.epochs[0]["error"]
+        assert {weight.dtype for weight in block.weights.values()} == {torch.bfloat16}
+
+
+def test_figures_of_a_trained_layer_are_those_of_its_dense_weights():
+    model = tiny(LLAMA)
+    dense = WeightsInMemory(copy.deepcopy(model))
+    first = prune_blocks(model, parse_pattern("50%"), epochs=1, stages=2)[0]
+    untrained = prune_blocks(copy.deepcopy(dense.model), parse_pattern("50%"), epochs=1, learning_rate=1e-30)[0]
+    for row, one, layer in zip(first.losses, untrained.losses, dense.layers[0], strict=True):
+        assert row["loss_before"] == one["loss_before"]  # of Wanda's mask of the dense weights
+        assert row["kept"] == layer.d_out * layer.d_in // 2
+        assert row["swaps"] > 0
+        assert row["loss_after"] > 0
