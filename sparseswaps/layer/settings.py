@@ -59,7 +59,7 @@ class BlockReconstruction(Settings):
         "kept weights.",
     )
     learning_rate: float = Field(
-        0.03,
+        0.04,
         gt=0,
         description="Of Adam, at the first step, relative to the root mean square of a layer's dense weights. It falls "
         "linearly to 0.",

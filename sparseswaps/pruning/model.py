@@ -54,11 +54,14 @@ class Pruned:
             (`held_out_before`, `held_out_after`; None without such); `swaps`, and how many of its `rows` are at their
             local optimum (`rows_certified`); `seconds`; and others. `pandas.DataFrame(losses)` is the table.
         curves: both errors (`loss`, `held_out`) of each layer by the swaps that a row could make so far (`budget`).
+        epochs: where blocks are trained, the relative error of each block's output by epoch, on calibration text
+            (`error`) and on held-out text (`held_out`), and the `stage` of the masks.
     """
 
     masks: dict[str, Tensor]
     losses: list[dict[str, Any]]
     curves: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
 
 
 def prune(
@@ -110,8 +113,10 @@ def prune(
         shrinkage: swaps are chosen by (1 - s) G + s diag(G) instead of the Gram matrix G; in [0, 1].
         between_rows: whether rows exchange weights, too. The matrix then keeps what a sparsity says; its rows may
             differ.
-        reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. New values
-            are rounded to the model's dtype (in the workflow, to the dtype of the model's files).
+        reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. With
+            `Reconstruction(block={"stages": 8})` and `propagate="pruned"`, each block is trained to give the dense
+            block's output while its masks tighten. New values are rounded to the model's dtype (in the workflow, to the
+            dtype of the model's files).
         batch_size: sequences per forward pass; fewer after a GPU has run out of memory.
 
     Returns:
@@ -163,12 +168,13 @@ def prune(
                 put_weights(blocks[index], weights.layers[index], pruned.weights)
                 yield pruned
 
-    masks, losses, curves, training = {}, [], [], model.training
+    masks, losses, curves, epochs, training = {}, [], [], [], model.training
     model.eval()
     try:
         for index, pruned in enumerate(prune_blocks()):
             losses.extend(pruned.losses)
             curves.extend(pruned.curves)
+            epochs.extend(pruned.epochs)
             for layer in weights.layers[index]:
                 if layer.name in pruned.masks:
                     name = f"{prefix}.{index}.{layer.parameter}"
@@ -178,7 +184,7 @@ def prune(
                     layer.view_in(masks[name]).copy_(pruned.masks[layer.name])
     finally:
         model.train(training)
-    return Pruned(masks, losses, curves)
+    return Pruned(masks, losses, curves, epochs)
 
 
 def _check_model(model: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas
 import pytest
@@ -185,6 +186,37 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
     assert not all(equal.values())
     losses = read_losses(tmp_path / folder)
     assert (losses["loss_after"] < losses["loss_before"]).all()
+
+
+def test_blocks_are_trained_as_in_memory_and_a_killed_chain_continues_where_it_was(tmp_path, tiny_model):
+    source = shutil.copytree(tiny_model, tmp_path / "model")  # in float32, as in memory
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).save_pretrained(source)
+    block = {"epochs": 2, "stages": 2, "sequences": 4}
+    config = tiny_study(
+        source,
+        calibrations={"chained": TEXT | {"propagate": "pruned"}},
+        patterns=["2:4"],
+        refinements={"swaps": {}},
+        reconstructions={"gradual": {"block": block}},
+        evaluation={},
+    )
+    workflow, folder = Workflow(tmp_path), Path("results/tiny/chained/seed0/2of4/wanda/swaps+gradual")
+    # After the first block, its hidden states wait for the second.
+    workflow.run(config, "--cores", "2", "--notemp", "--", folder / "masks/block00.safetensors")
+    assert workflow.planned(config, folder / "checkpoint") == {"chain": 1, "masks": 1, "assemble": 1}
+    workflow.run(config, "--cores", "2", "--", folder / "checkpoint")
+    assert not list((tmp_path / folder / "hidden").glob("*"))
+    assert workflow.planned(config, folder / "checkpoint") == {}
+
+    model, tokenizer = load_model(str(source), "cpu"), load_tokenizer(str(source))
+    arguments = {"samples": 8, "held_out": 4, "seqlen": 32, "propagate": "pruned"}
+    arguments["reconstruction"] = sparseswaps.Reconstruction(block=block)
+    pruned = sparseswaps.prune(model, tokenizer, "2:4", **arguments)
+    stored = load_model(str(tmp_path / folder / "checkpoint"), "cpu").state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+    epochs = pandas.concat([pandas.read_csv(path) for path in sorted((tmp_path / folder / "epochs").iterdir())])
+    assert epochs.to_dict("records") == pruned.epochs
+    assert epochs["epoch"].tolist() == [0, 1, 2] * 2
 
 
 def test_every_further_stage_and_option(further):

@@ -18,7 +18,7 @@ from sparseswaps.pruning.chain import prune_next_block, start_chain
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
 
-IDS = tokens(32, 1), tokens(8, 2)  # calibration and held-out text
+IDS = tokens(24, 1), tokens(8, 2)  # calibration and held-out text
 LLAMA = MODELS[0]
 
 
@@ -58,7 +58,7 @@ def outputs_of_blocks(model, ids):
     return outputs
 
 
-@pytest.mark.parametrize(("pattern", "stages"), [("50%", 1), ("50%", 3), ("2:4", 3)])
+@pytest.mark.parametrize(("pattern", "stages"), [("50%", 1), ("2:4", 3)])
 @families
 def test_a_trained_block_keeps_its_pattern_and_the_errors_are_those_of_plain_forward_passes(config, pattern, stages):
     dense, parsed = tiny(config), parse_pattern(pattern)
