@@ -57,7 +57,7 @@ def resources(stage):
 
 def artifacts(folder, kind, model):
     """The artifacts of a cell's blocks: one file for each block."""
-    ending = "csv" if kind in ("losses", "curves") else "safetensors"
+    ending = "csv" if kind in ("losses", "curves", "epochs") else "safetensors"
     return [f"<results>/{folder}/{kind}/{block}.{ending}" for block in GRID.blocks[model]]
 
 
@@ -126,3 +126,9 @@ def curves():
         and STUDY.refinements[cell.refinement].max_swaps != 0
     )
     return [path for c in swapped for path in artifacts(c.folder, "curves", c.model)]
+
+
+def epochs():
+    """The errors by epoch of all cells whose blocks are trained."""
+    trained = [name for name, reconstruction in STUDY.reconstructions.items() if reconstruction.block]
+    return [p for c in GRID.cells if c.reconstruction in trained for p in artifacts(c.folder, "epochs", c.model)]

@@ -3,6 +3,7 @@ rule tables:
     input:
         losses=losses(),
         curves=curves(),
+        epochs=epochs(),
         perplexity=[f"<results>/{v.folder}/perplexity/{text}.json" for v in GRID.variants for text in TEXTS],
         scores=[f"<results>/{v.folder}/lm_eval.json" for v in GRID.variants if HARNESS],
         published=PUBLISHED,
@@ -10,6 +11,7 @@ rule tables:
         cells=multiext("<report>/tables/cells", ".csv", ".md", ".tex"),
         layers=multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
         curves=multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
+        epochs=multiext("<report>/tables/epochs", ".csv", ".md", ".tex"),
         summary=multiext("<report>/tables/summary", ".csv", ".md", ".tex"),
         comparison=multiext("<report>/tables/comparison", ".csv", ".md", ".tex"),
         published=multiext("<report>/tables/published", ".csv", ".md", ".tex") if PUBLISHED else [],
@@ -33,6 +35,7 @@ rule figures:
         cells="<report>/tables/cells.csv",
         layers="<report>/tables/layers.csv",
         curves="<report>/tables/curves.csv",
+        epochs="<report>/tables/epochs.csv",
     output:
         figures=directory("<report>/figures"),
     log:

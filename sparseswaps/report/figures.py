@@ -64,7 +64,7 @@ TEXTS: dict[str, Style] = {"calibration text": {}, "held-out text": HOLLOW | {"l
 class Kind(NamedTuple):
     """A kind of figure: what the report says about it, and the function that draws it.
 
-    `rows` are "layers" (of the principal refinement), "curves" or "cells" of one model and calibration, or
+    `rows` are "layers" (of the principal refinement), "curves", "epochs" or "cells" of one model and calibration, or
     "calibrations", which are the cells of all calibrations of a model.
     """
 
@@ -89,18 +89,18 @@ def figure(rows: str, title: str, caption: str) -> Callable[[Callable], Callable
 
 
 def draw_all(
-    cells: pd.DataFrame, layers: pd.DataFrame, curves: pd.DataFrame, width: float
+    cells: pd.DataFrame, layers: pd.DataFrame, curves: pd.DataFrame, epochs: pd.DataFrame, width: float
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the path ("<model>/<calibration>/<kind>-<text>") and the figure, for every figure that has data.
 
-    `cells`, `layers` and `curves` are the study's tables, and `width` is the width of the page in inches.
+    The frames are the study's tables of that name, and `width` is the width of the page in inches.
     """
     studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
     for model in studies["model"].unique():
         yield from _draw_kinds(model, {"calibrations": cells[cells["model"] == model]}, width)
     for model, calibration in studies.itertuples(index=False):
         tables = {}
-        for name, table in (("cells", cells), ("layers", layers), ("curves", curves)):
+        for name, table in (("cells", cells), ("layers", layers), ("curves", curves), ("epochs", epochs)):
             drawn = table["calibration"].eq(calibration) | table["pattern"].eq("dense")
             tables[name] = table[drawn & (table["model"] == model)]
         principal = tables["layers"]["refinement"] == principal_refinement(tables["cells"])
@@ -214,6 +214,50 @@ def perplexity_by_calibration(cells: pd.DataFrame, text: str, width: float) -> F
     return _draw_dots(points, list(points["row"].unique()), cells, text, width)
 
 
+@figure(
+    "calibrations",
+    "Perplexity against time",
+    "Each marker is a method: warm start, refinement and reconstruction. The line and the numbers show the methods "
+    "that are 2 % better than every faster one. The time is the sum over the layers of refinement and reconstruction "
+    "on this machine. It leaves out the capture of Gram matrices and the making of warm starts.",
+)
+def perplexity_by_seconds(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
+    """Draw a panel per pattern with a marker per method, and a line along the Pareto front, if masks were refined."""
+    pruned = cells[cells["pattern"] != "dense"].rename(columns={f"perplexity/{text}": "perplexity"})
+    if pruned["refinement"].isin(["none"]).all():
+        return None
+    pruned = pruned.assign(seconds=pruned["seconds"].clip(lower=0.01))
+    several = pruned["calibration"].nunique() > 1
+    method = pruned[["warmstart", "refinement", *(["calibration"] if several else [])]].agg(", ".join, axis=1)
+    points = pruned.assign(method=method).groupby(["pattern", "method"], sort=False)[["seconds", "perplexity"]]
+    panels = dict(iter(points.mean().dropna().sort_values("seconds").groupby("pattern", sort=False)))
+    panels = {pattern: panels[pattern].droplevel(0) for pattern in pruned["pattern"].unique() if pattern in panels}
+    fronts = {pattern: _pareto_front(panel) for pattern, panel in panels.items()}
+    if max(map(len, fronts.values()), default=0) < 2:
+        return None
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(n for front in fronts.values() for n in front.index), 1)}
+    across = _number_per_row(len(panels), width, 2.2)
+    down = math.ceil(len(panels) / across)
+    drawing = Figure(figsize=(width, 2.4 * down))
+    axes = list(drawing.subplots(down, across, squeeze=False).flat)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (pattern, panel) in zip(axes, panels.items(), strict=False):
+        front = fronts[pattern]
+        axis.plot(panel["seconds"], panel["perplexity"], color="0.6", marker="o", linestyle="none", markersize=3)
+        axis.plot(front["seconds"], front["perplexity"], color=COLOURS[0], marker="o", drawstyle="steps-post")
+        for name, point in front.iterrows():
+            place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7}
+            axis.annotate(str(numbers[name]), (point["seconds"], point["perplexity"]), **place)
+        axis.set(title=f"{pattern} sparsity", xlabel="seconds")
+        _use_log_scale_if_wide(axis, "x", list(panel["seconds"]))
+        _use_log_scale_if_wide(axis, "y", list(panel["perplexity"]))
+        axis.legend(handles=_draw_dense(axis, cells, text), loc="upper right")
+    axes[0].set_ylabel(_perplexity_label(cells, text))
+    _add_legend(drawing, [Line2D([], [], linestyle="none", label=f"{k}  {name}") for name, k in numbers.items()], 2.2)
+    return drawing
+
+
 @figure("cells", "Perplexity and error against the swap budget", OVERFITS)
 def swaps_curve(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
     """Draw perplexity and error against the swaps per row. The warm start (0) and the optimum are budgets, too."""
@@ -238,22 +282,24 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     curves = curves[curves["refinement"].isin(headline_refinements(curves))]
     if curves["held_out_error"].isna().all():
         return None
-    row, line = ("refinement", "warmstart") if curves["warmstart"].nunique() > 1 else ("warmstart", "refinement")
-    styles = {name: _line_style(k, k) for k, name in enumerate(curves[line].unique())}
-    labels = {name: f"{name}: error\nrelative to warm start (%)" for name in curves[row].unique()}
-    patterns = list(curves["pattern"].unique())
-    drawing, panels = _panel_grid(labels, patterns, "swaps per row, at most", width)
-    for (name, pattern, kind), rows in curves.groupby([row, "pattern", line], sort=False):
-        for column, style in zip(("error", "held_out_error"), TEXTS.values(), strict=True):
-            by_seed = align_curves(rows.pivot(index="seed", columns="budget", values=column))
-            means = by_seed.agg(["mean", "std"]).T.fillna({"std": 0.0})
-            _draw_line(panels[name, pattern], means, styles[kind] | style)
-    axis = panels[name, pattern]  # all panels share the x axis
+    axis, drawing = _draw_both_texts(curves, "budget", "swaps per row, at most", "relative to warm start (%)", width)
     axis.set_xscale("symlog", linthresh=1, linscale=0.4)
     ticks = [budget for budget in SWAP_TICKS if budget <= curves["budget"].max()]
     axis.set_xticks(ticks, map(str, ticks))
     axis.set_xticks([], minor=True)
-    _add_legend(drawing, _handles(styles) + _handles(TEXTS, GREY), 1.3)
+    return drawing
+
+
+@figure(
+    "epochs",
+    "Error of the trained blocks by epoch",
+    "The squared error of a block's output, in percent of the dense block's output, a mean over the blocks. It rises "
+    "while masks tighten. The epoch of least error on held-out text is kept, of the epochs with the final masks.",
+)
+def training_curve(epochs: pd.DataFrame, width: float) -> Figure:
+    """Draw a panel per method (row) and pattern (column), with a line per warm start, as `held_out_curve` does."""
+    axis, drawing = _draw_both_texts(epochs, "epoch", "epoch", "of a block's output (%)", width)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return drawing
 
 
@@ -309,6 +355,31 @@ def _draw_setting(cells: pd.DataFrame, setting: str, label: str, text: str, widt
     refined = cells[(cells["pattern"] != "dense") & (cells["refinement"] != "none")]
     lines = _group_lines(refined.assign(x=refined[setting]), equal)
     return _draw_perplexity_and_error(lines, {}, label, cells, text, width)
+
+
+def _draw_both_texts(rows: pd.DataFrame, along: str, label: str, unit: str, width: float) -> tuple[Axes, Figure]:
+    """Draw the error on calibration text and on held-out text, and return one of the axes: they share the x axis."""
+    row, line = ("refinement", "warmstart") if rows["warmstart"].nunique() > 1 else ("warmstart", "refinement")
+    styles = {name: _line_style(k, k) for k, name in enumerate(rows[line].unique())}
+    labels = {name: f"{name}: error\n{unit}" for name in rows[row].unique()}
+    drawing, panels = _panel_grid(labels, list(rows["pattern"].unique()), label, width)
+    for (name, pattern, kind), points in rows.groupby([row, "pattern", line], sort=False):
+        for column, style in zip(("error", "held_out_error"), TEXTS.values(), strict=True):
+            by_seed = align_curves(points.pivot(index="seed", columns=along, values=column))
+            means = by_seed.agg(["mean", "std"]).T.fillna({"std": 0.0})
+            _draw_line(panels[name, pattern], means, styles[kind] | style)
+    _add_legend(drawing, _handles(styles) + _handles(TEXTS, GREY), 1.3)
+    return panels[name, pattern], drawing
+
+
+def _pareto_front(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points, sorted by `seconds`, whose `perplexity` is 2 % lower than at every point before."""
+    least, front = math.inf, []
+    for name, perplexity in points["perplexity"].items():
+        if perplexity < 0.98 * least:
+            least = perplexity
+            front.append(name)
+    return points.loc[front]
 
 
 def _group_lines(rows: pd.DataFrame, equal: list[str]) -> Lines:

@@ -46,6 +46,8 @@ class Measured:
             None where no swaps were made.
         perplexities: for each text its "perplexity" and "seqlen".
         scores: for each lm-eval task its metrics.
+        epochs: the columns block, epoch, stage, error and held_out, a row per block and epoch of its training. None
+            where no blocks were trained.
     """
 
     facts: dict[str, Any]
@@ -53,6 +55,7 @@ class Measured:
     curves: pd.DataFrame | None = None
     perplexities: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    epochs: pd.DataFrame | None = None
 
 
 def error_reduction(before: pd.Series, after: pd.Series, if_zero: float = 0.0) -> pd.Series:
@@ -111,6 +114,18 @@ def curves_table(measured: list[Measured]) -> pd.DataFrame:
     """
     means = [(model, _mean_curve(model.curves)) for model in measured if model.curves is not None]
     return _set_types(_join(means, [*COORDINATES, "max_swaps"], ["budget", "error", "held_out_error"]))
+
+
+def epochs_table(measured: list[Measured]) -> pd.DataFrame:
+    """Return the errors of trained blocks by epoch: the six COORDINATES, epoch (0 is before the training), error and
+    held_out_error (of a block's output, in percent of the dense output's mean square, means over the blocks)."""
+    means = []
+    for model in measured:
+        if model.epochs is not None:
+            errors = model.epochs[["error", "held_out"]].astype("float64").mul(100)
+            by_epoch = errors.rename(columns={"held_out": "held_out_error"}).groupby(model.epochs["epoch"]).mean()
+            means.append((model, by_epoch.reset_index()))
+    return _set_types(_join(means, COORDINATES, ["epoch", "error", "held_out_error"]))
 
 
 def _join(tables: list[tuple[Measured, pd.DataFrame]], facts: list[str], columns: list[str]) -> pd.DataFrame:
@@ -181,6 +196,7 @@ def write_all(measured: list[Measured], folder: str | Path, published: str | Pat
     write_table(cells, folder / "cells")
     write_table(layers_table(measured), folder / "layers")
     write_table(curves_table(measured), folder / "curves")
+    write_table(epochs_table(measured), folder / "epochs")
     summarised, compared = summary(cells), comparison(cells)
     write_measures(summarised, mark_best_of_summary(summarised), folder / "summary")
     write_measures(compared, mark_best_of_comparison(compared), folder / "comparison")

@@ -25,6 +25,7 @@ def measurements(folder, facts, inputs):
         facts=facts,
         losses=read_tables(files("losses")),
         curves=read_tables(files("curves")),
+        epochs=read_tables(files("epochs")),
         perplexities={Path(path).stem: read_json(path) for path in files("perplexity")},
         scores=read_json(scores[0])["results"] if scores else {},
     )

@@ -192,6 +192,41 @@ def by_swaps(seeds: int = 1, held_out: float | None = 0.2) -> pd.DataFrame:
     return tables.curves_table(study)
 
 
+def by_epochs() -> pd.DataFrame:
+    """A table of epochs, of two blocks in two methods."""
+    study = []
+    for measured in make_study(1):
+        if measured.facts.get("refinement") in ("swaps", "none"):
+            rows = [(block, epoch) for block in range(2) for epoch in range(4)]
+            table = pd.DataFrame(rows, columns=["block", "epoch"]).assign(stage=1)
+            error = 0.5 - 0.1 * table["epoch"] + 0.02 * table["block"]
+            study.append(replace(measured, epochs=table.assign(error=error, held_out=1.5 * error)))
+    return tables.epochs_table(study)
+
+
+def test_training_curve_is_the_mean_over_the_blocks():
+    figure = figures.training_curve(by_epochs(), WIDTH)
+    assert legend_texts(figure)[:2] == ["magnitude", "wanda"]
+    calibration, held_out, *_ = (list(line.get_ydata()) for line in figure.axes[0].get_lines())
+    assert calibration == pytest.approx([51, 41, 31, 21])
+    assert held_out == pytest.approx([76.5, 61.5, 46.5, 31.5])
+
+
+def test_the_front_holds_the_methods_that_beat_every_faster_one(one_seed):
+    dense = one_seed[0].query("pattern == 'dense'")
+    cell = one_seed[0].query("pattern == '60%' and warmstart == 'wanda' and refinement == 'swaps'")
+    methods = {"a": (1, 30), "b": (20, 20), "c": (4, 29.9), "d": (3, 40), "e": (40, 10), "f": (0, 50)}
+    cells = [
+        cell.assign(**{"refinement": name, "seconds": float(seconds), "perplexity/held_out": float(perplexity)})
+        for name, (seconds, perplexity) in methods.items()
+    ]
+    figure = figures.perplexity_by_seconds(join(dense, *cells), "held_out", WIDTH)
+    front = figure.axes[0].get_lines()[1]
+    assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(0.01, 50), (1, 30), (20, 20), (40, 10)]
+    assert legend_texts(figure) == ["1  wanda, f", "2  wanda, a", "3  wanda, b", "4  wanda, e"]
+    assert figures.perplexity_by_seconds(dense, "held_out", WIDTH) is None
+
+
 def test_held_out_curve():
     figure = figures.held_out_curve(by_swaps(), WIDTH)
     assert legend_texts(figure)[:2] == ["magnitude", "wanda"]
@@ -242,7 +277,7 @@ def test_without_held_out_text_or_dense_model_or_refinement(one_seed):
     assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
     assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
     cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
-    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], WIDTH))
+    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], by_epochs().iloc[:0], WIDTH))
     assert list(drawn) == ["pico/c4/perplexity_by_pattern-held_out"]
     assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
@@ -295,12 +330,15 @@ def test_all_figures_of_a_study(one_seed):
     other = cells.query("pattern != 'dense'").assign(calibration="wiki")
     study = join(with_samples(join(cells, *kept)), other)
     study = pd.concat([study, study.query("pattern == 'dense' or calibration == 'wiki'").assign(model="nano")])
-    drawn = figures.draw_all(study, layers.assign(calibration="c4-16"), by_swaps().assign(calibration="wiki"), WIDTH)
+    layers = layers.assign(calibration="c4-16")
+    curves_of, epochs_of = by_swaps().assign(calibration="wiki"), by_epochs().assign(calibration="wiki")
+    drawn = figures.draw_all(study, layers, curves_of, epochs_of, WIDTH)
     paths = [path for path, _ in drawn]
     expected = {f"pico/{name}-held_out" for name in ("perplexity_by_calibration", "samples_curve")}
     for folder in ("pico/c4-16", "pico/c4-32", "pico/c4-64", "pico/wiki", "nano/wiki"):
         expected |= {f"{folder}/perplexity_by_pattern-held_out", f"{folder}/swaps_curve-held_out"}
         expected |= {f"{folder}/freeze_curve-held_out"} if "c4" in folder else set()
     expected |= {f"pico/c4-16/error_reduction_by_{name}" for name in ("layer", "type")}
-    assert sorted(paths) == sorted(expected | {"pico/wiki/held_out_curve"})
+    expected |= {f"{model}/perplexity_by_seconds-held_out" for model in ("pico", "nano")}
+    assert sorted(paths) == sorted(expected | {"pico/wiki/held_out_curve", "pico/wiki/training_curve"})
     assert {path.rpartition("/")[2].partition("-")[0] for path in paths} <= figures.KINDS.keys()

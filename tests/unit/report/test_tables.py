@@ -293,7 +293,7 @@ def test_all_tables_of_a_study_are_written(study, cells, published, tmp_path):
     published.to_csv(tmp_path / "numbers.csv", index=False)
     written = tables.write_all(study, tmp_path / "out", tmp_path / "numbers.csv")
     pd.testing.assert_frame_equal(written, cells)
-    names = product(["cells", "layers", "curves", "summary", "comparison", "published"], ["csv", "md", "tex"])
+    names = product(["cells", "layers", "curves", "epochs", "summary", "comparison", "published"], ["csv", "md", "tex"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(map(".".join, names))
     assert list(pd.read_csv(tmp_path / "out" / "summary.csv")) == list(summary.summary(cells))
     markdown = (tmp_path / "out" / "summary.md").read_text()
