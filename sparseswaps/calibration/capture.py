@@ -1,19 +1,17 @@
 """Gram matrices of a model's calibration inputs, block by block."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.calibration.activations import Keep, keep_in_memory
 from sparseswaps.calibration.grams import Grams, GramSum
 from sparseswaps.calibration.replay import Replay
-from sparseswaps.model.blocks import expert_modules, put_weights
+from sparseswaps.model.blocks import expert_modules
+from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import Weights
-
-# From a block's number and its Gram matrices to its new weights, [d_out, d_in] by layer name.
-Prune = Callable[[int, Grams], dict[str, Tensor]]
 
 
 def capture(
@@ -21,19 +19,17 @@ def capture(
     samples: Tensor,
     held_out: Tensor,
     batch_size: int,
-    prune: Prune | None = None,
     keep: Keep = keep_in_memory,
     progress: Report = ignore_progress,
 ) -> Iterator[Grams]:
-    """Capture the Gram matrices of every prunable layer's inputs: yield one `Grams` per block, in order.
+    """Capture the Gram matrices of the dense inputs of every prunable layer: yield one `Grams` per block, in order.
 
     The matrices are float32, on the model's device. `samples` and `held_out` are int64 [any number, seqlen] token ids;
-    `batch_size` is sequences per forward pass. Without `prune`, the inputs are the dense model's. With `prune`,
-    `capture` puts the weights that `prune` returns into each block before the block gives the next block's inputs.
+    `batch_size` is sequences per forward pass.
 
     Memory holds the weights and Gram matrices of one block and the hidden states of one batch at a time. `keep` stores
     the hidden states of the other batches. If the device's memory runs out, batches are halved. `progress` is told the
-    number of blocks done, and of sequences run through a block: once each, and once more for experts and for `prune`.
+    number of blocks done, and of sequences run through a block: once each, and once more for experts.
 
     A layer that the model never calls, but takes the weight of (Mamba's), is named in the log and has no Gram matrix.
     An expert that sees fewer tokens than its input has features is given all tokens of its layer (`Grams.unrouted`).
@@ -44,26 +40,38 @@ def capture(
     replay.start(samples, held_out, batch_size)
     for index in range(len(weights.layers)):
         # No name here holds the yielded matrices while the next ones are summed, nor may a decorated generator.
-        yield capture_block(replay, index, prune)
+        yield _capture_block(replay, index)
+
+
+def _capture_block(replay: Replay, index: int) -> Grams:
+    with replay.weights.block(index):
+        grams = sum_grams(replay, index, advance=True)
+    replay.progress(index + 1, replay.sequences_run)
+    return grams
 
 
 @torch.no_grad()
-def capture_block(replay: Replay, index: int, prune: Prune | None = None) -> Grams:
-    """Capture one block; afterwards the batches of `replay` hold the block's outputs, of the pruned block if any."""
-    block, layers = replay.blocks[index], replay.weights.layers[index]
+def sum_grams(
+    replay: Replay,
+    index: int,
+    layers: list[Layer] | None = None,
+    dense: nn.Module | None = None,
+    advance: bool = False,
+) -> Grams:
+    """Sum up the Gram matrices of a block's inputs; the block's weights are on the device.
+
+    `layers` are the layers whose inputs are summed, all by default. `dense` is the block with its dense weights, for
+    the products of the dense model's inputs with these inputs (`Grams.cross`). With `advance`, the batches of `replay`
+    hold the block's outputs afterwards.
+    """
     sequences, tokens = replay.count()
+    layers = replay.weights.layers[index] if layers is None else layers
     gram_sum = GramSum(f"{replay.prefix}.{index}", layers, sequences)
-    with replay.weights.block(index):
-        # A block with experts may have to see its inputs twice, so the first run keeps them.
-        advanced = prune is None and not expert_modules(block)
-        replay.run_block(index, gram_sum.add, advance=advanced)
-        if starved := gram_sum.restart_starved_experts():
-            advanced = prune is None
-            replay.run_block(index, gram_sum.add, unrouted=starved, advance=advanced)
-        grams = gram_sum.finish(tokens)
-        if prune is not None:
-            put_weights(block, layers, prune(index, grams))
-        if not advanced:
-            replay.run_block(index, advance=True)
-    replay.progress(index + 1, replay.sequences_run)
-    return grams
+    # A block with experts may have to see its inputs twice, so the first run keeps them.
+    advances = advance and not expert_modules(replay.blocks[index])
+    replay.run_block(index, gram_sum.add, advance=advances, dense=dense)
+    if starved := gram_sum.restart_starved_experts():
+        replay.run_block(index, gram_sum.add, unrouted=starved, advance=advance)
+    elif advance and not advances:
+        replay.run_block(index, advance=True)
+    return gram_sum.finish(tokens)

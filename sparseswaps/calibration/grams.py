@@ -22,8 +22,11 @@ class Grams:
     matrix: dict[str, Tensor] = field(default_factory=dict)  # [d_in, d_in] per input, over the calibration tokens
     sums: dict[str, Tensor] = field(default_factory=dict)  # float64 [d_in] per input, over the calibration tokens
     held_out: dict[str, Tensor] = field(default_factory=dict)  # as `matrix`; empty without held-out text
+    # X X~^T, [d_in, d_in] per input, of the dense model's inputs X and these inputs X~; empty unless asked for
+    cross: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)  # the number of calibration tokens per input
     unrouted: list[str] = field(default_factory=list)  # experts' inputs summed over all tokens, since they saw too few
+    order: list[str] = field(default_factory=list)  # the layers in the order in which the block calls them
     sequences: int = 0  # of the calibration text
 
     def readers(self, layers: list[Layer]) -> list[Layer]:
@@ -35,7 +38,8 @@ class Grams:
         source = self.reads[layer]
         held_out = self.held_out[source].to(device) if source in self.held_out else None
         sums = self.sums[source].to(device)
-        return Inputs(self.matrix[source].to(device), held_out, sums, self.tokens[source], self.sequences)
+        cross = self.cross[source].to(device) if source in self.cross else None
+        return Inputs(self.matrix[source].to(device), held_out, sums, self.tokens[source], self.sequences, cross)
 
     def figures(self, layer: str) -> dict[str, int | bool]:
         """Return a layer's columns in tables: its calibration tokens, and whether they were not routed to it."""
@@ -44,7 +48,7 @@ class Grams:
 
     def discard(self, source: str) -> None:
         """Discard the sums of a distinct input."""
-        for sums in (self.matrix, self.held_out, self.sums, self.tokens):
+        for sums in (self.matrix, self.held_out, self.cross, self.sums, self.tokens):
             sums.pop(source, None)
 
 
@@ -55,10 +59,16 @@ class GramSum:
         self.block, self.layers, self.grams = block, layers, Grams(sequences=sequences)
         self._wanted = {layer.matrix for layer in layers}  # the matrices whose inputs are summed
 
-    def add(self, inputs: MatrixInputs, held_out: bool) -> None:
-        """Add one batch. Raises InputError naming a layer when an activation is NaN or infinite."""
+    def add(self, inputs: MatrixInputs, held_out: bool, dense: MatrixInputs | None = None) -> None:
+        """Add one batch. Raises InputError naming a layer when an activation is NaN or infinite.
+
+        `dense` are the inputs in the dense model. They are not taken for experts, which may see other tokens there.
+        """
         grams = self.grams
         layers = [layer for layer in self.layers if layer.matrix in inputs]
+        if not grams.order:
+            calls = {matrix: position for position, matrix in enumerate(inputs)}
+            grams.order = [layer.name for layer in sorted(layers, key=lambda layer: calls[layer.matrix])]
         first: dict[Any, str] = {}
         for layer in layers:
             reader = first.setdefault(layer.matrix, layer.name)
@@ -71,7 +81,12 @@ class GramSum:
             if layer.name not in totals:
                 device = inputs[layer.matrix][0].device
                 totals[layer.name] = torch.zeros(layer.d_in, layer.d_in, dtype=torch.float64, device=device)
+                if dense is not None and layer.expert is None and not held_out:
+                    grams.cross[layer.name] = torch.zeros_like(totals[layer.name])
         for layer in sources:
+            if not held_out and layer.name in grams.cross:
+                for of_dense, x in zip(dense[layer.matrix], inputs[layer.matrix], strict=True):
+                    accumulate(grams.cross[layer.name], of_dense, x)
             for x in inputs[layer.matrix]:
                 accumulate(totals[layer.name], x)
                 if not held_out:
@@ -114,4 +129,5 @@ class GramSum:
         for totals in (grams.matrix, grams.held_out):
             for name in list(totals):
                 totals[name] = symmetric_gram(totals.pop(name))
+        grams.cross = {name: total.float() for name, total in grams.cross.items()}
         return grams

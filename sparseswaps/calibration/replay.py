@@ -22,7 +22,8 @@ from sparseswaps.model.layers import Matrix
 from sparseswaps.model.weights import Weights
 
 Arguments = tuple[tuple, dict]
-Record = Callable[[MatrixInputs, bool], None]  # takes what matrices read for a batch, and whether it is held-out text
+# Takes what matrices read for a batch, whether it is held-out text, and what matrices of the dense block read.
+Record = Callable[[MatrixInputs, bool, MatrixInputs | None], None]
 
 
 @dataclass
@@ -122,38 +123,48 @@ class Replay:
 
     @torch.no_grad()
     def run_block(
-        self, index: int, record: Record | None = None, unrouted: set[Matrix] = frozenset(), advance: bool = False
+        self,
+        index: int,
+        record: Record | None = None,
+        unrouted: set[Matrix] = frozenset(),
+        advance: bool = False,
+        dense: nn.Module | None = None,
     ) -> None:
         """Run a block, whose weights are on the device, on every batch.
 
         `unrouted` are the experts' matrices whose input is recorded over all tokens of their layer. `advance` puts the
-        block's output in the place of its input, for the next block.
+        block's output in the place of its input, for the next block. `dense` is the block with its dense weights, and
+        is run on the dense model's hidden states beside it, so that both are recorded.
         """
 
         def run(batch: Batch) -> None:
+            of_dense = None
+            if dense is not None:
+                with record_inputs(dense) as of_dense:
+                    self.run(dense, batch, index, batch.dense())
             with record_inputs(self.blocks[index], unrouted) as inputs:
-                output = self.run(batch, index, batch.hidden())
+                output = self.run(self.blocks[index], batch, index, batch.hidden())
             if record is not None:
-                record(inputs, batch.held_out)
+                record(inputs, batch.held_out, of_dense)
             if advance:
                 batch.hidden = self.keep(output)
 
         self._run_batches(index, run)
 
     @torch.no_grad()
-    def advance_dense(self, index: int) -> None:
-        """Run a block, whose dense weights are on the device, on the dense model's hidden states of every batch."""
+    def advance_dense(self, index: int, block: nn.Module) -> None:
+        """Put the output of a block with dense weights in the place of the dense model's hidden states."""
 
         def run(batch: Batch) -> None:
-            with record_inputs(self.blocks[index]):
-                batch.dense = self.keep(self.run(batch, index, batch.dense()))
+            with record_inputs(block):
+                batch.dense = self.keep(self.run(block, batch, index, batch.dense()))
 
         self._run_batches(index, run)
 
-    def run(self, batch: Batch, index: int, hidden: Tensor) -> Tensor:
-        """Return a block's output, [batch, seqlen, width], for hidden states of a batch."""
+    def run(self, block: nn.Module, batch: Batch, index: int, hidden: Tensor) -> Tensor:
+        """Return the output of block `index`, or of its copy, [batch, seqlen, width], for hidden states of a batch."""
         args, kwargs = _to_device(self.weights.device, _replace_hidden(batch.arguments[index], hidden))
-        output = self.blocks[index](*args, **kwargs)
+        output = block(*args, **kwargs)
         return output[0] if isinstance(output, tuple | list) else output
 
     def _run_batches(self, index: int, run: Callable[[Batch], None]) -> None:

@@ -45,8 +45,26 @@ class TextSource(Settings):
         return self
 
 
-class Calibration(TextSource):
-    """A calibration text and how it is drawn; configuration key `calibrations`."""
+class PrunedInputs(Settings):
+    """How the layers of a block are pruned where the blocks before it are pruned; a part of key `calibrations`."""
+
+    order: Literal["together", "sequential"] = Field(
+        "together",
+        description="`sequential` prunes the layers of a block one after the other, each on what the pruned layers "
+        "before it give. For `propagate: pruned`.",
+    )
+    dense_target: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How much weights are fitted to the dense model's outputs: 0 to the outputs of the dense layer on "
+        "the pruned model's inputs, 1 to its outputs on the dense model's inputs. For `propagate: pruned`, and for "
+        "cells with a reconstruction.",
+    )
+
+
+class Calibration(TextSource, PrunedInputs):
+    """A calibration text, how it is drawn, and the inputs of layers; configuration key `calibrations`."""
 
     PRESETS = ("text", {"c4": _C4, "wikitext2": _WIKITEXT2})
 
@@ -70,3 +88,10 @@ class Calibration(TextSource):
         "report. A list where models or seeds differ. null accepts any. The token ids are drawn again when this key "
         "changes.",
     )
+
+    @model_validator(mode="after")
+    def _check_pruned_inputs(self) -> Self:
+        for key in PrunedInputs.model_fields:
+            if self.propagate == "dense" and getattr(self, key) != PrunedInputs.model_fields[key].default:
+                raise wrong(key, "is for pruned inputs; set propagate: pruned, or leave it out")
+        return self

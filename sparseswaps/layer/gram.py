@@ -23,20 +23,22 @@ class Inputs:
     sums: Tensor  # float64 [d_in], the sum of each feature over the calibration tokens
     tokens: int  # of calibration
     sequences: int
+    cross: Tensor | None = None  # float32 [d_in, d_in], X X~^T of the dense model's inputs X and these inputs X~
 
 
-def accumulate(total: Tensor, inputs: Tensor) -> None:
+def accumulate(total: Tensor, inputs: Tensor, others: Tensor | None = None) -> None:
     """Add the Gram matrix of a batch [..., d_in] of any floating dtype to `total`, float64 [d_in, d_in], in place.
 
+    With `others` [..., d_in], add the products of the features of `inputs` (rows) with the features of `others`.
     Products are formed in float32, which holds products of bfloat16 inputs exactly; batches are summed in float64.
     """
-    tokens = inputs.reshape(-1, inputs.shape[-1])
-    halves = tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16)
-    if not halves:
-        tokens = tokens.float()
+    left = inputs.reshape(-1, inputs.shape[-1])
+    halves = left.is_cuda and left.dtype in (torch.bfloat16, torch.float16)
+    left = left if halves else left.float()
+    tokens = left if others is None else others.reshape(left.shape).to(left.dtype)
 
     def add(part: slice) -> None:
-        rows = tokens[:, part].T
+        rows = left[:, part].T
         # Tensor cores multiply halves as they are and sum in float32.
         total[part] += torch.mm(rows, tokens, out_dtype=torch.float32) if halves else rows @ tokens
 

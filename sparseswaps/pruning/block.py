@@ -10,6 +10,7 @@ from torch import Tensor
 from sparseswaps.base.errors import prefix_errors
 from sparseswaps.base.progress import Report, show_progress
 from sparseswaps.calibration.grams import Grams
+from sparseswaps.layer.dense_target import weights_for_dense_outputs
 from sparseswaps.layer.gram import Inputs, check_gram
 from sparseswaps.layer.pattern import Pattern
 from sparseswaps.model.layers import Layer
@@ -52,6 +53,16 @@ class PrunedBlock:
     curves: list[dict[str, Any]]  # error by the number of swaps, in rows that name their layer
     epochs: list[dict[str, Any]] = field(default_factory=list)  # error of the block's output by epoch of its training
 
+    def __add__(self, other: "PrunedBlock") -> "PrunedBlock":
+        """Return the results of the layers of both."""
+        return PrunedBlock(
+            self.masks | other.masks,
+            self.weights | other.weights,
+            self.losses + other.losses,
+            self.curves + other.curves,
+            self.epochs + other.epochs,
+        )
+
 
 def prune_block(
     block: int,
@@ -62,6 +73,7 @@ def prune_block(
     steps: Sequence[Step],
     masks: Mapping[str, Tensor] | None = None,
     figures: Mapping[str, dict[str, Any]] | None = None,
+    dense_target: float = 0.0,
 ) -> PrunedBlock:
     """Run steps on every calibrated layer of a block; the other layers stay dense.
 
@@ -71,6 +83,8 @@ def prune_block(
         steps: run in order on a layer, before the next layer is read.
         masks: the masks that the steps begin with, by layer name; None where the first step makes the masks.
         figures: the rows of losses that the steps continue, by layer name.
+        dense_target: how much of the way weights go to those that give dense outputs (`weights_for_dense_outputs`), if
+            `grams` has the products that these need. Losses are then relative to these weights.
 
     Raises InputError or CertificateError as a step does; the line names block and layer.
     """
@@ -83,10 +97,14 @@ def prune_block(
             names = {"block": block, "layer": layer.name}
             with prefix_errors(f"block {block}, {layer.name}"):
                 weight = weight_of(layer)
+                inputs = grams.inputs(layer.name, weight.device)
+                if dense_target and inputs.cross is not None:
+                    target = weights_for_dense_outputs(weight, inputs.gram, inputs.cross, dense_target)
+                    weight = target.to(weight.dtype)
                 state = LayerState(
                     layer,
                     weight,
-                    grams.inputs(layer.name, weight.device),
+                    inputs,
                     pattern_of(block, layer.name),
                     mask=masks[layer.name].to(weight.device) if masks else None,
                     figures=names | grams.figures(layer.name) | (figures[layer.name] if figures else {}),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
-from sparseswaps.pruning.chain import prune_next_block, start_chain
+from sparseswaps.pruning.chain import Chain
 from sparseswaps.pruning.reconstruct import fit_weights
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
@@ -76,6 +77,8 @@ def prune(
     seqlen: int = DEFAULTS.seqlen,
     seed: int = DEFAULTS.seed,
     propagate: str = DEFAULTS.propagate,
+    order: str = DEFAULTS.order,
+    dense_target: float = DEFAULTS.dense_target,
     max_swaps: int | None = DEFAULTS.max_swaps,
     stop: str = DEFAULTS.stop,
     freeze: float = DEFAULTS.freeze,
@@ -107,6 +110,10 @@ def prune(
         held_out: further sequences whose Gram matrices refinement never sees.
         propagate: `"dense"` calibrates every block on the dense model's inputs; `"pruned"` on the outputs of the pruned
             blocks before it.
+        order: with pruned inputs, `"sequential"` prunes the layers of a block one after the other, each on what the
+            pruned layers before it give; `"together"` all on the same run.
+        dense_target: with pruned inputs and a reconstruction, how much weights are fitted to the dense model's outputs:
+            0 to the outputs of the dense layer on the pruned model's inputs, 1 to its outputs on the dense model's.
         max_swaps: most swaps per row; None goes to the local optimum, 0 leaves the warm start as it is.
         stop: `"held_out"` takes the last mask before a layer's error on held-out text rises; `"optimum"` ignores it.
         freeze: share of each row's weights, those with the highest Wanda scores, that no swap prunes; in [0, 1).
@@ -142,30 +149,33 @@ def prune(
         ids, unseen = _token_ids(calibration, tokenizer, model, settings)
     if reconstruction is not None and reconstruction.block is not None and propagate != "pruned":
         raise InputError("reconstruction.block: blocks are trained on pruned inputs; pass propagate='pruned'")
+    if dense_target and reconstruction is None:
+        raise InputError("dense_target: is for new weights; pass a reconstruction, or leave it out")
     if stop == "held_out" and not len(unseen):
         raise InputError("stop: held_out stops by held-out text, of which there is none")
     counted = counting_rule(warmstart, between_rows)
     first, refine = WarmStart(warmstart, None, counted), Refine(settings, counted)
     prefix, blocks = find_blocks(model)
 
+    def weight_of(index: int, layer: Layer) -> Tensor:
+        return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
+
+    def pattern_of(_block: int, _layer: str) -> Pattern:
+        return parsed
+
     def prune_blocks() -> Iterator[PrunedBlock]:
-        def weight_of(layer: Layer) -> Tensor:
-            return layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous()
-
-        def pattern_of(_block: int, _layer: str) -> Pattern:
-            return parsed
-
         if propagate == "pruned":
-            replay = Replay(weights)
-            start_chain(replay, ids, unseen, batch_size, reconstruction)
+            chain = Chain(weight_of, pattern_of, first, refine, reconstruction, settings)
+            chain.start(replay := Replay(weights), ids, unseen, batch_size)
             for index in range(len(blocks)):
-                yield prune_next_block(replay, index, weight_of, pattern_of, first, refine, reconstruction)
+                yield chain.prune_next(replay, index)
         else:
             steps = [first, refine, fit_weights(reconstruction)]
             for index, grams in enumerate(capture(weights, ids, unseen, batch_size)):
                 check_held_out(grams)
-                pruned = prune_block(index, weights.layers[index], grams, weight_of, pattern_of, steps)
-                put_weights(blocks[index], weights.layers[index], pruned.weights)
+                layers, of_block = weights.layers[index], partial(weight_of, index)
+                pruned = prune_block(index, layers, grams, of_block, pattern_of, steps)
+                put_weights(blocks[index], layers, pruned.weights)
                 yield pruned
 
     masks, losses, curves, epochs, training = {}, [], [], [], model.training

@@ -7,7 +7,7 @@ the way, along a cubic ramp of the sparsity (Zhu and Gupta, arXiv 1710.01878).
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +25,18 @@ from sparseswaps.layer.settings import BlockReconstruction, RefinementSettings
 from sparseswaps.model.layers import Layer
 from sparseswaps.pruning.block import PrunedBlock, Step, prune_block
 from sparseswaps.pruning.refine import Refine
-from sparseswaps.pruning.warmstart import WarmStart
 
 _BETAS = (0.9, 0.95)  # of Adam
 _RAMP = 0.6  # the share of the steps after which masks have their final sparsity
+
+
+def first_share(settings: BlockReconstruction) -> float:
+    """Return the share of the final sparsity at the first stage of the ramp."""
+    return _share(1, settings.stages)
+
+
+def _share(stage: int, stages: int) -> float:
+    return 1 - (1 - stage / stages) ** 3
 
 
 class BlockTraining:
@@ -39,25 +47,23 @@ class BlockTraining:
         replay: Replay,
         index: int,
         grams: Grams,
-        weight_of: Callable[[Layer], Tensor],
+        dense: dict[str, Tensor],
         pattern_of: Callable[[int, str], Pattern],
-        warmstart: WarmStart,
-        refine: Refine,
-        fit: Step,
+        steps: Sequence[Step],
         settings: BlockReconstruction,
     ) -> None:
-        """Copy the block's dense weights.
+        """Copy the block's weights.
 
         Args:
             replay: its batches hold the pruned model's inputs of the block, and the dense model's outputs.
             grams: the Gram matrices of the block's inputs.
-            weight_of, pattern_of: as for `prune_block`.
-            warmstart, refine, fit: the steps that make masks and weights, at every stage of the ramp.
+            dense: the dense weights, [d_out, d_in] by layer name.
+            pattern_of: as for `prune_block`.
+            steps: warm start, refinement and reconstruction of a layer, for the later stages of the ramp.
         """
         self.replay, self.index, self.grams, self.pattern_of = replay, index, grams, pattern_of
-        self.warmstart, self.refine, self.fit, self.settings = warmstart, refine, fit, settings
+        self.dense, self.steps, self.settings = dense, steps, settings
         self.block, self.layers = replay.blocks[index], grams.readers(replay.weights.layers[index])
-        self.dense = {layer.name: weight_of(layer).clone() for layer in self.layers}
         self.parameters = {layer.parameter: self.block.get_parameter(layer.parameter) for layer in self.layers}
         # Adam changes these float32 values; the block computes with them in its own dtype.
         self.values = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
@@ -67,14 +73,14 @@ class BlockTraining:
         sizes = [float(value.square().mean().sqrt()) for value in self.values.values()]
         self.rates = [settings.learning_rate * size for size in sizes]
         self.adam = torch.optim.Adam([{"params": [value]} for value in self.values.values()], betas=_BETAS)
-        self.stage, self.swaps = 0, dict.fromkeys(self.dense, 0)  # the stage of the ramp; swaps so far by layer
+        self.stage, self.swaps = 0, dict.fromkeys(dense, 0)  # the stage of the ramp; swaps so far by layer
         self.epochs: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None  # the values of the best epoch with the final masks
 
-    def run(self) -> PrunedBlock:
-        """Train the block; return its masks, weights and figures. The block then holds the weights of the last step.
+    def run(self, result: PrunedBlock) -> PrunedBlock:
+        """Train the block from the masks and weights of the first stage; return masks, weights and figures.
 
-        Raises InputError when no epoch has a finite error.
+        The block then holds the weights of the last step. Raises InputError when no epoch has a finite error.
         """
         began = time.monotonic()
         groups, stages = self._groups(), self.settings.stages
@@ -92,7 +98,8 @@ class BlockTraining:
             for group in torch.randperm(len(groups), generator=order).tolist():
                 if step in starts:
                     self.stage = starts[step]
-                    result = self._tighten(1 - (1 - self.stage / stages) ** 3)
+                    result = result if self.stage == 1 else self._tighten()
+                    self._take_over(result)
                 if step == 0:
                     self._end_epoch(0, self._squares(self._difference, False) / scale[False], held_out_error())
                 for options, rate in zip(self.adam.param_groups, self.rates, strict=True):
@@ -115,8 +122,9 @@ class BlockTraining:
                     first = last
         return groups if first == last else [*groups, (first, last)]
 
-    def _tighten(self, share: float) -> PrunedBlock:
-        """Prune the current weights to a share of the final sparsity, and fit the kept weights."""
+    def _tighten(self) -> PrunedBlock:
+        """Prune the current weights to the sparsity of the stage."""
+        share = _share(self.stage, self.settings.stages)
 
         def current(layer: Layer) -> Tensor:
             return layer.view_in(self.values[layer.parameter]).contiguous()
@@ -124,9 +132,10 @@ class BlockTraining:
         def softened(block: int, layer: str) -> Pattern:
             return self.pattern_of(block, layer).soften(share)
 
-        weight_of = current if self.epochs else self._dense_weight
-        steps = [self.warmstart, self.refine, self.fit]
-        result = prune_block(self.index, self.layers, self.grams, weight_of, softened, steps)
+        return prune_block(self.index, self.layers, self.grams, current, softened, self.steps)
+
+    def _take_over(self, result: PrunedBlock) -> None:
+        """Go on from the masks and weights of a stage."""
         for layer in self.layers:
             mask = result.masks[layer.name]
             layer.view_in(self.values[layer.parameter]).copy_(result.weights[layer.name])
@@ -135,10 +144,6 @@ class BlockTraining:
         for row in result.losses:
             self.swaps[row["layer"]] += row["swaps"]
         self._put()
-        return result
-
-    def _dense_weight(self, layer: Layer) -> Tensor:
-        return self.dense[layer.name]
 
     def _put(self) -> None:
         for name, parameter in self.parameters.items():
@@ -187,7 +192,7 @@ class BlockTraining:
     def _difference(self, batch: Batch) -> Tensor:
         """Return the block's output minus the dense block's, float32 [batch, seqlen, width]."""
         with record_inputs(self.block):  # runs experts by plain products, which have gradients
-            output = self.replay.run(batch, self.index, batch.hidden())
+            output = self.replay.run(self.block, batch, self.index, batch.hidden())
         return output.float() - batch.dense().to(output.device).float()
 
     @torch.no_grad()
@@ -208,19 +213,23 @@ class BlockTraining:
 
     def _result(self, result: PrunedBlock, seconds: float) -> PrunedBlock:
         """Return the best epoch. The errors of a layer are of its dense weights: before, with the warm start's mask."""
-        as_it_is = Refine(RefinementSettings(max_swaps=0), self.refine.counted)
-        steps = [self.warmstart, as_it_is]
-        starts = prune_block(self.index, self.layers, self.grams, self._dense_weight, self.pattern_of, steps).losses
+        warmstart, refine, _ = self.steps
+        steps = [warmstart, Refine(RefinementSettings(max_swaps=0), refine.counted)]
+
+        def dense(layer: Layer) -> Tensor:
+            return self.dense[layer.name]
+
+        starts = prune_block(self.index, self.layers, self.grams, dense, self.pattern_of, steps).losses
         size = sum(layer.d_out * layer.d_in for layer in self.layers)
         weights, losses = {}, []
         for layer, start, row in zip(self.layers, starts, result.losses, strict=True):
-            dense, inputs = self.dense[layer.name], self.grams.inputs(layer.name, self.dense[layer.name].device)
-            new = layer.view_in(self.best[layer.parameter]).to(dense.dtype).contiguous()
+            weight, inputs = dense(layer), self.grams.inputs(layer.name, dense(layer).device)
+            new = layer.view_in(self.best[layer.parameter]).to(weight.dtype).contiguous()
             weights[layer.name] = new
             figures = {name: start[name] for name in ("loss_before", "held_out_before")}
-            figures["loss_after"] = float(output_error(dense, inputs.gram, new).sum())
+            figures["loss_after"] = float(output_error(weight, inputs.gram, new).sum())
             if inputs.held_out is not None:
-                figures["held_out_after"] = float(output_error(dense, inputs.held_out, new).sum())
+                figures["held_out_after"] = float(output_error(weight, inputs.held_out, new).sum())
             share = layer.d_out * layer.d_in / size
             figures |= {"swaps": self.swaps[layer.name], "seconds": round(seconds * share, 3)}
             losses.append(row | figures)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sparseswaps.calibration.settings import PrunedInputs
 from sparseswaps.workflow.files import (
     embedded_task_files,
     identities,
@@ -93,7 +94,8 @@ class Samples(Stage):
     wildcards = DRAW
 
     def settings(self):
-        drawn = self.calibration.model_dump(exclude={"propagate"})  # which says what capture does with the sequences
+        # The keys that are left out say what is done with the sequences.
+        drawn = self.calibration.model_dump(exclude={"propagate", *PrunedInputs.model_fields})
         files = {"files of text": identities_of_text(self.calibration, "calibration")}
         return drawn | files | {"seed": int(self.where["seed"])}
 
@@ -219,12 +221,14 @@ class Chain(OfBlock):
             "batch_size": self.study.batch_size,
             "refinement": self.refinement.model_dump(),
             "reconstruction": self.reconstruction and self.reconstruction.model_dump(),
+            **self.calibration.model_dump(include=set(PrunedInputs.model_fields)),
             "activations": self.study.activations,
             **self.compute,
         }
 
     def needs(self):
-        return needs.chain(self.sizes, self.draw, self.mask, self.reconstruction, self.study.batch_size, self.machine)
+        size, sizes = self.study.batch_size, self.sizes
+        return needs.chain(sizes, self.draw, self.mask, self.calibration, self.reconstruction, size, self.machine)
 
 
 class Masks(Stage):

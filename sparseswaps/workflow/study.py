@@ -73,6 +73,11 @@ def _check_cells(grid: Grid) -> None:
             key = f"config key calibrations.{cell.calibration}.held_out"
             raise InputError(f"{key}: is 0, but refinement {cell.refinement} stops by it; set 1 or more")
         reconstruction = grid.study.reconstructions.get(cell.reconstruction)
+        if calibration.dense_target and reconstruction is None:
+            raise InputError(
+                f"config key calibrations.{cell.calibration}.dense_target: is for new weights, but some cells have "
+                f"none; exclude {{reconstruction: none, calibration: {cell.calibration}}}"
+            )
         if reconstruction is not None and (block := reconstruction.block) is not None:
             key = f"config key reconstructions.{cell.reconstruction}.block"
             if calibration.propagate != "pruned":

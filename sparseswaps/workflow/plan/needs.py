@@ -7,6 +7,7 @@ The host then keeps the hidden states, and the tensors that are read and written
 
 from typing import NamedTuple
 
+from sparseswaps.calibration.settings import PrunedInputs
 from sparseswaps.layer.settings import Reconstruction
 from sparseswaps.pruning.progress import SWAPS
 from sparseswaps.workflow.plan.sizes import Matrices, Sizes
@@ -279,18 +280,21 @@ def chain(
     sizes: Sizes,
     draw: Draw,
     mask: Mask,
+    inputs: PrunedInputs,
     reconstruction: Reconstruction | None,
     batch_size: int,
     machine: Machine,
 ) -> Needs:
     """Return the needs of stage chain: those of capture, refine and reconstruct together, for one block.
 
-    The block is run twice. The hidden states that it hands on are on disk until the next block has read them.
+    The block is run for its inputs, and for its outputs. The hidden states that it hands on are on disk until the next
+    block has read them.
     """
     training = reconstruction.block if reconstruction else None
+    of_dense = bool(training or inputs.dense_target)
     size = min(batch_size, training.sequences) if training else batch_size
     terms, rates = capture_terms(sizes, draw, size, machine), machine.rates
-    hidden, weights = terms.pop("hidden") * (2 if training else 1), sizes.prunable * sizes.bytes
+    hidden, weights = terms.pop("hidden") * (1 + of_dense), sizes.prunable * sizes.bytes
     host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
@@ -300,14 +304,17 @@ def chain(
     if reconstruction:
         disk += weights
         masking += _update_seconds(sizes, reconstruction.iterations, rates)
-    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes=2)
+    passes = (4 if inputs.order == "sequential" else 1) * (2 if inputs.dense_target else 1) + 1 + of_dense
+    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes)
     seconds += ((sizes.block + sizes.embedding) * sizes.bytes + 2 * hidden) / _DISK
+    if inputs.dense_target:  # a copy of the block, and its products with dense inputs in float64
+        computing += sizes.block * machine.value(sizes) + 8 * sizes.gram
     if training:
         # A step's activations are kept for its gradients.
         computing += _TRAINED * sizes.prunable + weights + 2 * terms["batch"]
         # The gradients take two more passes over the calibration text; held-out text has one pass an epoch.
-        passes = training.epochs * (3 * draw.samples + draw.held_out) + 2 * (draw.samples + draw.held_out)
-        seconds += passes * draw.seqlen * _forward(sizes, draw.seqlen) / machine.products(sizes)
+        sequences = training.epochs * (3 * draw.samples + draw.held_out)
+        seconds += sequences * draw.seqlen * _forward(sizes, draw.seqlen) / machine.products(sizes)
         seconds += (training.stages - 1) * masking
     needs = _split_by_device(machine, computing, host, disk, seconds + masking)
     return needs._replace(scratch=scratch)

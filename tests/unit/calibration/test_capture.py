@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.activations import KeepOnDisk
-from sparseswaps.calibration.capture import capture
+from sparseswaps.calibration.capture import capture, sum_grams
+from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
@@ -106,6 +107,18 @@ def test_captured_on_a_gpu_as_on_the_cpu_and_twice_the_same(config, tmp_path):
             assert torch.equal(other.matrix[name], again.matrix[name])
 
 
+def capture_pruned(weights, prune, samples=IDS[0], held_out=IDS[1], batch_size=2):
+    """Yield the Gram matrices of each block, on the outputs of blocks that `prune` gave new weights."""
+    replay = Replay(weights)
+    replay.start(samples, held_out, batch_size)
+    for index, block in enumerate(replay.blocks):
+        with weights.block(index):
+            grams = sum_grams(replay, index)
+            put_weights(block, weights.layers[index], prune(index, grams))
+            replay.run_block(index, advance=True)
+        yield grams
+
+
 def half(weights):
     """A `prune` that keeps every other input of every layer."""
 
@@ -128,7 +141,7 @@ def assert_same(layers, one, other):
 def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(config, held):
     model = tiny(config)
     weights = held(model)
-    chained = capture(weights, *IDS, 2, half(weights))
+    chained = capture_pruned(weights, half(weights))
     of_dense = list(capture(WeightsInMemory(copy.deepcopy(model)), *IDS, 2))[-1]
     mine = WeightsInMemory(model)
     for index, (grams, layers) in enumerate(zip(chained, weights.layers, strict=True)):
@@ -144,7 +157,9 @@ def test_running_out_of_memory_halves_the_batches(config, prune, caplog):
 
     def captured(batch_size):
         weights = WeightsInMemory(copy.deepcopy(model))
-        return list(capture(weights, *IDS, batch_size, half(weights) if prune else None))
+        return list(
+            capture_pruned(weights, half(weights), *IDS, batch_size) if prune else capture(weights, *IDS, batch_size)
+        )
 
     def greedy(_module, args):
         if len(args[0]) > most:

@@ -23,12 +23,11 @@ def test_a_description_reports_its_tensors_and_megabytes(reports, tiny_model):
     assert reports[-1][1] == (MODEL / "model.safetensors").stat().st_size // 10**6 > 0
 
 
-@pytest.mark.parametrize(("prune", "passes"), [(None, 1), (lambda *_: {}, 2)])
-def test_capture_reports_blocks_and_sequences(reports, tiny_model, prune, passes):
+def test_capture_reports_blocks_and_sequences(reports, tiny_model):
     model = describe(tiny_model)
-    list(capture(WeightsOnDisk(model, "cpu"), IDS, IDS[:2], 2, prune, progress=reports))
-    part = blocks_part(model.blocks, 7, pruned=prune is not None)
-    assert reports[-1] == (2, 2 * 7 * passes) == (part.count, part.likely)
+    list(capture(WeightsOnDisk(model, "cpu"), IDS, IDS[:2], 2, progress=reports))
+    part = blocks_part(model.blocks, 7)
+    assert reports[-1] == (2, 2 * 7) == (part.count, part.likely)
     assert reports == sorted(reports)
     assert {blocks for blocks, _ in reports} == {0, 1, 2}
 

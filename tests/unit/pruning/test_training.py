@@ -8,13 +8,14 @@ import torch
 from families import MODELS, families, tiny, tokens
 
 from sparseswaps.calibration.replay import Replay
+from sparseswaps.calibration.settings import PrunedInputs
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import Pattern, parse_pattern
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.model.blocks import find_blocks
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import PrunedBlock
-from sparseswaps.pruning.chain import prune_next_block, start_chain
+from sparseswaps.pruning.chain import Chain
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.warmstart import WarmStart
 
@@ -27,20 +28,16 @@ def prune_blocks(model, pattern: Pattern, batch_size=8, ids=IDS, **block) -> lis
     reconstruction = Reconstruction(method=block.pop("method", "least_squares"), block=block)
     weights = WeightsInMemory(model)
     blocks = find_blocks(model)[1]
-    replay = Replay(weights)
-    start_chain(replay, *ids, batch_size, reconstruction)
-    return [
-        prune_next_block(
-            replay,
-            index,
-            lambda layer, of=blocks[index]: layer.view_in(of.get_parameter(layer.parameter).data).contiguous(),
-            lambda _block, _layer: pattern,
-            WarmStart("wanda", None, "rows"),
-            Refine(RefinementSettings(), "rows"),
-            reconstruction,
-        )
-        for index in range(len(blocks))
-    ]
+    chain = Chain(
+        lambda index, layer: layer.view_in(blocks[index].get_parameter(layer.parameter).data).contiguous(),
+        lambda _block, _layer: pattern,
+        WarmStart("wanda", None, "rows"),
+        Refine(RefinementSettings(), "rows"),
+        reconstruction,
+        PrunedInputs(),
+    )
+    chain.start(replay := Replay(weights), *ids, batch_size)
+    return [chain.prune_next(replay, index) for index in range(len(blocks))]
 
 
 def outputs_of_blocks(model, ids):

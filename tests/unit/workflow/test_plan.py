@@ -11,6 +11,7 @@ from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
 from safetensors.torch import save_file
 
 from sparseswaps.base.files import read_json
+from sparseswaps.calibration.settings import PrunedInputs
 from sparseswaps.layer.settings import Reconstruction
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
@@ -151,7 +152,7 @@ def jobs(sizes, machine):
         needs.warmstart(sizes, PAPER, OPTIMUM, machine),
         needs.refine(sizes, PAPER, OPTIMUM, machine),
         needs.reconstruct(sizes, PAPER, 50, machine),
-        needs.chain(sizes, PAPER, OPTIMUM, Reconstruction(), 8, machine),
+        needs.chain(sizes, PAPER, OPTIMUM, PrunedInputs(), Reconstruction(), 8, machine),
         needs.perplexity(sizes, False, 2048, None, 8, machine),
         needs.harness(sizes, False, 7, None, 16, machine),
     ]
@@ -202,7 +203,7 @@ def test_a_warm_start_made_elsewhere_is_read_and_not_sorted():
     made, read = needs.warmstart(sizes, PAPER, OPTIMUM, CORE), needs.warmstart(sizes, PAPER, theirs, CORE)
     assert read.seconds < made.seconds
     assert read.host - made.host == sizes.blocks * sizes.prunable / 8  # a file of all masks
-    chains = [needs.chain(sizes, PAPER, mask, None, 8, CORE) for mask in (OPTIMUM, theirs)]
+    chains = [needs.chain(sizes, PAPER, mask, PrunedInputs(), None, 8, CORE) for mask in (OPTIMUM, theirs)]
     assert chains[1].host - chains[0].host == pytest.approx(read.host - made.host)
 
 
