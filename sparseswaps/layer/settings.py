@@ -51,12 +51,12 @@ class BlockReconstruction(Settings):
     """How a pruned block is trained to give the dense block's output; key `block` of a reconstruction."""
 
     epochs: int = Field(8, ge=1, description="Passes over the calibration text. Held-out text decides which is kept.")
-    stages: int = Field(
+    levels: int = Field(
         1,
         ge=1,
-        description="1 trains the weights of a fixed mask. More let the mask tighten in so many stages, over the first "
-        "60 % of the steps: each selects the mask by warm start and refinement from the current weights, and fits the "
-        "kept weights.",
+        description="1 trains the weights of a fixed mask. With more, the sparsity rises in so many levels over the "
+        "first 60 % of the steps. Each level makes a new mask of the current weights by warm start and refinement, and "
+        "fits the kept weights.",
     )
     learning_rate: float = Field(
         0.04,

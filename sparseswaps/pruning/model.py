@@ -56,7 +56,7 @@ class Pruned:
             local optimum (`rows_certified`); `seconds`; and others. `pandas.DataFrame(losses)` is the table.
         curves: both errors (`loss`, `held_out`) of each layer by the swaps that a row could make so far (`budget`).
         epochs: where blocks are trained, the relative error of each block's output by epoch, on calibration text
-            (`error`) and on held-out text (`held_out`), and the `stage` of the masks.
+            (`error`) and on held-out text (`held_out`), and the `level` of the masks' sparsity.
     """
 
     masks: dict[str, Tensor]
@@ -121,7 +121,7 @@ def prune(
         between_rows: whether rows exchange weights, too. The matrix then keeps what a sparsity says; its rows may
             differ.
         reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. With
-            `Reconstruction(block={"stages": 8})` and `propagate="pruned"`, each block is trained to give the dense
+            `Reconstruction(block={"levels": 8})` and `propagate="pruned"`, each block is trained to give the dense
             block's output while its masks tighten. New values are rounded to the model's dtype (in the workflow, to the
             dtype of the model's files).
         batch_size: sequences per forward pass; fewer after a GPU has run out of memory.

@@ -31,12 +31,12 @@ _RAMP = 0.6  # the share of the steps after which masks have their final sparsit
 
 
 def first_share(settings: BlockReconstruction) -> float:
-    """Return the share of the final sparsity at the first stage of the ramp."""
-    return _share(1, settings.stages)
+    """Return the share of the final sparsity at the first level of the ramp."""
+    return _share(1, settings.levels)
 
 
-def _share(stage: int, stages: int) -> float:
-    return 1 - (1 - stage / stages) ** 3
+def _share(level: int, levels: int) -> float:
+    return 1 - (1 - level / levels) ** 3
 
 
 class BlockTraining:
@@ -59,7 +59,7 @@ class BlockTraining:
             grams: the Gram matrices of the block's inputs.
             dense: the dense weights, [d_out, d_in] by layer name.
             pattern_of: as for `prune_block`.
-            steps: warm start, refinement and reconstruction of a layer, for the later stages of the ramp.
+            steps: warm start, refinement and reconstruction of a layer, for the later levels of the ramp.
         """
         self.replay, self.index, self.grams, self.pattern_of = replay, index, grams, pattern_of
         self.dense, self.steps, self.settings = dense, steps, settings
@@ -73,19 +73,19 @@ class BlockTraining:
         sizes = [float(value.square().mean().sqrt()) for value in self.values.values()]
         self.rates = [settings.learning_rate * size for size in sizes]
         self.adam = torch.optim.Adam([{"params": [value]} for value in self.values.values()], betas=_BETAS)
-        self.stage, self.swaps = 0, dict.fromkeys(dense, 0)  # the stage of the ramp; swaps so far by layer
+        self.level, self.swaps = 0, dict.fromkeys(dense, 0)  # the level of the ramp; swaps so far by layer
         self.epochs: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None  # the values of the best epoch with the final masks
 
     def run(self, result: PrunedBlock) -> PrunedBlock:
-        """Train the block from the masks and weights of the first stage; return masks, weights and figures.
+        """Train the block from the masks and weights of the first level; return masks, weights and figures.
 
         The block then holds the weights of the last step. Raises InputError when no epoch has a finite error.
         """
         began = time.monotonic()
-        groups, stages = self._groups(), self.settings.stages
+        groups, levels = self._groups(), self.settings.levels
         steps = self.settings.epochs * len(groups)
-        starts = {int(_RAMP * steps * (stage - 1) / max(1, stages - 1)): stage for stage in range(1, stages + 1)}
+        starts = {int(_RAMP * steps * (level - 1) / max(1, levels - 1)): level for level in range(1, levels + 1)}
         scale = {held_out: self._squares(lambda batch: batch.dense(), held_out) for held_out in (False, True)}
         order = torch.Generator().manual_seed(self.index)
 
@@ -97,8 +97,8 @@ class BlockTraining:
             errors = []
             for group in torch.randperm(len(groups), generator=order).tolist():
                 if step in starts:
-                    self.stage = starts[step]
-                    result = result if self.stage == 1 else self._tighten()
+                    self.level = starts[step]
+                    result = result if self.level == 1 else self._tighten()
                     self._take_over(result)
                 if step == 0:
                     self._end_epoch(0, self._squares(self._difference, False) / scale[False], held_out_error())
@@ -123,8 +123,8 @@ class BlockTraining:
         return groups if first == last else [*groups, (first, last)]
 
     def _tighten(self) -> PrunedBlock:
-        """Prune the current weights to the sparsity of the stage."""
-        share = _share(self.stage, self.settings.stages)
+        """Prune the current weights to the sparsity of the level."""
+        share = _share(self.level, self.settings.levels)
 
         def current(layer: Layer) -> Tensor:
             return layer.view_in(self.values[layer.parameter]).contiguous()
@@ -135,7 +135,7 @@ class BlockTraining:
         return prune_block(self.index, self.layers, self.grams, current, softened, self.steps)
 
     def _take_over(self, result: PrunedBlock) -> None:
-        """Go on from the masks and weights of a stage."""
+        """Go on from the masks and weights of a level."""
         for layer in self.layers:
             mask = result.masks[layer.name]
             layer.view_in(self.values[layer.parameter]).copy_(result.weights[layer.name])
@@ -203,12 +203,12 @@ class BlockTraining:
     def _end_epoch(self, epoch: int, error: float, held_out: float | None) -> None:
         """Note the relative errors of an epoch. Keep its values if the masks are final and no error was smaller."""
         logging.info("block %d, epoch %d: relative error %s, held out %s", self.index, epoch, error, held_out)
-        row = {"block": self.index, "epoch": epoch, "stage": self.stage, "error": error, "held_out": held_out}
-        final = [other["held_out"] for other in self.epochs if other["stage"] == self.settings.stages]
+        row = {"block": self.index, "epoch": epoch, "level": self.level, "error": error, "held_out": held_out}
+        final = [other["held_out"] for other in self.epochs if other["level"] == self.settings.levels]
         self.epochs.append(row)
         finite = (error if held_out is None else held_out) < float("inf")
         better = held_out is None or all(held_out < other for other in final)
-        if self.stage == self.settings.stages and finite and better:
+        if self.level == self.settings.levels and finite and better:
             self.best = {name: value.clone() for name, value in self.values.items()}
 
     def _result(self, result: PrunedBlock, seconds: float) -> PrunedBlock:

@@ -46,7 +46,7 @@ class Measured:
             None where no swaps were made.
         perplexities: for each text its "perplexity" and "seqlen".
         scores: for each lm-eval task its metrics.
-        epochs: the columns block, epoch, stage, error and held_out, a row per block and epoch of its training. None
+        epochs: the columns block, epoch, level, error and held_out, a row per block and epoch of its training. None
             where no blocks were trained.
     """
 

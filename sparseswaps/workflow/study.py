@@ -86,10 +86,10 @@ def _check_cells(grid: Grid) -> None:
                     f"give it propagate: pruned, or exclude {{reconstruction: {cell.reconstruction}, calibration: "
                     f"{cell.calibration}}}"
                 )
-            if block.stages > 1 and grid.imported[cell.warmstart] is not None:
+            if block.levels > 1 and grid.imported[cell.warmstart] is not None:
                 raise InputError(
-                    f"{key}.stages: the imported masks {cell.warmstart} have their final sparsity from the start; "
-                    f"set stages: 1, or exclude {{reconstruction: {cell.reconstruction}, warmstart: {cell.warmstart}}}"
+                    f"{key}.levels: the imported masks {cell.warmstart} have their final sparsity from the start; "
+                    f"set levels: 1, or exclude {{reconstruction: {cell.reconstruction}, warmstart: {cell.warmstart}}}"
                 )
         if entry.owl is not None and calibration.propagate == "pruned":
             raise InputError(

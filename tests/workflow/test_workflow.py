@@ -191,7 +191,7 @@ def test_inputs_propagate_through_pruned_blocks(tmp_path, tiny_model, finished):
 def test_blocks_are_trained_as_in_memory_and_a_killed_chain_continues_where_it_was(tmp_path, tiny_model):
     source = shutil.copytree(tiny_model, tmp_path / "model")  # in float32, as in memory
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).save_pretrained(source)
-    block = {"epochs": 2, "stages": 2, "sequences": 4}
+    block = {"epochs": 2, "levels": 2, "sequences": 4}
     config = tiny_study(
         source,
         calibrations={"chained": TEXT | {"propagate": "pruned"}},

@@ -315,7 +315,7 @@ def chain(
         # The gradients take two more passes over the calibration text; held-out text has one pass an epoch.
         sequences = training.epochs * (3 * draw.samples + draw.held_out)
         seconds += sequences * draw.seqlen * _forward(sizes, draw.seqlen) / machine.products(sizes)
-        seconds += (training.stages - 1) * masking
+        seconds += (training.levels - 1) * masking
     needs = _split_by_device(machine, computing, host, disk, seconds + masking)
     return needs._replace(scratch=scratch)
 

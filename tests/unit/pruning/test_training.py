@@ -55,12 +55,12 @@ def outputs_of_blocks(model, ids):
     return outputs
 
 
-@pytest.mark.parametrize(("pattern", "stages"), [("50%", 1), ("2:4", 3)])
+@pytest.mark.parametrize(("pattern", "levels"), [("50%", 1), ("2:4", 3)])
 @families
-def test_a_trained_block_keeps_its_pattern_and_the_errors_are_those_of_plain_forward_passes(config, pattern, stages):
+def test_a_trained_block_keeps_its_pattern_and_the_errors_are_those_of_plain_forward_passes(config, pattern, levels):
     dense, parsed = tiny(config), parse_pattern(pattern)
     model = copy.deepcopy(dense)
-    pruned = prune_blocks(model, parsed, epochs=3, stages=stages, learning_rate=0.01)
+    pruned = prune_blocks(model, parsed, epochs=3, levels=levels, learning_rate=0.01)
     errors = [
         ((got - wanted).square().sum() / wanted.square().sum()).item()
         for got, wanted in zip(outputs_of_blocks(model, IDS[1]), outputs_of_blocks(dense, IDS[1]), strict=True)
@@ -73,9 +73,9 @@ def test_a_trained_block_keeps_its_pattern_and_the_errors_are_those_of_plain_for
             assert not weight[~mask].any()
             assert torch.equal(weight, block.weights[layer.name])
         assert [row["epoch"] for row in block.epochs] == [0, 1, 2, 3]
-        final = [row["held_out"] for row in block.epochs if row["stage"] == stages]
+        final = [row["held_out"] for row in block.epochs if row["level"] == levels]
         assert min(final) == pytest.approx(error, rel=1e-3)
-        if stages == 1:
+        if levels == 1:
             assert block.epochs[-1]["error"] < block.epochs[0]["error"]
 
 
@@ -131,10 +131,10 @@ def test_training_is_that_of_a_plain_loop():
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("stages", [1, 3])
-def test_running_out_of_memory_halves_the_batches_of_a_step_and_changes_nothing_else(stages, caplog):
+@pytest.mark.parametrize("levels", [1, 3])
+def test_running_out_of_memory_halves_the_batches_of_a_step_and_changes_nothing_else(levels, caplog):
     model = tiny(LLAMA)
-    expected = prune_blocks(copy.deepcopy(model), parse_pattern("50%"), epochs=2, stages=stages)
+    expected = prune_blocks(copy.deepcopy(model), parse_pattern("50%"), epochs=2, levels=levels)
     most = 2
 
     def fail(_module, args):
@@ -144,7 +144,7 @@ def test_running_out_of_memory_halves_the_batches_of_a_step_and_changes_nothing_
     for block in model.model.layers:
         block.mlp.down_proj.register_forward_pre_hook(fail)
     with caplog.at_level(logging.WARNING):
-        halved = prune_blocks(model, parse_pattern("50%"), epochs=2, stages=stages)
+        halved = prune_blocks(model, parse_pattern("50%"), epochs=2, levels=levels)
     assert len([line for line in caplog.messages if "out of memory" in line]) == 2  # 8 sequences, then 4
     for one, other in zip(halved, expected, strict=True):
         for name, weight in one.weights.items():
@@ -175,7 +175,7 @@ def test_weights_in_bfloat16_are_trained_in_float32():
 def test_figures_of_a_trained_layer_are_those_of_its_dense_weights():
     model = tiny(LLAMA)
     dense = WeightsInMemory(copy.deepcopy(model))
-    first = prune_blocks(model, parse_pattern("50%"), epochs=1, stages=2)[0]
+    first = prune_blocks(model, parse_pattern("50%"), epochs=1, levels=2)[0]
     untrained = prune_blocks(copy.deepcopy(dense.model), parse_pattern("50%"), epochs=1, learning_rate=1e-30)[0]
     for row, one, layer in zip(first.losses, untrained.losses, dense.layers[0], strict=True):
         assert row["loss_before"] == one["loss_before"]  # of Wanda's mask of the dense weights

@@ -198,7 +198,7 @@ def by_epochs() -> pd.DataFrame:
     for measured in make_study(1):
         if measured.facts.get("refinement") in ("swaps", "none"):
             rows = [(block, epoch) for block in range(2) for epoch in range(4)]
-            table = pd.DataFrame(rows, columns=["block", "epoch"]).assign(stage=1)
+            table = pd.DataFrame(rows, columns=["block", "epoch"]).assign(level=1)
             error = 0.5 - 0.1 * table["epoch"] + 0.02 * table["block"]
             study.append(replace(measured, epochs=table.assign(error=error, held_out=1.5 * error)))
     return tables.epochs_table(study)
