@@ -90,6 +90,12 @@ def admm(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = igno
     return admm_mask(weight, gram, pattern, progress=progress)
 
 
+def alps(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
+    from sparseswaps.layer.baselines.alps import alps_mask
+
+    return alps_mask(weight, gram, pattern, progress=progress)
+
+
 WARMSTARTS: dict[str, WarmStart] = {
     "magnitude": magnitude,
     "wanda": wanda,
@@ -98,6 +104,7 @@ WARMSTARTS: dict[str, WarmStart] = {
     "random": random,
     "sparsegpt": sparsegpt,
     "admm": admm,
+    "alps": alps,
 }
 Criterion = Literal[*WARMSTARTS]  # the type of configuration keys
 
@@ -110,8 +117,9 @@ def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "
         gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
         pattern: which weights compete, and how many are kept (`parse_pattern`).
         criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
-            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774), whose rows keep
-            different numbers of weights; or `admm` (arXiv 2401.02938).
+            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774); `admm` (arXiv 2401.02938);
+            or `alps` (arXiv 2406.07831). For a sparsity, the rows of `sparsegpt` and `alps` keep different numbers of
+            weights.
 
     Raises:
         InputError: the criterion is unknown, shapes or devices do not fit, a weight is not finite, the Gram matrix is

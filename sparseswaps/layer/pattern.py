@@ -93,7 +93,7 @@ def parse_pattern(value: str | float) -> Pattern:
 
 def counting_rule(warmstart: str, between_rows: bool) -> str:
     """Return how `masks.check_mask` counts the kept weights of a criterion's masks after a refinement."""
-    return "matrix" if warmstart == "sparsegpt" or between_rows else "rows"
+    return "matrix" if warmstart in ("sparsegpt", "alps") or between_rows else "rows"
 
 
 def slug_of(label: str) -> str:

@@ -101,7 +101,8 @@ def prune(
         model: a causal language model of transformers, whole on one device, in any floating dtype.
         tokenizer: the model's own; None is enough where `calibration` is token ids.
         pattern: a sparsity per row, such as `"60%"` or 0.6, or N:M, such as `"2:4"`: N kept of every M.
-        warmstart: what makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`, `sparsegpt` or `admm`.
+        warmstart: what makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`, `sparsegpt`, `admm`
+            or `alps`.
         calibration: `"embedded"`, sources of Python's standard library, which need no network; a .txt, .jsonl (gzipped
             or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
             documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],

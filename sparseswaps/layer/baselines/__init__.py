@@ -1,4 +1,4 @@
-"""Baselines: SparseGPT and ADMM, each a mask and a weight update, and DSnoT, a refinement.
+"""Baselines: SparseGPT and ADMM, each a mask and a weight update, ALPS, a mask, and DSnoT, a refinement.
 
 All functions take `weight` [d_out, d_in] of any floating dtype and a Gram matrix [d_in, d_in], float32 or float64, on
 one device: `gram`, or for `dsnot` the `gram` of its `inputs`. Masks are boolean [d_out, d_in], True where kept. New

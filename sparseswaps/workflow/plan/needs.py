@@ -26,6 +26,10 @@ TEXT = 300_000  # tokens of an evaluation text without a limit of windows: about
 _TOKENISING = 2.0  # seconds; assumed
 _AGAIN = 6  # the last searches of a row, which make no swap, take as long as this many swaps
 _UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices in these warm starts
+# ALPS' eigendecomposition takes as long as 4 d_in^3 operations of Cholesky factors (3 to 5 on one core, d_in 512 to
+# 2048), and holds 40 bytes for each entry of a Gram matrix (38 at d_in 2048). Layers of the embedded model took 30 to
+# 39 rounds.
+_ALPS_ROUNDS, _EIGEN, _ALPS_GRAM = 36, 4, 40
 _CHECK = 20  # bytes for each entry of a Gram matrix: one copy in float32, and two in float64 where rounding is in doubt
 _PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after it
 # Bytes for each trained weight: five copies in float32 (values, gradients, two of Adam, the best epoch) and two masks.
@@ -183,21 +187,24 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     return _split_by_device(machine, sum(terms.values()), host, disk, seconds)._replace(scratch=scratch)
 
 
-def _working_bytes(sizes: Sizes) -> int:
+def _working_bytes(sizes: Sizes, criterion: str | None = None) -> int:
     """Return the bytes that refine() or a warm start holds for a block's largest layer, beside its Gram matrices."""
     # As stored, in float32, in five masks, and three times the state of the search: the correlation in float64, the
     # weight and the mask. The same memory is enough for a sort and a reconstruction.
     weight = sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)
-    return max(m.d_out * m.d_in * weight + m.d_in**2 * _CHECK for m in sizes.matrices)
+    gram = _ALPS_GRAM if criterion == "alps" else _CHECK
+    return max(m.d_out * m.d_in * weight + m.d_in**2 * gram for m in sizes.matrices)
 
 
-def _block_needs(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float) -> Needs:
+def _block_needs(
+    sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float, criterion: str | None = None
+) -> Needs:
     """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks."""
     grams, masks = draw.gram_bytes(sizes), sizes.prunable  # a mask has a byte a weight in memory, a bit on disk
     copied = draw.splits * 4 * sizes.widest**2 if machine.gpu else 0  # the largest layer's Gram matrices
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
     return _split_by_device(
-        machine, _working_bytes(sizes) + copied, grams + masks, masks / 8, _START[start] + read + seconds
+        machine, _working_bytes(sizes, criterion) + copied, grams + masks, masks / 8, _START[start] + read + seconds
     )
 
 
@@ -207,6 +214,8 @@ def _start_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
         return sizes.prunable * sizes.bytes / _DISK
     if mask.criterion in _UPDATING:
         return _update_seconds(sizes, _UPDATING[mask.criterion], rates)
+    if mask.criterion == "alps":
+        return alps_seconds(sizes, rates)
     if mask.criterion != "greedy":  # a score is sorted row by row
         return sizes.prunable / rates.sort
     checks = sum(m.count * m.d_in**3 / 3 for m in sizes.matrices) / rates.cholesky
@@ -226,6 +235,16 @@ def _update_seconds(sizes: Sizes, products: int, rates: Rates) -> float:
     return products * _product_seconds(sizes, rates) + inversions
 
 
+def alps_seconds(sizes: Sizes, rates: Rates) -> float:
+    """Return the seconds of ALPS: one eigendecomposition of each Gram matrix, and rounds of one product.
+
+    Every third round also takes the product of d_in x d_in matrices that gives the inverse for a new rho.
+    """
+    cubes = sum(m.count * m.d_in**3 for m in sizes.matrices)
+    inverses = _ALPS_ROUNDS / 3 * 2 * cubes / rates.double
+    return _ALPS_ROUNDS * _product_seconds(sizes, rates) + inverses + _EIGEN * cubes / rates.cholesky
+
+
 def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
     """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_block_needs`)."""
     weights = sizes.prunable * sizes.bytes
@@ -242,7 +261,8 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
 
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage warmstart (`_block_needs`)."""
-    needs = _block_needs(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates))
+    seconds = _start_seconds(sizes, mask, machine.rates)
+    needs = _block_needs(sizes, draw, machine, "torch", seconds, mask.criterion)
     return needs._replace(host=needs.host + _imported_mask_bytes(sizes, mask))
 
 
@@ -298,7 +318,9 @@ def chain(
     host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
-    computing = sum(terms.values()) + _working_bytes(sizes) + draw.splits * 4 * sizes.widest**2 + weights
+    computing = (
+        sum(terms.values()) + _working_bytes(sizes, mask.criterion) + draw.splits * 4 * sizes.widest**2 + weights
+    )
     disk, scratch = sizes.prunable / 8, hidden * (2 if draw.on_disk else 1)
     masking = _start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates)
     if reconstruction:

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.baselines.admm import admm_mask, admm_update
+from sparseswaps.layer.baselines.alps import alps_mask
 from sparseswaps.layer.baselines.dsnot import dsnot
 from sparseswaps.layer.baselines.sparsegpt import sparsegpt_mask, sparsegpt_update
 from sparseswaps.layer.criteria import random, wanda
 from sparseswaps.layer.gram import Inputs
+from sparseswaps.layer.least_squares import least_squares
 from sparseswaps.layer.masks import check_mask, keep_best
 from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.layer.settings import Reconstruction
 
 PATTERNS = ["50%", "60%", "2:4"]
 HALF = parse_pattern("50%")
@@ -188,7 +191,118 @@ def test_admm_converges_to_the_best_weights_on_the_mask():
     assert not new[~mask].any()
 
 
-@pytest.mark.parametrize("make_mask", [wanda, sparsegpt_mask, admm_mask])
+def damped(gram):
+    return gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+
+
+def largest(values, pattern):
+    """Return the mask of the values of largest size in each group, or in the whole matrix for a sparsity."""
+    if pattern.groups(values.shape[1]).size < values.shape[1]:
+        return keep_best(values.abs(), pattern)
+    kept = len(values) * pattern.groups(values.shape[1]).kept
+    mask = torch.zeros(values.numel(), dtype=torch.bool)
+    mask[values.abs().flatten().argsort(descending=True, stable=True)[:kept]] = True
+    return mask.view(values.shape)
+
+
+def penalised(weight, gram, pattern):
+    """Run ALPS' rounds in the paper's variables B, D and V, with a solve a round; return the mask and the events."""
+    hessian = damped(gram)
+    norm = hessian.diagonal().sqrt()
+    a, dense = hessian / torch.outer(norm, norm), weight * norm
+    first = before = largest(dense, pattern)
+    d, v, rho, events = dense * first, torch.zeros_like(dense), 0.1, []
+    for t in range(1, 301):
+        b = torch.linalg.solve(a + rho * torch.eye(len(a), dtype=a.dtype), (dense @ a - v + rho * d).T).T
+        mask = largest(b + v / rho, pattern)
+        d = (b + v / rho) * mask
+        v = v + rho * (b - d)
+        if t % 3:
+            continue
+        change, before = int((mask != before).sum()), mask
+        grown, share = any(event in (1.3, 1.2) for event in events), change / int(mask.sum())
+        if grown and change == 0:
+            return mask, [*events, "unchanged"]
+        if t > 30 and share < 0.0003:
+            return mask, [*events, "settled"]
+        if share > 0.005 or grown:
+            events.append(1.3 if share > 0.1 else 1.2 if share > 0.005 else 1.1)
+            rho *= events[-1]
+        else:
+            events.append("restart" if change else "lower")
+            rho /= 5
+            if change:
+                d, v = dense * first, torch.zeros_like(dense)
+    return mask, events
+
+
+def alike(d_out, spread):
+    """Return a weight, and the Gram matrix of one token whose 40 features differ by a spread around one."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(d_out, 40, generator=generator, dtype=torch.float64)
+    features = 1 + spread * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    return weight, features @ features.T
+
+
+@pytest.mark.parametrize(
+    ("problem", "pattern", "events"),
+    [
+        (layer(4, 6, 40)[:2], "50%", {1.3, 1.2, "unchanged"}),
+        (layer(4, 6, 40)[:2], "60%", {1.3, 1.2, "unchanged"}),
+        (layer(4, 6, 40)[:2], "2:4", {1.3, 1.2, "unchanged"}),
+        (layer(5, 48, 40)[:2], "60%", {1.3, 1.2, 1.1, "unchanged"}),
+        (alike(48, 0.1), "60%", {"lower", 1.3, 1.2, "unchanged"}),
+        (alike(300, 0.3), "60%", {"restart", 1.2, 1.1, "unchanged"}),
+        (layer(7, 256, 96)[:2], "2:4", {1.3, 1.2, 1.1, "settled"}),
+    ],
+)
+def test_alps_is_the_papers_rounds(problem, pattern, events):
+    (weight, gram), pattern = problem, parse_pattern(pattern)
+    expected, occurred = penalised(weight, gram, pattern)
+    assert set(occurred) == events
+    mask = alps_mask(weight, gram, pattern)
+    assert torch.equal(mask, expected)
+    assert not torch.equal(mask, largest(weight * damped(gram).diagonal().sqrt(), pattern))
+    check_mask(mask, pattern, "matrix")
+    assert (alps_mask(weight.float(), gram.float(), pattern) != mask).float().mean() < 0.002
+    assert torch.equal(alps_mask(3 * weight, 1e-90 * gram, pattern), mask)  # units do not matter
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_least_squares_on_the_mask_of_alps_ends_where_its_conjugate_gradients_do(pattern):
+    (weight, gram, _), pattern = layer(6, 24, 96), parse_pattern(pattern)
+    mask, hessian = alps_mask(weight, gram, pattern), damped(gram)
+    new = least_squares(weight, gram, mask, Reconstruction().damping, 200)
+    for row, kept in enumerate(mask):
+        exact = torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ weight[row])
+        torch.testing.assert_close(new[row, kept].double(), exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_masks_of_alps_suit_least_squares_better_than_other_masks(pattern):
+    (weight, gram, _), pattern = layer(6, 24, 96), parse_pattern(pattern)
+    masks = [make_mask(weight, gram, pattern) for make_mask in (alps_mask, sparsegpt_mask, admm_mask, wanda)]
+    least, *others = (error(weight, least_squares(weight, gram, mask, 0.01, 50), gram) for mask in masks)
+    assert least < 0.97 * min(others)  # 0.82 at 50 %, 0.83 at 60 % and 0.945 at 2:4
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, "0%"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_alps_takes_singular_gram_matrices_and_rows_of_zeros(pattern, rank):
+    (weight, _, inputs), pattern = layer(9, 8, 40), parse_pattern(pattern)
+    weight[2] = 0
+    mask = alps_mask(weight, inputs[:, :rank] @ inputs[:, :rank].T, pattern)
+    check_mask(mask, pattern, "matrix")
+    if pattern.label in ("50%", "60%"):
+        assert not mask[2].any()
+
+
+def test_alps_keeps_the_upper_rows_and_the_leftmost_of_equal_weights():
+    mask = alps_mask(torch.ones(4, 6), torch.zeros(6, 6), HALF)
+    assert mask.flatten().tolist() == [True] * 12 + [False] * 12
+
+
+@pytest.mark.parametrize("make_mask", [wanda, sparsegpt_mask, admm_mask, alps_mask])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_weight_updates_lower_the_error_of_a_mask(make_mask, pattern):
     (weight, gram, _), pattern = layer(6, 24, 96), parse_pattern(pattern)
@@ -314,6 +428,7 @@ def dsnot_of_gram(weight, gram):
         (sparsegpt_update, (MASK,)),
         (admm_mask, (HALF,)),
         (admm_update, (MASK,)),
+        (alps_mask, (HALF,)),
         (dsnot_of_gram, ()),
     ],
 )

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,23 @@ def test_a_warm_start_made_elsewhere_is_read_and_not_sorted():
     assert read.host - made.host == sizes.blocks * sizes.prunable / 8  # a file of all masks
     chains = [needs.chain(sizes, PAPER, mask, PrunedInputs(), None, 8, CORE) for mask in (OPTIMUM, theirs)]
     assert chains[1].host - chains[0].host == pytest.approx(read.host - made.host)
+
+
+def test_alps_takes_longer_than_admm_and_more_memory_for_wide_layers():
+    sizes = sizes_of(LLAMA)
+    alps, admm = (needs.warmstart(sizes, PAPER, OPTIMUM._replace(criterion=name), CORE) for name in ("alps", "admm"))
+    assert 1.5 * admm.seconds < alps.seconds < 4 * admm.seconds
+    assert alps.host > admm.host
+    chains = [needs.chain(sizes, PAPER, OPTIMUM._replace(criterion=name), None, 8, CORE) for name in ("alps", "admm")]
+    assert chains[0].host > chains[1].host
+
+
+def test_alps_takes_within_a_factor_of_three_of_what_was_measured():
+    """One core, one layer: 14.8 s at 2048 x 2048, 7.4 s at 512 x 2048, and 5.5 s at 3000 x 1024."""
+    for d_out, d_in, measured in ((2048, 2048, 14.8), (512, 2048, 7.4), (3000, 1024, 5.5)):
+        sizes = SimpleNamespace(matrices=[Matrices(1, d_out, d_in)])
+        seconds = needs.alps_seconds(sizes, CORE.rates)
+        assert 1 / 3 < seconds / measured < 3
 
 
 def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measured():
