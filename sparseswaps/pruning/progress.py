@@ -21,10 +21,10 @@ def rows_part(layer: "Layer", max_swaps: int | None = 0) -> Part:
     return Part(layer.d_out, layer.d_in**2, layer.d_out * swaps or inf)
 
 
-def blocks_part(blocks: Sequence[Sequence["Layer"]], sequences: int, pruned: bool = False) -> Part:
+def blocks_part(blocks: Sequence[Sequence["Layer"]], sequences: int, more: int = 0) -> Part:
     """Return the blocks of a model, each a sequence of layers, as a part of long work.
 
-    Every block is run over the sequences once; once more for experts, and once more with inputs of `pruned` blocks.
+    Every block is run over the sequences once, once more for experts, and `more` times for other reasons.
     """
-    passes = 1 + pruned + any(layer.expert is not None for layers in blocks for layer in layers)
+    passes = 1 + more + any(layer.expert is not None for layers in blocks for layer in layers)
     return Part(len(blocks), likely=len(blocks) * sequences * passes)

@@ -69,13 +69,17 @@ class BlockTraining:
         self.values = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
         self.kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
         self.pruned = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
-        # A step of Adam is as large as the learning rate, so the rate is relative to the size of the weights.
-        sizes = [float(value.square().mean().sqrt()) for value in self.values.values()]
-        self.rates = [settings.learning_rate * size for size in sizes]
+        # A step of Adam is as large as the learning rate, so the rate is relative to the size of the dense weights.
+        self.rates = [settings.learning_rate * self._size(name) for name in self.parameters]
         self.adam = torch.optim.Adam([{"params": [value]} for value in self.values.values()], betas=_BETAS)
         self.level, self.swaps = 0, dict.fromkeys(dense, 0)  # the level of the ramp; swaps so far by layer
         self.epochs: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None  # the values of the best epoch with the final masks
+
+    def _size(self, parameter: str) -> float:
+        """Return the root mean square of the dense weights of a parameter's layers."""
+        weights = [self.dense[layer.name].flatten() for layer in self.layers if layer.parameter == parameter]
+        return float(torch.cat(weights).float().square().mean().sqrt())
 
     def run(self, result: PrunedBlock) -> PrunedBlock:
         """Train the block from the masks and weights of the first level; return masks, weights and figures.
@@ -178,6 +182,8 @@ class BlockTraining:
         for name, value in self.values.items():
             value.masked_fill_(self.pruned[name], 0)  # Adam moves a weight for a while after its last gradient
         self._put()
+        self.replay.sequences_run += last - first
+        self.replay.progress(self.index, self.replay.sequences_run)
         return error
 
     def _batches(self, first: int, last: int) -> list[Batch]:

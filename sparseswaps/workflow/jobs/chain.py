@@ -29,7 +29,9 @@ def run(inputs, outputs, settings, context):
         inputs=PrunedInputs.of(settings),
     )
     keep = choose_keep(settings["activations"], Path(outputs["hidden"]).parent)
-    part = blocks_part([model.blocks[block]], len(calibration) + len(held_out), pruned=True)
+    training = chain.reconstruction.block if chain.reconstruction else None
+    passes = 1 + (training.epochs if training else 0)  # beside the pass for its inputs
+    part = blocks_part([model.blocks[block]], len(calibration) + len(held_out), passes)
     with context.progress("blocks", "sequences", [part]) as (report,):
         replay = Replay(WeightsOnDisk(model, device), keep, lambda _done, made: report(0, made))
         if "hidden" in inputs:
