@@ -1,7 +1,7 @@
 """Copy the figures of the last run of config.yaml into README.md and docs/, with a screenshot of its report.
 
-The tables of configs/quality and configs/ablations go into docs/quality.md, as far as those studies were run. Chromium
-takes the screenshot.
+The tables of configs/recipes, configs/quality and configs/ablations go into docs/quality.md, as far as those studies
+were run, and the pictures of configs/recipes beside it. Chromium takes the screenshot.
 """
 
 import shutil
@@ -15,7 +15,8 @@ from sparseswaps.embedded import RELEASE
 
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
-STUDIES = [f"quality-{model}" for model in ("embedded", "stories260k", "babyllama105")]
+MODELS = ("embedded", "stories260k", "babyllama105")
+STUDIES = [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
 STUDIES += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PICTURES = {
     "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
@@ -32,6 +33,8 @@ def main() -> None:
         table = REPORT.parent / study / "tables" / "comparison.md"
         if table.is_file():
             lines = table.read_text(encoding="utf-8").splitlines()
+            if study.startswith("recipes-"):
+                lines += copy_recipe_pictures(study)
             replace_section(Path("docs/quality.md"), f"<!-- begin: {study} -->", lines)
     take_screenshot(REPORT / "report.html", Path("docs/report.png"))
 
@@ -101,6 +104,18 @@ def copy_pictures() -> list[str]:
     for name, text in PICTURES.items():
         copy = Path("docs", f"{name.partition('-')[0]}.png")
         shutil.copyfile(REPORT / "figures" / "embedded" / "stdlib" / f"{name}.png", copy)
+        lines += ["", f"![{text}]({copy.name})"]
+    return lines
+
+
+def copy_recipe_pictures(study: str) -> list[str]:
+    """Copy the figures of a study of recipes to docs/, and return the lines that show them."""
+    lines, model = [], study.partition("-")[2]
+    figures = REPORT.parent / study / "figures" / model
+    for kind, text in (("perplexity_by_seconds", "Perplexity against time"), ("training_curve", "Error by epoch")):
+        (picture,) = [path for path in figures.rglob(f"{kind}*.png") if path.parent.name != "ordered"]
+        copy = Path("docs", f"{kind}-{model}.png")
+        shutil.copyfile(picture, copy)
         lines += ["", f"![{text}]({copy.name})"]
     return lines
 

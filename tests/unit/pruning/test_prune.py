@@ -54,7 +54,7 @@ def test_arguments_are_keys_of_the_configuration_with_its_defaults():
     fields = Calibration.model_fields | RefinementSettings.model_fields | Study.model_fields
     arguments = inspect.signature(sparseswaps.prune).parameters
     names = arguments.keys() & fields.keys()
-    assert len(names) == 10
+    assert len(names) == 12
     assert {name: arguments[name].default for name in names} == {name: fields[name].default for name in names}
     assert [arguments["seed"].default] == fields["seeds"].default
 
@@ -117,6 +117,9 @@ def test_pruned_inputs_with_rows_that_differ_in_sparsity_and_new_weights_of_a_mo
         ({"shrinkage": -0.5}, "shrinkage: "),
         ({"max_swaps": "5"}, "max_swaps: "),
         ({"reconstruction": True}, "reconstruction: "),
+        ({"reconstruction": sparseswaps.Reconstruction(block={})}, "reconstruction.block: .*propagate"),
+        ({"propagate": "pruned", "dense_target": 0.5}, "dense_target: .*reconstruction"),
+        ({"dense_target": 0.5}, "dense_target: .*propagate"),
         ({"seqlen": 65}, "calibration: .*65 .*seqlen.* 64"),
         ({"calibration": ["too short"]}, "calibration: "),
         ({"calibration": "none.txt"}, r"calibration: .*none\.txt"),

@@ -91,6 +91,11 @@ def test_defaults_are_filled_in(config):
         ("reconstructions", {"none": {}}, "reconstructions.none"),
         ("reconstructions", {"ls": {"damping": -1}}, "reconstructions.ls.damping"),
         ("reconstructions", {"x": {"method": "sparsegpt", "iterations": 2}}, "reconstructions.x.iterations"),
+        ("reconstructions", {"x": {"method": "none"}}, "reconstructions.x.method"),
+        ("reconstructions", {"x": {"block": {"levels": 0}}}, "reconstructions.x.block.levels"),
+        ("reconstructions", {"x": {"block": {}}}, "reconstructions.x.block"),  # with dense inputs
+        ("calibrations.stdlib.dense_target", 0.5, "calibrations.stdlib.dense_target"),  # with dense inputs
+        ("calibrations.stdlib.order", "sequential", "calibrations.stdlib.order"),  # with dense inputs
         ("exclude", [{"reconstruction": "ls"}], "exclude[0].reconstruction"),
         ("exclude", [{"pattern": ["60%", "nothing"]}], "exclude[0].pattern"),
         ("exclude", [{"seed": 0}, {"seed": [0, 7]}], "exclude[1].seed"),
@@ -134,6 +139,7 @@ def test_a_missing_key_is_named(config, key):
     [
         ({"refinements": {"early": {"stop": "held_out"}}}, {"held_out": 0}, "calibrations.stdlib.held_out"),
         ({"patterns": [{"name": "x", "sparsity": 0.6, "owl": {}}]}, {"propagate": "pruned"}, "patterns"),
+        ({}, {"propagate": "pruned", "dense_target": 0.5}, "calibrations.stdlib.dense_target"),
     ],
 )
 def test_what_does_not_go_together_is_named_unless_it_is_excluded(config, changes, calibration, key):
@@ -143,6 +149,15 @@ def test_what_does_not_go_together_is_named_unless_it_is_excluded(config, change
     assert refused(config).startswith(f"config key {key}: ")
     pattern = {"pattern": "x"} if "patterns" in changes else {}
     config["exclude"] = [{"calibration": ["stdlib", "other"] if pattern else "stdlib", **pattern}]
+    load_study(config)
+
+
+def test_imported_masks_do_not_tighten(config):
+    theirs = {"name": "theirs", "from": config["models"]["tiny"]["source"]}
+    config |= {"warmstarts": [theirs], "reconstructions": {"x": {"block": {"levels": 2}}}}
+    config["calibrations"]["stdlib"] |= {"propagate": "pruned"}
+    assert refused(config).startswith("config key reconstructions.x.block.levels: ")
+    config["reconstructions"]["x"]["block"]["levels"] = 1
     load_study(config)
 
 
