@@ -65,13 +65,16 @@ def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
     form = "  ".join([stage, model, *(f"{{:>{width}}}" for width in widths[2:])])
     heading, *printed, total = (form.format(*line) for line in lines)
     rule = "-" * len(heading)
-    return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid, paces)])
+    scratch = rows[-1].most.scratch
+    return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid, paces, scratch)])
 
 
-def _assumptions(grid: Grid, paces: Mapping[str, Pace]) -> Iterator[str]:
+def _assumptions(grid: Grid, paces: Mapping[str, Pace], scratch: float) -> Iterator[str]:
     study = grid.study
     yield "The whole study, from nothing; results that exist are not computed again. Memory and the time of a job are"
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
+    if scratch:
+        yield f"Hidden states that wait for the next block take {_size(scratch)} of disk a job, until they are read."
     measured = [f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in STAGES if name in paces]
     if measured:
         yield "Times of these stages are scaled by the jobs recorded in logs/: stage, factor (number of jobs)"

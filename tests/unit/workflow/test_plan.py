@@ -213,7 +213,8 @@ def test_alps_takes_longer_than_admm_and_more_memory_for_wide_layers():
     alps, admm = (needs.warmstart(sizes, PAPER, OPTIMUM._replace(criterion=name), CORE) for name in ("alps", "admm"))
     assert 1.5 * admm.seconds < alps.seconds < 4 * admm.seconds
     assert alps.host > admm.host
-    chains = [needs.chain(sizes, PAPER, OPTIMUM._replace(criterion=name), None, 8, CORE) for name in ("alps", "admm")]
+    masks = [OPTIMUM._replace(criterion=name) for name in ("alps", "admm")]
+    chains = [needs.chain(sizes, PAPER, mask, PrunedInputs(), None, 8, CORE) for mask in masks]
     assert chains[0].host > chains[1].host
 
 
@@ -223,6 +224,21 @@ def test_alps_takes_within_a_factor_of_three_of_what_was_measured():
         sizes = SimpleNamespace(matrices=[Matrices(1, d_out, d_in)])
         seconds = needs.alps_seconds(sizes, CORE.rates)
         assert 1 / 3 < seconds / measured < 3
+
+
+def test_training_a_block_takes_memory_time_and_the_hidden_states_of_both_models():
+    sizes, inputs, block = sizes_of(LLAMA), PrunedInputs(), {"epochs": 8, "levels": 4}
+    fitted, trained = (
+        needs.chain(sizes, PAPER, OPTIMUM, inputs, Reconstruction(block=settings), 8, CORE)
+        for settings in (None, block)
+    )
+    assert fitted.scratch == PAPER.tokens * sizes.hidden * 4
+    assert trained.scratch == 2 * fitted.scratch
+    assert trained.host - fitted.host > 20 * sizes.prunable
+    forward = PAPER.tokens * 2 * sizes.used / CORE.rates.single
+    assert trained.seconds - fitted.seconds > 8 * 2 * forward
+    ordered = PrunedInputs(order="sequential", dense_target=0.5)
+    assert needs.chain(sizes, PAPER, OPTIMUM, ordered, Reconstruction(), 8, CORE).seconds > fitted.seconds + 5 * forward
 
 
 def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measured():
