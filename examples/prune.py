@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Prune a model, look at it, save it, train it on
 #
-# The embedded model and text, so it runs offline: `python examples/prune.py`, about half a minute of one CPU core.
+# The embedded model and text, so it runs offline: `python examples/prune.py`, a minute of one CPU core.
 
 # %%
 from pathlib import Path
@@ -43,7 +43,20 @@ result = sparseswaps.prune(model, tokenizer, **settings)
 found["60 %, Wanda and swaps"] = perplexity(model, evaluation).perplexity
 
 # %% [markdown]
-# ## Its layers
+# ## New weights
+# In seconds: the kept weights fitted to the mask, towards the dense model's outputs. In a minute: each block trained to
+# give the dense block's output, while its mask tightens.
+
+# %%
+inputs = {"propagate": "pruned", "order": "sequential", "dense_target": 0.5}
+for name, block in (("fitted", None), ("trained", {"epochs": 4, "levels": 4})):
+    model_with_new_weights = fresh()
+    reconstruction = sparseswaps.Reconstruction(block=block)
+    sparseswaps.prune(model_with_new_weights, tokenizer, **settings, **inputs, reconstruction=reconstruction)
+    found[f"60 %, Wanda and swaps, weights {name}"] = perplexity(model_with_new_weights, evaluation).perplexity
+
+# %% [markdown]
+# ## The layers of the refined model
 # A row a layer, with the errors of both masks on the calibration text and on held-out text.
 
 # %%

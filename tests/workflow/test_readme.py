@@ -12,6 +12,7 @@ from helpers import REPOSITORY, bash, checkout, cluster_commands, code_blocks, c
 
 from sparseswaps.layer import criteria
 from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.model.loading import load_model
 
 DOCUMENTS = ["README.md", "docs/study.md", "docs/slurm.md"]
 PAGES = sorted(path.relative_to(REPOSITORY) for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
@@ -80,15 +81,21 @@ def test_a_criterion():
 
 
 def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
-    code = code_blocks("README.md", "python")[0]
-    code = code.replace("path/to/model", str(tiny_model)).replace("seqlen=512", "seqlen=32, samples=8, held_out=4")
+    first, second = (
+        code.replace("path/to/model", str(tiny_model)).replace("seqlen=512", "seqlen=32, samples=8, held_out=4")
+        for code in code_blocks("README.md", "python")
+    )
     monkeypatch.chdir(tmp_path)
     Path("text.jsonl").write_text("".join(f'{{"text": "{" ".join(map(str, range(k, k + 90)))}"}}\n' for k in range(40)))
     names = {}
-    exec(code, names)
+    exec(first, names)
     zeros = [names["model"].get_parameter(name) == 0 for name in names["result"].masks]
     assert zeros
     assert all((zero.view(len(zero), -1, 4).sum(-1) == 2).all() for zero in zeros)
+    names["model"] = model = load_model(str(tiny_model), "cpu")
+    exec(second, names)
+    for weight in map(model.get_parameter, names["result"].masks):
+        assert ((weight == 0).sum(1) == weight.shape[1] * 6 // 10).all()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
