@@ -86,7 +86,7 @@ class BlockTraining:
 
         The block then holds the weights of the last step. Raises InputError when no epoch has a finite error.
         """
-        began = time.monotonic()
+        began = time.monotonic() - sum(row["seconds"] for row in result.losses)
         groups, levels = self._groups(), self.settings.levels
         steps = self.settings.epochs * len(groups)
         starts = {int(_RAMP * steps * (level - 1) / max(1, levels - 1)): level for level in range(1, levels + 1)}
@@ -208,7 +208,8 @@ class BlockTraining:
 
     def _end_epoch(self, epoch: int, error: float, held_out: float | None) -> None:
         """Note the relative errors of an epoch. Keep its values if the masks are final and no error was smaller."""
-        logging.info("block %d, epoch %d: relative error %s, held out %s", self.index, epoch, error, held_out)
+        on_held_out = "none" if held_out is None else f"{held_out:.4g}"
+        logging.info("block %d, epoch %d: relative error %.4g, held out %s", self.index, epoch, error, on_held_out)
         row = {"block": self.index, "epoch": epoch, "level": self.level, "error": error, "held_out": held_out}
         final = [other["held_out"] for other in self.epochs if other["level"] == self.settings.levels]
         self.epochs.append(row)

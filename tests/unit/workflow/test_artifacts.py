@@ -7,6 +7,7 @@ from helpers import refusal
 
 from sparseswaps.base.errors import BrokenFileError, InputError
 from sparseswaps.calibration.grams import Grams
+from sparseswaps.calibration.replay import Batch
 from sparseswaps.model.description import Model
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.mask_file import read_mask_file
@@ -80,6 +81,27 @@ def test_no_flipped_bit_goes_unnoticed(kind, model, tmp_path):
 def test_an_artifact_of_another_model_is_broken(kind, model, tmp_path):
     write(kind, path := tmp_path / "artifact", replace(model, tensors={LAYER.tensor: "1" * 64}))
     assert "org/name" in refusal(READERS[kind], path, BrokenFileError)
+
+
+@pytest.mark.parametrize("with_dense", [True, False])
+def test_hidden_states_come_back_batch_by_batch_and_a_damaged_batch_is_named(model, tmp_path, with_dense):
+    states = torch.randn(2, 4, 8).bfloat16()
+    dense = (lambda: states + 1) if with_dense else None
+    batches = [
+        Batch(torch.ones(2, 4).long(), False, [], lambda: states, dense),
+        Batch(torch.zeros(1, 4).long(), True, [], lambda: states[:1], dense),
+    ]
+    artifacts.write_hidden(tmp_path / "hidden", batches, model, "made by")
+    (tmp_path / "hidden" / ".snakemake_timestamp").touch()  # as Snakemake leaves it
+    first, second = artifacts.read_hidden(tmp_path / "hidden", model)
+    assert (first[1], second[1]) == (False, True)
+    assert torch.equal(first[0], batches[0].ids)
+    assert torch.equal(first[2], states)
+    assert torch.equal(second[2], states[:1])
+    assert torch.equal(first[3], states + 1) if with_dense else first[3] is None
+    damaged = sorted((tmp_path / "hidden").glob("batch*"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    refusal(lambda path: list(artifacts.read_hidden(path.parent, model)), damaged, BrokenFileError)
 
 
 def test_artifacts_of_another_kind_and_grams_that_are_not_finite_are_broken(model, tmp_path):
