@@ -253,12 +253,12 @@ def _eliminate_chunk(weight, s, gram, size, kept, mask):
                 pruning[i] = alone[i] + w[i] * c[i]
 
 
-def run_on_all_threads(rows: int, size: int, work: Callable[[slice], None]) -> Iterator[slice]:
-    """Call `work` for slices of `size` rows, on as many threads as torch uses; yield the finished slices in order.
+def _run_on_all_threads(rows: int, work: Callable[[slice], None]) -> Iterator[slice]:
+    """Call `work` for slices that cover all rows, on as many threads as torch uses; yield the finished slices in order.
 
     `work` must not call torch, which would start more threads in each of these threads.
     """
-    slices = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    slices = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for done, _ in zip(slices, pool.map(work, slices), strict=True):
             yield done
@@ -283,7 +283,7 @@ def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
         _swap_chunk(w, s, rounding(s), *layer, size, *(array[part] for array in rowwise))
 
     ended = made = 0
-    for part in run_on_all_threads(len(weight), _ROWS, swap_part):
+    for part in _run_on_all_threads(len(weight), swap_part):
         ended, made = ended + int(certified[part].sum()), made + int(swaps[part].sum())
         progress(ended, made)
     return swaps, certified
@@ -298,6 +298,6 @@ def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress:
         w = weights[rows].astype(np.float64)
         _eliminate_chunk(w, np.abs(w) * scale, entries, size, kept, result[rows])
 
-    for rows in run_on_all_threads(len(weight), _ROWS, eliminate_part):
+    for rows in _run_on_all_threads(len(weight), eliminate_part):
         progress(rows.stop, 0)
     return mask
