@@ -22,6 +22,13 @@ def test_engine(tmp_path, monkeypatch):
     assert measured["model"]["matrices_done"] == measured["model"]["matrices"]
 
 
+def test_refit(tmp_path):
+    """The benchmark fails where a row is not certified."""
+    measured = run("refit.py", "--quick", folder=tmp_path)
+    assert [case["pattern"] for case in measured["cases"]] == ["60%", "2:4"]
+    assert all(case["refit_error"] < 1 for case in measured["cases"])
+
+
 def test_capture(tmp_path):
     measured = run("capture.py", "cpu", "--quick", "--repeats", "1", folder=tmp_path)
     assert all(seconds > 0 for seconds in measured["seconds"].values())

@@ -115,7 +115,7 @@ def _damp(weight: Tensor, gram: Tensor, damping: float) -> tuple[Tensor, Tensor]
     if not _LEAST_DAMPING <= damping < inf:
         raise InputError(f"damping is {damping}; use a number of at least {_LEAST_DAMPING}, such as 0.01")
     weight, gram = validate_layer(weight, gram)
-    matrix = gram.double().clone()
+    matrix = gram.to(torch.float64, copy=True)
     dead = matrix.diagonal() == 0
     matrix.diagonal().add_(damping * float(matrix.diagonal().mean()) or 1.0)  # all features may be dead
     return weight.double().masked_fill(dead, 0), matrix
