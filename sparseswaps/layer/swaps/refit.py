@@ -8,8 +8,8 @@ search lowers the damped error after a refit,
 For a mask m, the error under the minimum is (v - w)^T G (v - w) + ridge ||v - m * w||^2 + ridge ||(1 - m) * w||^2. Only
 the first two terms depend on v, and they are what `least_squares` minimises. So `least_squares` with the same damping
 reaches the weights that the search assumes, v_S = A (D w)_S with A = (D_SS)^-1. The third term makes L the error for
-inputs with independent noise of variance ridge. Without the third term, masks fit the calibration text better and
-held-out text worse.
+inputs with independent noise of variance ridge. On synthetic layers, masks that were chosen without the third term
+had up to 2 % more held-out error (damping 0.1, measured once).
 
 Let B = A D_SP, s_p = D_pp - D_pS B_p and c = D (w - v), which is zero on S. The sweep operator, applied to D and D w
 for all columns of S, gives these blocks. To prune kept u alone costs v_u^2 / A_uu, and to keep pruned p alone gains
@@ -34,7 +34,7 @@ from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.layer.gram import check_flags, validate_layer
 from sparseswaps.layer.pattern import Groups, Pattern
-from sparseswaps.layer.swaps.tableau import build_tableau, swap_rows
+from sparseswaps.layer.swaps.tableau import build_tableau, invert, swap_rows
 
 _LEAST_DAMPING = 1e-4  # the condition number of D is at most 1 + d_in / damping
 _RESOLUTION = 1e-11  # the least gain of a swap, as a share of sum_j w_j^2 D_jj; rounding is about 1e-13
@@ -164,7 +164,7 @@ def refit_eliminate(
     weight, matrix = _damp(weight, gram, damping)
     groups = pattern.groups(weight.shape[1])
     pruned = len(matrix) // groups.size * (groups.size - groups.kept)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    inverse = invert(matrix)
 
     def eliminate_part(rows: slice) -> Tensor:
         return _eliminate_rows(weight[rows], inverse, groups, pruned)

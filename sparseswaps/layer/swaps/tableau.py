@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparseswaps.base.errors import InputError
+
 
 class Tableau(NamedTuple):
     """The blocks A, B, v, c and s of some rows, which a search updates in place.
@@ -30,6 +32,14 @@ class Tableau(NamedTuple):
         return self.s == inf
 
 
+def invert(matrices: Tensor) -> Tensor:
+    """Return the inverse of one or many blocks of D, float64 [..., n, n]. Raises InputError if rounding forbids it."""
+    factor, failed = torch.linalg.cholesky_ex(matrices)
+    if failed.any():
+        raise InputError("damping: too small for the rounding of this Gram matrix; use a larger one, such as 0.01")
+    return torch.cholesky_inverse(factor)
+
+
 def build_tableau(weight: Tensor, matrix: Tensor, mask: Tensor) -> Tableau:
     """Compute the tableau of some rows from Cholesky factors of their kept weights' matrices D_SS.
 
@@ -43,7 +53,7 @@ def build_tableau(weight: Tensor, matrix: Tensor, mask: Tensor) -> Tableau:
     places = kept[:, None].expand(-1, slots, -1)
     square = chosen.gather(2, places).mul_(used[:, None])  # D_SS, with zeros for unused slots
     square.diagonal(dim1=1, dim2=2).add_((~used).double())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(square))  # A
+    inverse = invert(square)  # A
     inverse.diagonal(dim1=1, dim2=2).mul_(used)
     target = weight @ matrix  # D w
     v = torch.einsum("rij,rj->ri", inverse, target.gather(1, kept))

@@ -310,6 +310,16 @@ def test_wrong_input_is_refused(change, name):
             refit_eliminate(**arguments)
 
 
+def test_a_ridge_below_the_rounding_of_the_gram_matrix_is_refused():
+    gram = torch.full((1200, 1200), 1 + 1.3e-4, dtype=torch.float64).fill_diagonal_(1)  # eigenvalues of -1.3e-4
+    weight, start = torch.ones(1, 1200), torch.ones(1, 1200, dtype=torch.bool)
+    assert refit_swaps(weight, gram, start, HALF).certified.all()
+    with pytest.raises(InputError, match="damping"):
+        refit_swaps(weight, gram, start, HALF, 1e-4)
+    with pytest.raises(InputError, match="damping"):
+        refit_eliminate(weight, gram, HALF, 1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pattern", ["60%", "2:4"])
 def test_a_gpu_gives_the_masks_of_the_cpu(pattern):
