@@ -222,7 +222,7 @@ LAYERS = {
 }
 DENSE = 8.02
 SETTINGS = {"samples": 128, "propagate": "dense", "method": "swaps", "stop": "optimum", "freeze": 0.0}
-SETTINGS |= {"shrinkage": 0.0, "between_rows": False, "reconstruction": "none"}
+SETTINGS |= {"shrinkage": 0.0, "between_rows": False, "refit": False, "reconstruction": "none"}
 
 
 def losses_of(pattern: str, warmstart: str, refinement: str, seed: int, blocks: int = 2) -> pd.DataFrame:

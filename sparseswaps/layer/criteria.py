@@ -68,6 +68,12 @@ def greedy(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ig
     return eliminate(weight, gram, pattern, progress=progress)
 
 
+def obc(weight: Tensor, gram: Tensor, pattern: Pattern, progress: Report = ignore_progress) -> Tensor:
+    from sparseswaps.layer.swaps.refit import refit_eliminate
+
+    return refit_eliminate(weight, gram, pattern, progress=progress)
+
+
 @rank_by
 def random(weight: Tensor, gram: Tensor) -> Tensor:
     """Uniformly random scores, which depend on nothing but the weight's values: not on the machine, device or run."""
@@ -101,6 +107,7 @@ WARMSTARTS: dict[str, WarmStart] = {
     "wanda": wanda,
     "ria": ria,
     "greedy": greedy,
+    "obc": obc,
     "random": random,
     "sparsegpt": sparsegpt,
     "admm": admm,
@@ -117,8 +124,9 @@ def warmstart(weight: Tensor, gram: Tensor, pattern: Pattern, criterion: str = "
         gram: [d_in, d_in] on the same device, float32 or float64, the Gram matrix of the layer's inputs.
         pattern: which weights compete, and how many are kept (`parse_pattern`).
         criterion: `magnitude`, |W_ij|; `wanda`, |W_ij| ||X_j|| (arXiv 2306.11695); `ria` (Zhang et al., ICLR 2024);
-            `greedy`, exact backward elimination; `random`; `sparsegpt` (arXiv 2301.00774); `admm` (arXiv 2401.02938);
-            or `alps` (arXiv 2406.07831). For a sparsity, the rows of `sparsegpt` and `alps` keep different numbers of
+            `greedy`, exact backward elimination; `obc`, exact backward elimination with all kept weights refitted
+            after each step (arXiv 2208.11580); `random`; `sparsegpt` (arXiv 2301.00774); `admm` (arXiv 2401.02938); or
+            `alps` (arXiv 2406.07831). For a sparsity, the rows of `sparsegpt` and `alps` keep different numbers of
             weights.
 
     Raises:

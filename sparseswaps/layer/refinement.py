@@ -16,6 +16,7 @@ from sparseswaps.layer.pattern import Pattern
 from sparseswaps.layer.settings import RefinementSettings
 from sparseswaps.layer.swaps.cost import norms
 from sparseswaps.layer.swaps.engine import walk
+from sparseswaps.layer.swaps.refit import refit_swaps
 
 
 class RefinedLayer(NamedTuple):
@@ -53,6 +54,8 @@ def refine_layer(
     began = time.monotonic()
     if settings.method == "dsnot":
         steps = _dsnot_steps(weight, inputs, start, pattern, settings.max_swaps)
+    elif settings.refit:
+        steps = _refit_steps(weight, inputs, start, pattern, settings.max_swaps, progress)
     else:
         steps = _swap_steps(weight, inputs, start, pattern, settings, progress)
     best, curve = None, []
@@ -109,10 +112,28 @@ def _dsnot_steps(
     limit = {} if max_swaps is None else {"cycles": max_swaps}
     for mask in (start, dsnot(weight, inputs, start, pattern, **limit)):
         swaps = (start & ~mask).sum(1)
-        certified = torch.zeros_like(swaps, dtype=torch.bool)
-        loss = _MaskLoss(weight, inputs.gram).measure(mask)
-        held_out = None if inputs.held_out is None else _MaskLoss(weight, inputs.held_out).measure(mask)
-        yield _Step(mask, swaps, certified, 0.0, loss, held_out)
+        yield _measure_step(weight, inputs, mask, swaps, torch.zeros_like(swaps, dtype=torch.bool))
+
+
+def _refit_steps(
+    weight: Tensor, inputs: Inputs, start: Tensor, pattern: Pattern, max_swaps: int | None, progress: Report
+) -> Iterator[_Step]:
+    """Refine by swaps with refit in two steps: the warm start, and the final mask.
+
+    As for all refinements, the losses are those of the old weights. They may rise, because the search lowers the error
+    after a refit.
+    """
+    refined = refit_swaps(weight, inputs.gram, start, pattern, max_swaps=max_swaps, progress=progress)
+    unchanged = refined.swaps == 0
+    yield _measure_step(weight, inputs, start, torch.zeros_like(refined.swaps), refined.certified & unchanged)
+    yield _measure_step(weight, inputs, refined.mask, refined.swaps, refined.certified)
+
+
+def _measure_step(weight: Tensor, inputs: Inputs, mask: Tensor, swaps: Tensor, certified: Tensor) -> _Step:
+    """Return the step of a search that measures no losses itself."""
+    loss = _MaskLoss(weight, inputs.gram).measure(mask)
+    held_out = None if inputs.held_out is None else _MaskLoss(weight, inputs.held_out).measure(mask)
+    return _Step(mask, swaps, certified, 0.0, loss, held_out)
 
 
 class _MaskLoss:

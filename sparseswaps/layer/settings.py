@@ -38,12 +38,22 @@ class RefinementSettings(Settings):
         description="Whether weights are also exchanged between rows. The matrix then keeps the number of weights "
         "that the pattern says, but its rows may differ.",
     )
+    refit: bool = Field(
+        False,
+        description="Whether a swap is judged with all kept weights refitted after it. For refinements that a "
+        "reconstruction follows.",
+    )
 
     @model_validator(mode="after")
-    def _check_dsnot(self) -> Self:
-        for key in ("stop", "freeze", "shrinkage", "between_rows"):
-            if self.method == "dsnot" and getattr(self, key) != type(self).model_fields[key].default:
+    def _check_keys(self) -> Self:
+        """Refuse keys beside those that method dsnot and swaps with refit have."""
+        for key in ("stop", "freeze", "shrinkage", "between_rows", "refit"):
+            if getattr(self, key) == type(self).model_fields[key].default:
+                continue
+            if self.method == "dsnot":
                 raise wrong(key, "method dsnot has no other keys than max_swaps; leave it out")
+            if self.refit and key != "refit":
+                raise wrong(key, "a refinement with refit has no other keys than max_swaps; leave it out")
         return self
 
 

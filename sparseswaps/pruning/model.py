@@ -84,6 +84,7 @@ def prune(
     freeze: float = DEFAULTS.freeze,
     shrinkage: float = DEFAULTS.shrinkage,
     between_rows: bool = DEFAULTS.between_rows,
+    refit: bool = DEFAULTS.refit,
     reconstruction: Reconstruction | None = DEFAULTS.reconstruction,
     batch_size: int = DEFAULTS.batch_size,
 ) -> Pruned:
@@ -101,8 +102,8 @@ def prune(
         model: a causal language model of transformers, whole on one device, in any floating dtype.
         tokenizer: the model's own; None is enough where `calibration` is token ids.
         pattern: a sparsity per row, such as `"60%"` or 0.6, or N:M, such as `"2:4"`: N kept of every M.
-        warmstart: what makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `random`, `sparsegpt`, `admm`
-            or `alps`.
+        warmstart: what makes the first masks: `magnitude`, `wanda`, `ria`, `greedy`, `obc`, `random`, `sparsegpt`,
+            `admm` or `alps`.
         calibration: `"embedded"`, sources of Python's standard library, which need no network; a .txt, .jsonl (gzipped
             or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
             documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],
@@ -121,6 +122,8 @@ def prune(
         shrinkage: swaps are chosen by (1 - s) G + s diag(G) instead of the Gram matrix G; in [0, 1].
         between_rows: whether rows exchange weights, too. The matrix then keeps what a sparsity says; its rows may
             differ.
+        refit: whether a swap is judged with all kept weights refitted after it. For calls with a `reconstruction`;
+            `stop`, `freeze`, `shrinkage` and `between_rows` must then have their defaults.
         reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. With
             `Reconstruction(block={"levels": 8})` and `propagate="pruned"`, each block is trained to give the dense
             block's output while its masks tighten. New values are rounded to the model's dtype (in the workflow, to the

@@ -25,7 +25,7 @@ from sparseswaps.report.summary import (
 
 COORDINATES = ["model", "calibration", "seed", "pattern", "warmstart", "refinement"]
 # The settings of a cell's calibration, refinement and reconstruction, by which figures tell cells apart.
-SETTINGS = ["samples", "propagate", "method", "stop", "freeze", "shrinkage", "between_rows", "reconstruction"]
+SETTINGS = ["samples", "propagate", "method", "stop", "freeze", "shrinkage", "between_rows", "refit", "reconstruction"]
 LOSSES = ["block", "layer", "d_out", "d_in", "tokens", "unrouted", "kept"]
 LOSSES += ["loss_before", "loss_after", "held_out_before", "held_out_after"]
 LOSSES += ["swaps", "max_row_swaps", "rows", "rows_certified", "seconds"]
@@ -232,5 +232,5 @@ def _parse(text: str) -> pd.DataFrame:
 def _set_types(frame: pd.DataFrame) -> pd.DataFrame:
     """Return `frame` with types that allow gaps. A plain integer column with a gap would be written as 0.0, 5.0, ..."""
     whole = [name for name in frame if name in ("seed", "samples", "max_swaps", "seqlen") or name.startswith("seqlen/")]
-    flags = [name for name in frame if name == "between_rows"]
+    flags = [name for name in frame if name in ("between_rows", "refit")]
     return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(flags, "boolean"))

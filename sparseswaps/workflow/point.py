@@ -83,4 +83,5 @@ class GridPoint:
         per_row = isinstance(pattern, PerRow)
         sparsity = float(pattern.sparsity) if per_row else 1 - pattern.n / pattern.m
         max_swaps = self.refinement.max_swaps if self.refinement else 0
-        return Mask(per_row, sparsity, None if self.grid.imported[name] else name, max_swaps)
+        refit = self.refinement is not None and self.refinement.refit
+        return Mask(per_row, sparsity, None if self.grid.imported[name] else name, max_swaps, refit)

@@ -22,6 +22,13 @@ def test_engine(tmp_path, monkeypatch):
     assert measured["model"]["matrices_done"] == measured["model"]["matrices"]
 
 
+def test_refit(tmp_path):
+    """The benchmark fails where a row is not certified."""
+    measured = run("refit.py", "--quick", folder=tmp_path)
+    assert [case["pattern"] for case in measured["cases"]] == ["60%", "2:4"]
+    assert all(case["refit_error"] < 1 for case in measured["cases"])
+
+
 def test_capture(tmp_path):
     measured = run("capture.py", "cpu", "--quick", "--repeats", "1", folder=tmp_path)
     assert all(seconds > 0 for seconds in measured["seconds"].values())
@@ -45,6 +52,13 @@ def test_documents_quote_the_committed_figures():
     assert f"{tuned[0]} and {tuned[1]} times" in engine
     for key in ("engine_us", "plain_us", "dense_us"):
         assert f"| {at[1536][key]['median']:,.0f} | {at[4096][key]['median']:,.0f} |" in engine
+    refit = json.loads((results / "refit-cpu.json").read_text())["cases"]
+    middle, wide = (next(case for case in refit if (case["d_in"], case["pattern"]) == (d, "60%")) for d in (1536, 4096))
+    assert f"{middle['refit_ms']:.0f} ms instead of {middle['swaps_ms']:.0f} ms" in engine
+    assert f"elimination {middle['obc_ms']:.0f} ms" in engine
+    assert f"takes {wide['refit_ms'] / 1e3:.1f} s" in engine
+    falls = [round(100 * (1 - middle[key])) for key in ("refit_error", "swaps_error")]
+    assert f"falls by {falls[0]} % instead of {falls[1]} %" in engine
     memory = json.loads((results / "memory-cpu.json").read_text())
     most = max(memory["peak_resident_mb"].values())
     assert most < memory["bound_mb"]

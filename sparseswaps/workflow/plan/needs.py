@@ -31,6 +31,10 @@ _UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrice
 # 39 rounds.
 _ALPS_ROUNDS, _EIGEN, _ALPS_GRAM = 36, 4, 40
 _CHECK = 20  # bytes for each entry of a Gram matrix: one copy in float32, and two in float64 where rounding is in doubt
+# The steps of swaps and of elimination with refit read whole tables, so memory limits them: the share of the rate of
+# products in float64 (benchmarks/results/refit-cpu.json).
+_STREAMED = 0.1
+_SLICE_ON_CPU, _SLICE = 1 << 20, 1 << 28  # float64 numbers of the rows of layer/swaps/refit.py that share a search
 _PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after it
 # Bytes for each trained weight: five copies in float32 (values, gradients, two of Adam, the best epoch) and two masks.
 _TRAINED = 22
@@ -105,6 +109,7 @@ class Mask(NamedTuple):
     sparsity: float  # the share of weights that are pruned
     criterion: str | None  # of the warm start; None: imported masks
     max_swaps: int | None  # most swaps of a row; None: to the optimum
+    refit: bool = False  # whether swaps are judged with all kept weights refitted
 
 
 class Needs(NamedTuple):
@@ -187,24 +192,47 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     return _split_by_device(machine, sum(terms.values()), host, disk, seconds)._replace(scratch=scratch)
 
 
-def _working_bytes(sizes: Sizes, criterion: str | None = None) -> int:
+def _working_bytes(sizes: Sizes) -> int:
     """Return the bytes that refine() or a warm start holds for a block's largest layer, beside its Gram matrices."""
     # As stored, in float32, in five masks, and three times the state of the search: the correlation in float64, the
     # weight and the mask. The same memory is enough for a sort and a reconstruction.
     weight = sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)
-    gram = _ALPS_GRAM if criterion == "alps" else _CHECK
-    return max(m.d_out * m.d_in * weight + m.d_in**2 * gram for m in sizes.matrices)
+    return max(m.d_out * m.d_in * weight + m.d_in**2 * _CHECK for m in sizes.matrices)
 
 
-def _block_needs(
-    sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float, criterion: str | None = None
-) -> Needs:
-    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks."""
+def _refit_bytes(sizes: Sizes, weights: float, machine: Machine) -> float:
+    """Return the bytes of a search with refit: twice the rows that are searched together, or one row.
+
+    A row takes two times `weights` x d_in numbers in float64, where `weights` is a share of d_in: of the kept weights
+    for swaps, of half the pruned weights for elimination.
+    """
+    return 2 * 8 * max(_SLICE if machine.gpu else _SLICE_ON_CPU, max(2 * weights * m.d_in**2 for m in sizes.matrices))
+
+
+def _start_bytes(sizes: Sizes, mask: Mask, machine: Machine) -> float:
+    """Return the bytes that a warm start holds beside `_working_bytes`."""
+    if mask.criterion == "alps":
+        return (_ALPS_GRAM - _CHECK) * sizes.widest**2
+    if mask.criterion != "obc":
+        return 0
+    return _refit_bytes(sizes, mask.sparsity / 2, machine) + 16 * sizes.widest**2  # a Cholesky factor and an inverse
+
+
+def _search_bytes(sizes: Sizes, mask: Mask, machine: Machine) -> float:
+    """Return the bytes that a refinement holds beside `_working_bytes`."""
+    return _refit_bytes(sizes, 1 - mask.sparsity, machine) if mask.refit else 0
+
+
+def _block_needs(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float, further: float = 0) -> Needs:
+    """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks.
+
+    `further` is the bytes that the job computes with beside `_working_bytes`.
+    """
     grams, masks = draw.gram_bytes(sizes), sizes.prunable  # a mask has a byte a weight in memory, a bit on disk
     copied = draw.splits * 4 * sizes.widest**2 if machine.gpu else 0  # the largest layer's Gram matrices
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
     return _split_by_device(
-        machine, _working_bytes(sizes, criterion) + copied, grams + masks, masks / 8, _START[start] + read + seconds
+        machine, _working_bytes(sizes) + further + copied, grams + masks, masks / 8, _START[start] + read + seconds
     )
 
 
@@ -216,6 +244,9 @@ def _start_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
         return _update_seconds(sizes, _UPDATING[mask.criterion], rates)
     if mask.criterion == "alps":
         return alps_seconds(sizes, rates)
+    if mask.criterion == "obc":  # n^2 d_in operations for a row that prunes n weights, and one inversion
+        operations = sum(m.entries * (mask.sparsity * m.d_in) ** 2 for m in sizes.matrices)
+        return _update_seconds(sizes, 0, rates) + operations / (_STREAMED * rates.double)
     if mask.criterion != "greedy":  # a score is sorted row by row
         return sizes.prunable / rates.sort
     checks = sum(m.count * m.d_in**3 / 3 for m in sizes.matrices) / rates.cholesky
@@ -261,8 +292,8 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
 
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage warmstart (`_block_needs`)."""
-    seconds = _start_seconds(sizes, mask, machine.rates)
-    needs = _block_needs(sizes, draw, machine, "torch", seconds, mask.criterion)
+    further = _start_bytes(sizes, mask, machine)
+    needs = _block_needs(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates), further)
     return needs._replace(host=needs.host + _imported_mask_bytes(sizes, mask))
 
 
@@ -275,14 +306,28 @@ def layer_seconds(layer: Matrices, mask: Mask, rates: Rates) -> float:
     """Return the seconds of a layer's refinement: the check of its Gram matrix, correlations, and swaps.
 
     On one core a swap takes 2 us + 1.17 ns d_in^1.3 over whole rows (16 us at d_in 1536, 58 us at 4096), and
-    2 us + 1.3 ns d_in within groups of N:M (`engine_us` of benchmarks/results/engine-cpu.json).
+    2 us + 1.3 ns d_in within groups of N:M (`engine_us` of benchmarks/results/engine-cpu.json). Swaps with refit take
+    far longer (`_refit_seconds`).
     """
     d_in, swaps = layer.d_in, SWAPS * layer.d_in
     if mask.max_swaps is not None:
         swaps = min(swaps, mask.max_swaps)
-    each = 2e-6 + (1.17e-9 * d_in**1.3 if mask.whole_rows else 1.3e-9 * d_in)
     products = _PASSES * 2 * layer.d_out * d_in**2 / rates.double
-    return d_in**3 / 3 / rates.cholesky + products + layer.d_out * (swaps + _AGAIN) * each / rates.search
+    fixed = d_in**3 / 3 / rates.cholesky + products
+    if mask.refit:
+        return fixed + layer.d_out * _refit_seconds(d_in, mask, swaps, rates)
+    each = 2e-6 + (1.17e-9 * d_in**1.3 if mask.whole_rows else 1.3e-9 * d_in)
+    return fixed + layer.d_out * (swaps + _AGAIN) * each / rates.search
+
+
+def _refit_seconds(d_in: int, mask: Mask, swaps: float, rates: Rates) -> float:
+    """Return the seconds of a row's swaps with refit: two tableaus of k kept weights, and the swaps.
+
+    The search of a swap over whole rows takes two thirds of its operations.
+    """
+    k = (1 - mask.sparsity) * d_in
+    each = (15 if mask.whole_rows else 5) * k * d_in
+    return 2 * 2 * (k**3 + k**2 * d_in) / rates.cholesky + (swaps + 2) * each / (_STREAMED * rates.double)
 
 
 def _refine_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
@@ -293,7 +338,8 @@ def _refine_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
 
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage refine (`_block_needs`)."""
-    return _block_needs(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates))
+    further = _search_bytes(sizes, mask, machine)
+    return _block_needs(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates), further)
 
 
 def chain(
@@ -318,9 +364,8 @@ def chain(
     host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
-    computing = (
-        sum(terms.values()) + _working_bytes(sizes, mask.criterion) + draw.splits * 4 * sizes.widest**2 + weights
-    )
+    computing = sum(terms.values()) + _working_bytes(sizes) + draw.splits * 4 * sizes.widest**2 + weights
+    computing += max(_start_bytes(sizes, mask, machine), _search_bytes(sizes, mask, machine))
     disk, scratch = sizes.prunable / 8, hidden * (2 if draw.on_disk else 1)
     masking = _start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates)
     if reconstruction:

@@ -44,6 +44,7 @@ def test_ties_keep_the_leftmost_weight():
         ("wanda", [0, 2]),  # |w| sqrt(G_jj) = 4, 3, 4, 0.5
         # One row: |w| over the column sum is 1, over the row sum |w| / 6.5; times G_jj^(1/4) = 2, 1, sqrt 2, 1:
         ("ria", [0, 2]),  # 2.31, 1.46, 1.85, 1.08
+        ("obc", [0, 2]),  # independent inputs: pruning costs w^2 (G_jj + ridge), almost as for greedy
         ("greedy", [0, 2]),  # independent inputs: pruning costs w^2 G_jj = 16, 9, 16, 0.25
     ],
 )

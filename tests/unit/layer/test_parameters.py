@@ -19,7 +19,7 @@ from sparseswaps.layer.swaps.engine import refine
 WEIGHT, GRAM, MASK, PATTERN = problem(5, 6, 16, "50%")
 INPUTS = Inputs(GRAM, problem(6, 1, 16, "50%")[1], torch.ones(16, dtype=torch.float64), 35, 1)
 METHODS = ("least_squares", "sparsegpt", "admm")
-REFINEMENTS = ({"shrinkage": 0.5, "stop": "held_out", "freeze": 0.2}, {"method": "dsnot"})
+REFINEMENTS = ({"shrinkage": 0.5, "stop": "held_out", "freeze": 0.2}, {"refit": True}, {"method": "dsnot"})
 CALLS = [  # functions, and their arguments after the weight
     (correlation, GRAM, MASK),
     (row_loss, GRAM, MASK),

@@ -43,7 +43,7 @@ def test_refinement_reports_while_other_rows_are_searched(reports, backend, leas
     assert reports[0][0] < 11
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_swaps": 3}, {"stop": "held_out"}, {"method": "dsnot"}])
+@pytest.mark.parametrize("settings", [{}, {"max_swaps": 3}, {"stop": "held_out"}, {"refit": True}, {"method": "dsnot"}])
 def test_a_layer_reports_its_rows_once(reports, settings):
     settings = RefinementSettings(**settings)
     inputs = inputs_of(GRAM, problem(6, 1, 16, "50%")[1])

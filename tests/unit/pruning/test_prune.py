@@ -2,6 +2,7 @@ import inspect
 import pkgutil
 import re
 import runpy
+from copy import deepcopy
 
 import pandas
 import pytest
@@ -54,7 +55,7 @@ def test_arguments_are_keys_of_the_configuration_with_its_defaults():
     fields = Calibration.model_fields | RefinementSettings.model_fields | Study.model_fields
     arguments = inspect.signature(sparseswaps.prune).parameters
     names = arguments.keys() & fields.keys()
-    assert len(names) == 12
+    assert len(names) == 13
     assert {name: arguments[name].default for name in names} == {name: fields[name].default for name in names}
     assert [arguments["seed"].default] == fields["seeds"].default
 
@@ -102,9 +103,21 @@ def test_pruned_inputs_with_rows_that_differ_in_sparsity_and_new_weights_of_a_mo
             assert not torch.equal(parameter[mask], before[name][mask])
 
 
+def test_swaps_with_refit_lower_the_error_of_the_new_weights_further(loaded):
+    model, tokenizer = loaded
+    settings = SIZES | {"reconstruction": sparseswaps.Reconstruction()}
+    errors = {}
+    for refit in (False, True):
+        result = sparseswaps.prune(deepcopy(model), tokenizer, "2:4", refit=refit, **settings)
+        assert all(row["rows_certified"] == row["rows"] for row in result.losses)
+        errors[refit] = sum(row["loss_after"] for row in result.losses)
+    assert errors[True] < errors[False]
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
+        ({"refit": True, "freeze": 0.5}, "freeze: "),
         ({"pattern": "60"}, "pattern"),
         ({"pattern": "2:3"}, r"block 0, self_attn\.q_proj: .*2:3 .*32"),
         ({"pattern": "2:4", "between_rows": True}, r"block 0, self_attn\.q_proj: .*2:4"),

@@ -42,7 +42,7 @@ def of_wanda(cells: pd.DataFrame, refinement: str) -> pd.Series:
 
 def test_columns_are_the_contract(cells, study):
     coordinates = "model calibration seed pattern warmstart refinement"
-    settings = "samples propagate method stop freeze shrinkage between_rows reconstruction max_swaps"
+    settings = "samples propagate method stop freeze shrinkage between_rows refit reconstruction max_swaps"
     measures = "optimum sparsity error_reduction held_out_error_reduction swaps_per_row certified seconds"
     evaluation = "perplexity/held_out seqlen/held_out cloze/acc cloze/acc_stderr choice/acc choice/acc_norm"
     assert list(cells) == f"{coordinates} {settings} {measures} {evaluation}".split()

@@ -86,6 +86,11 @@ def test_defaults_are_filled_in(config):
         ("refinements.swaps", {"freeze": 1}, "refinements.swaps.freeze"),
         ("refinements.swaps", {"method": "dsnot", "freeze": 0.1}, "refinements.swaps.freeze"),
         ("refinements.swaps", {"between_rows": True}, "refinements.swaps.between_rows"),  # with 2:4
+        ("refinements.swaps", {"method": "dsnot", "refit": True}, "refinements.swaps.refit"),
+        ("refinements.swaps", {"refit": True, "stop": "held_out"}, "refinements.swaps.stop"),
+        ("refinements.swaps", {"refit": True, "freeze": 0.1}, "refinements.swaps.freeze"),
+        ("refinements.swaps", {"refit": True, "shrinkage": 0.1}, "refinements.swaps.shrinkage"),
+        ("refinements.swaps", {"refit": True, "between_rows": True}, "refinements.swaps.between_rows"),
         ("refinements.none", {}, "refinements.none"),
         ("refinements.start", {"max_swaps": 0}, "refinements"),  # as well as none
         ("reconstructions", {"none": {}}, "reconstructions.none"),

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from sparseswaps.base.files import read_json
 from sparseswaps.calibration.settings import PrunedInputs
 from sparseswaps.layer.settings import Reconstruction
+from sparseswaps.layer.swaps import refit
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.measured import read_paces
@@ -248,6 +249,30 @@ def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measure
         mask = Mask(case["pattern"] != "2:4", 0.6, "wanda", None)
         expected = needs.layer_seconds(Matrices(1, case["d_out"], case["d_in"]), mask, CORE.rates)
         assert 1 / 3 < expected / case["call_s"]["median"] < 3, case["name"]
+
+
+def test_searches_with_refit_take_within_a_factor_of_three_of_what_the_benchmark_measured():
+    cases = json.loads((REPOSITORY / "benchmarks" / "results" / "refit-cpu.json").read_text())["cases"]
+    for case in cases:
+        mask = Mask(case["pattern"] != "2:4", 0.5 if case["pattern"] == "2:4" else 0.6, "obc", None, refit=True)
+        layer, rows = Matrices(1, case["rows"], case["d_in"]), case["rows"] / 1e3
+        expected = needs.layer_seconds(layer, mask, CORE.rates) - layer.d_in**3 / 3 / CORE.rates.cholesky
+        assert 1 / 3 < expected / (case["refit_ms"] * rows) < 3, case
+        operations = layer.entries * (mask.sparsity * layer.d_in) ** 2
+        assert 1 / 3 < operations / (needs._STREAMED * CORE.rates.double) / (case["obc_ms"] * rows) < 3, case
+
+
+def test_refit_needs_more_time_and_memory():
+    assert (needs._SLICE_ON_CPU, needs._SLICE) == (refit._ENTRIES_ON_CPU, refit._ENTRIES)
+    sizes = sizes_of(LLAMA)
+    plain, refitted = (needs.refine(sizes, PAPER, OPTIMUM._replace(refit=on), CORE) for on in (False, True))
+    assert refitted.seconds > 10 * plain.seconds
+    assert refitted.host - plain.host == pytest.approx(2 * 8 * 2 * 0.4 * 14336**2)  # one row of down_proj
+    starts = [needs.warmstart(sizes, PAPER, OPTIMUM._replace(criterion=name), CORE) for name in ("greedy", "obc")]
+    assert starts[1].seconds > 10 * starts[0].seconds
+    assert starts[1].host - starts[0].host == pytest.approx((2 * 8 * 0.6 + 16) * 14336**2)
+    chains = [needs.chain(sizes, PAPER, OPTIMUM._replace(refit=on), None, 8, CORE) for on in (False, True)]
+    assert chains[1].host - chains[0].host == pytest.approx(refitted.host - plain.host)
 
 
 def test_times_are_scaled_by_the_jobs_that_ended_here(tiny_model, tmp_path):
