@@ -200,5 +200,6 @@ def test_the_api_page_is_that_of_the_docstrings():
 def test_the_example_runs(capsys):
     runpy.run_path(str(REPOSITORY / "examples" / "prune.py"))
     table = dict(re.findall(r"^(\S.*\S) +(\d+\.\d\d)$", capsys.readouterr().out, re.MULTILINE))
-    dense, start, refined, trained = map(float, table.values())
-    assert dense < trained < refined < start
+    dense, start, refined, fitted, of_blocks, trained_on = map(float, table.values())
+    assert dense < of_blocks < fitted < refined < start
+    assert dense < trained_on < refined

@@ -271,7 +271,8 @@ def test_refit_needs_more_time_and_memory():
     starts = [needs.warmstart(sizes, PAPER, OPTIMUM._replace(criterion=name), CORE) for name in ("greedy", "obc")]
     assert starts[1].seconds > 10 * starts[0].seconds
     assert starts[1].host - starts[0].host == pytest.approx((2 * 8 * 0.6 + 16) * 14336**2)
-    chains = [needs.chain(sizes, PAPER, OPTIMUM._replace(refit=on), None, 8, CORE) for on in (False, True)]
+    masks = [OPTIMUM._replace(refit=on) for on in (False, True)]
+    chains = [needs.chain(sizes, PAPER, mask, PrunedInputs(), None, 8, CORE) for mask in masks]
     assert chains[1].host - chains[0].host == pytest.approx(refitted.host - plain.host)
 
 
