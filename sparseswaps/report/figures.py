@@ -236,9 +236,9 @@ def perplexity_by_seconds(cells: pd.DataFrame, text: str, width: float) -> Figur
     if max(map(len, fronts.values()), default=0) < 2:
         return None
     numbers = {name: k for k, name in enumerate(dict.fromkeys(n for front in fronts.values() for n in front.index), 1)}
-    across = _number_per_row(len(panels), width, 2.2)
-    down = math.ceil(len(panels) / across)
-    drawing = Figure(figsize=(width, 2.4 * down))
+    down = math.ceil(len(panels) / _number_per_row(len(panels), width, 2.2))
+    across = math.ceil(len(panels) / down)
+    drawing = Figure(figsize=(width, 2.5 * down))
     axes = list(drawing.subplots(down, across, squeeze=False).flat)
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -253,8 +253,10 @@ def perplexity_by_seconds(cells: pd.DataFrame, text: str, width: float) -> Figur
         _use_log_scale_if_wide(axis, "x", list(panel["seconds"]))
         _use_log_scale_if_wide(axis, "y", list(panel["perplexity"]))
         axis.legend(handles=_draw_dense(axis, cells, text), loc="upper right")
-    axes[0].set_ylabel(_perplexity_label(cells, text))
-    _add_legend(drawing, [Line2D([], [], linestyle="none", label=f"{k}  {name}") for name, k in numbers.items()], 2.2)
+    for axis in axes[: len(panels) : across]:
+        axis.set_ylabel(_perplexity_label(cells, text))
+    handles = [Line2D([], [], linestyle="none", label=f"{k}  {name}") for name, k in numbers.items()]
+    _add_legend(drawing, handles, 0.5 + 0.07 * max(map(len, numbers)))
     return drawing
 
 
