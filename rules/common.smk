@@ -62,7 +62,7 @@ def artifacts(folder, kind, model):
 
 
 def masks_of_blocks(wildcards):
-    """A cell's masks. A reconstruction changes no mask, but in a chain it changes the inputs of later blocks."""
+    """A cell's masks. In a chain, a reconstruction changes the inputs of later blocks, and training may change masks."""
     chained = GRID.chained(wildcards.calibration)
     method = wildcards.method if chained else wildcards.method.partition("+")[0]
     return artifacts(f"<start>/{method}", "masks", wildcards.model)

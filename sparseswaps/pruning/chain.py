@@ -79,7 +79,7 @@ class Chain:
             return self.weight_of(index, layer)
 
         def softened(block: int, layer: str) -> Pattern:
-            return self.pattern_of(block, layer).soften(share) if share < 1 else self.pattern_of(block, layer)
+            return self.pattern_of(block, layer).soften(share)
 
         pruned, before = PrunedBlock({}, {}, [], []), []
         for layers in self._groups(replay.weights.layers[index], grams):

@@ -67,7 +67,7 @@ def unrefined(local, tmp_path) -> Workflow:
 
 
 def until(true, process: subprocess.Popen | None = None, seconds: float = 300):
-    """What `true` returns, once that is true; fails when a process has ended before, or after that time."""
+    """Return the value of `true()` once it is true; fail when a process has ended before, or after that time."""
     end = time.monotonic() + seconds
     while not (found := true()):
         assert process is None or process.poll() is None, "snakemake has ended"

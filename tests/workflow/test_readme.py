@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import yaml
@@ -106,3 +107,40 @@ def test_links_and_named_files_exist(page):
     if page.name != "CHANGELOG.md":  # names files that are no longer there
         for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|smk|md|j2))`", text):
             assert (REPOSITORY / name).exists() or (REPOSITORY / "sparseswaps" / name).exists(), name
+
+
+def recipes(model: str) -> tuple[pandas.Series, pandas.DataFrame]:
+    """Return the table of a model's recipes in docs/quality.md: perplexities by pattern, dense and of each recipe."""
+    section = (
+        read_document("docs/quality.md").partition(f"<!-- begin: recipes-{model} -->")[2].partition("<!-- end -->")[0]
+    )
+    lines = [line.strip("| ") for line in section.splitlines() if line.startswith("| ") and "--" not in line]
+    heading, *rows = ([cell.strip(" *") for cell in line.split("|")] for line in lines)
+    table = (
+        pandas.DataFrame(rows, columns=heading).set_index(["calibration", "from", "refinement"]).drop(columns="model")
+    )
+    table = table.apply(pandas.to_numeric, errors="coerce")
+    dense = table.index.get_level_values("refinement") == "dense"
+    return table[dense].iloc[0], table[~dense]
+
+
+def test_the_ranges_that_are_quoted_of_the_recipes_are_those_of_the_tables():
+    quality, readme = (" ".join(read_document(page).split()) for page in ("docs/quality.md", "README.md"))
+    gaps, targets = {}, {}
+    for model in ("embedded", "stories260k", "babyllama105"):
+        dense, table = recipes(model)
+        trained, fitted = table.loc["pruned", "wanda", "swaps+gradual"], table.loc["pruned", "wanda", "swaps+ls"]
+        gaps[model] = (trained - dense) / (table.loc["pruned", "sparsegpt", "none+sparsegpt"] - dense)
+        targets[model] = 100 * (1 - table.loc["ordered", "wanda", "swaps+ls"] / fitted)
+        for other in (("pruned", "admm", "none+admm"), ("pruned", "alps", "none+ls"), ("ordered", "wanda", "swaps+ls")):
+            assert (trained < table.loc[other]).all()
+    low, high = (f"{bound:.1f}" for bound in (pandas.concat(gaps).min(), pandas.concat(gaps).max()))
+    assert f"is {low} to {high} of SparseGPT's" in readme
+    assert f"by {pandas.concat(targets).min():.0f} to {pandas.concat(targets).max():.0f} %" in readme
+    ranges = {model: f"{gap.min():.2f} {{}} {gap.max():.2f}" for model, gap in gaps.items()}
+    assert f"{ranges['embedded'].format('to')} of SparseGPT's on the embedded model" in quality
+    assert f"{ranges['stories260k'].format('to')} on stories260K" in quality
+    assert f"{ranges['babyllama105'].format('and')} on babyllama105" in quality
+    assert f"{targets['embedded'].min():.0f} to {targets['embedded'].max():.0f} % on the embedded model" in quality
+    assert f"{targets['stories260k'].min():.0f} to {targets['stories260k'].max():.0f} % on stories260K" in quality
+    assert f"{targets['babyllama105'].max():.0f} % on babyllama105" in quality

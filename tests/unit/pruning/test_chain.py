@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, MODELS, families, tiny, tokens
 
 from sparseswaps.calibration.capture import sum_grams
+from sparseswaps.calibration.recording import record_inputs
 from sparseswaps.calibration.replay import Replay
 from sparseswaps.calibration.settings import PrunedInputs
 from sparseswaps.layer.dense_target import weights_for_dense_outputs
@@ -96,27 +97,31 @@ def test_any_family_in_order_with_dense_targets(config):
     "config", [MODELS[list(FAMILIES).index(name)] for name in ("llama", "gpt2", "phi3", "qwen3_moe")]
 )
 def test_products_with_dense_inputs(config):
-    """A dense block beside its copy with halved inputs of every layer: their products are half a Gram matrix."""
+    """Of what layers read in the dense block, and in a block whose layers lack half of their columns."""
     model = tiny(config)
     weights = WeightsInMemory(model)
     replay = Replay(weights)
     replay.start(*IDS, 4, keep_dense=True)
-    dense = copy.deepcopy(replay.blocks[0])
-    same = sum_grams(replay, 0, dense=dense)
-    assert sorted(same.order) == sorted(layer.name for layer in weights.layers[0])
-    assert set(same.cross) == {same.reads[layer.name] for layer in weights.layers[0] if layer.expert is None}
-    for name, cross in same.cross.items():
-        torch.testing.assert_close(cross, same.matrix[name], rtol=1e-4, atol=1e-4)
+    block, layers = replay.blocks[0], weights.layers[0]
+    dense = copy.deepcopy(block)
+    halves = {s.name: s.view_in(dense.get_parameter(s.parameter)) * (torch.arange(s.d_in) % 2) for s in layers}
+    put_weights(block, layers, halves)
+    grams = sum_grams(replay, 0, dense=dense)
+    expected = dict.fromkeys(grams.cross, 0)
+    for batch in replay.batches:
+        with torch.no_grad(), record_inputs(dense) as of_dense, record_inputs(block) as of_pruned:
+            replay.run(dense, batch, 0, batch.dense())
+            replay.run(block, batch, 0, batch.hidden())
+        for layer in layers:
+            if layer.name in expected and not batch.held_out:
+                (one,), (other,) = of_dense[layer.matrix], of_pruned[layer.matrix]
+                expected[layer.name] += one.flatten(0, -2).double().T @ other.flatten(0, -2).double()
+    assert set(expected) == {grams.reads[layer.name] for layer in layers if layer.expert is None}
+    assert sorted(grams.order) == sorted(layer.name for layer in layers)
+    for name, product in expected.items():
+        torch.testing.assert_close(grams.cross[name], product.float(), rtol=1e-4, atol=1e-4)
+    assert any(not torch.allclose(product, product.T) for product in expected.values())
     assert sum_grams(replay, 0).cross == {}
-    put_weights(
-        replay.blocks[0],
-        weights.layers[0],
-        {layer.name: torch.zeros(layer.d_out, layer.d_in) for layer in weights.layers[0]},
-    )
-    zeroed = sum_grams(replay, 0, dense=dense)
-    last = zeroed.reads[zeroed.order[-1]]
-    if last in zeroed.cross:
-        assert not zeroed.matrix[last].any() or not torch.equal(zeroed.cross[last], same.cross[last])
 
 
 def test_layers_of_phi3_are_pruned_in_the_order_of_their_calls():

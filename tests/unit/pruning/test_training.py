@@ -174,11 +174,14 @@ def test_weights_in_bfloat16_are_trained_in_float32():
 
 def test_figures_of_a_trained_layer_are_those_of_its_dense_weights():
     model = tiny(LLAMA)
-    dense = WeightsInMemory(copy.deepcopy(model))
+    dense = copy.deepcopy(model)
     first = prune_blocks(model, parse_pattern("50%"), epochs=1, levels=2)[0]
-    untrained = prune_blocks(copy.deepcopy(dense.model), parse_pattern("50%"), epochs=1, learning_rate=1e-30)[0]
-    for row, one, layer in zip(first.losses, untrained.losses, dense.layers[0], strict=True):
+    untrained = prune_blocks(copy.deepcopy(dense), parse_pattern("50%"), epochs=1, learning_rate=1e-30)[0]
+    read = dense.model.layers[0].input_layernorm(dense.model.embed_tokens(IDS[0])).flatten(0, 1)
+    for row, one, layer in zip(first.losses, untrained.losses, WeightsInMemory(dense).layers[0], strict=True):
         assert row["loss_before"] == one["loss_before"]  # of Wanda's mask of the dense weights
         assert row["kept"] == layer.d_out * layer.d_in // 2
         assert row["swaps"] > 0
-        assert row["loss_after"] > 0
+        if layer.name.endswith(("q_proj", "k_proj", "v_proj")):
+            change = layer.view_in(dense.model.layers[0].get_parameter(layer.parameter)) - first.weights[layer.name]
+            assert row["loss_after"] == pytest.approx((read @ change.T).square().sum().item(), rel=1e-4)
