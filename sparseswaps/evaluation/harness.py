@@ -1,10 +1,10 @@
-"""Scores of a model in memory on the tasks of lm-eval, by lm-eval's own code."""
+"""Scores of a model on the tasks of lm-eval."""
 
 import logging
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import halve_until_it_fits
+from sparseswaps.base.errors import InputError, prefix_errors
+from sparseswaps.calibration.activations import Keep, keep_in_memory
+from sparseswaps.model.mask_file import Masks
+from sparseswaps.model.weights import Weights
 
 # lm-eval tells the reader of every log how to pass options to a task that has a function for its data.
 logging.getLogger("lm_eval.api.task").addFilter(lambda record: "--metadata" not in record.getMessage())
@@ -24,26 +26,30 @@ BOOTSTRAP = 1000  # draws for standard errors without a closed form (perplexity)
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Weights,
     tokenizer: PreTrainedTokenizerBase,
     tasks: list[str],
     include: Sequence[Path],
     limit: int | None,
     batch_size: int,
+    masks: Masks | None = None,
+    whole: Callable[[], PreTrainedModel] | None = None,
+    keep: Keep = keep_in_memory,
 ) -> dict[str, Any]:
     """Run lm-eval tasks on a causal LM, with the number of shots of each task's definition (by default none).
 
-    The seeds are the defaults of lm-eval's command line, which therefore gives the same numbers for the same model
-    (docs/interoperation.md). Log-probabilities are float32 for weights of any dtype.
+    lm-eval makes the requests and the metrics; `score` answers requests for log-likelihoods block after block, with
+    float32 log-probabilities for weights of any dtype. The seeds are the defaults of lm-eval's command line, which
+    therefore gives the same numbers for the same model (docs/interoperation.md).
 
     Args:
-        model: on the device that computes.
         tasks: names of tasks, groups or tags.
         include: folders of task definitions (YAML). A definition replaces one of the same name in an earlier folder or
             in lm-eval. lm-eval's own definitions take seconds to read, and are read only when the folders lack a task.
         limit: the largest number of items per task, counted from the beginning; None takes all.
-        batch_size: requests per forward pass. When the GPU runs out of memory, all requests are run again with half
-            the batch size. The logits of a batch, in float32, take most of the memory.
+        batch_size: requests per forward pass, halved whenever the GPU runs out of memory.
+        whole: loads the whole pruned model, for tasks that generate text. None: `model` is in memory.
+        model, masks, keep: as for `score`.
 
     Returns plain JSON: `results` {task or group: {metric: value, metric_stderr: value}}, None where lm-eval has no
     number, with a filter other than "none" in the metric's name ("exact_match@strict-match"); `samples` {task: number
@@ -56,34 +62,24 @@ def evaluate(
     import lm_eval  # takes a second on top of torch and transformers
     from lm_eval.config.evaluate_config import DEFAULT_SEED
     from lm_eval.evaluator import evaluate as run
-    from lm_eval.models.huggingface import HFLM
+
+    from sparseswaps.evaluation.lm import BlockwiseLM
 
     for logger in ("lm_eval.models", "transformers.tokenization_utils_base"):  # they log a line for each truncated item
         logging.getLogger(logger).setLevel(logging.ERROR)
-
-    def evaluate_once(size: int) -> dict[str, Any]:
-        loaded = _load_tasks(tasks, include)  # each time: tasks keep their requests and draw few-shot examples
-        python_seed, numpy_seed, torch_seed, fewshot_seed = DEFAULT_SEED
-        random.seed(python_seed)
-        np.random.seed(numpy_seed)
-        torch.manual_seed(torch_seed)
-        for task in loaded["tasks"].values():
-            task.set_fewshot_seed(seed=fewshot_seed)
-        # bfloat16 would round an answer's log-probability to about 0.25, and choices would tie.
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, softmax_dtype="float32")
-        # simple_evaluate would spend another second on facts about the machine, and ask the hub about the model.
-        try:
-            output = run(wrapped, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
-        except AssertionError as error:
-            raise InputError(
-                f"evaluation.lm_eval.tasks: lm-eval stopped at {', '.join(tasks)} without a message; it does so when "
-                f"an answer has more tokens than the model's context, here {wrapped.max_length}"
-            ) from error
-        for name, task in loaded["tasks"].items():
-            _check_finite(name, task)
-        return output
-
-    output, _ = halve_until_it_fits(evaluate_once, batch_size, "requests")
+    loaded = _load_tasks(tasks, include)
+    python_seed, numpy_seed, torch_seed, fewshot_seed = DEFAULT_SEED
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.manual_seed(torch_seed)
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=fewshot_seed)
+    lm = BlockwiseLM(model, tokenizer, batch_size, masks, whole, keep)
+    # simple_evaluate would spend another second on facts about the machine, and ask the hub about the model.
+    with prefix_errors(f"evaluation.lm_eval.tasks, {', '.join(tasks)}"):
+        output = run(lm, loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False)
+    for name, task in loaded["tasks"].items():
+        _check_finite(name, task)
     return {
         "results": {name: plain_metrics(values) for name, values in output["results"].items()},
         "samples": {name: counts["effective"] for name, counts in output["n-samples"].items()},

@@ -6,13 +6,15 @@ import math
 import sys
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
+from transformers import PreTrainedModel
 
 from sparseswaps.base.errors import InputError
-from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.calibration.activations import Keep, keep_in_memory
+from sparseswaps.evaluation.scores import score
+from sparseswaps.model.mask_file import Masks
+from sparseswaps.model.weights import Weights
 
 LARGEST = math.log(sys.float_info.max)  # nats; the exponential of a larger loss overflows
 
@@ -47,35 +49,23 @@ def windows(ids: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
     return ids[: count * seqlen].view(count, seqlen)[:limit]
 
 
-@torch.inference_mode()
 def perplexity(
-    model: torch.nn.Module, windows: Tensor, batch_size: int = 8, progress: Report = ignore_progress
+    model: PreTrainedModel | Weights,
+    windows: Tensor,
+    batch_size: int = 8,
+    masks: Masks | None = None,
+    keep: Keep = keep_in_memory,
+    progress: Report = ignore_progress,
 ) -> Perplexity:
-    """Measure the perplexity of a model on windows of tokens, int64 [n, seqlen], on any device.
+    """Measure the perplexity of a causal language model on windows of tokens, int64 [n, seqlen].
 
-    Args:
-        model: a causal LM of transformers, or anything that maps `input_ids` [b, seqlen] to an output with `.logits`
-            [b, seqlen, vocabulary] and has `.device`. Its dropout is switched off.
-        batch_size: windows per forward pass, halved whenever the GPU runs out of memory.
-        progress: called with the number of windows done and the number of their tokens.
-
-    Raises InputError when a window's cross-entropy is not finite, or so large that its exponential is not.
+    The other arguments are those of `score`. Raises InputError when a window's cross-entropy is not finite, or so large
+    that its exponential is not.
     """
-    model.eval()
     count, seqlen = windows.shape
-
-    def window_losses(rows: slice) -> list[float]:
-        batch = windows[rows].to(model.device)
-        logits = model(input_ids=batch, use_cache=False).logits  # [windows, seqlen, vocabulary]
-        # One window at a time: a whole batch of logits in float32 would be the largest tensor of the evaluation.
-        pairs = zip(logits[:, :-1], batch[:, 1:], strict=True)
-        return torch.stack([functional.cross_entropy(row.float(), ids) for row, ids in pairs]).tolist()
-
-    def report_tokens(done: int, _: int) -> None:
-        progress(done, done * seqlen)
-
-    batches = map_slices(window_losses, count, batch_size, "windows", "seqlen", report_tokens)
-    losses = [loss for batch in batches for loss in batch]
+    inputs, targets = windows[:, :-1].tolist(), windows[:, 1:].tolist()
+    scores = score(model, inputs, targets, batch_size, masks, keep, progress)
+    losses = [-logprobs.double().mean().item() for logprobs, _ in scores]
     for index, loss in enumerate(losses):
         if not loss < LARGEST:  # also true of NaN
             raise InputError(

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks, find_layers
+from sparseswaps.model.description import Model
+from sparseswaps.model.layers import Layer
 from sparseswaps.model.loading import load_model
-from sparseswaps.model.mask_file import read_mask_file
+from sparseswaps.model.mask_file import Masks, read_mask_file
 
 _STORED = (torch.bfloat16, torch.float16, torch.float32)  # possible dtypes of the base's files, before loading
 
@@ -55,15 +57,20 @@ def apply_masks(model: PreTrainedModel, path: str | Path) -> dict[str, Tensor]:
     return masks
 
 
-def load_pruned(folder: str, masks: str | Path | None, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a model as `load_model` does, and apply a mask file if one is given; raise InputError as these do."""
-    model = load_model(folder, device, trust_remote_code)
-    if masks is not None:
-        try:
-            apply_masks(model, masks)
-        except InputError as error:
-            dtype = f"loaded as {model.dtype}; if the files hold a wider dtype, set checkpoints: true"
-            raise InputError(f"{error} ({dtype})") from None
+def prune_block(block: nn.Module, layers: list[Layer], masks: Masks) -> None:
+    """Prune the layers of a block, in place on its device, by the masks of a whole model's file."""
+    for layer in layers:
+        if layer.tensor in masks:
+            mask = masks.mask_of_layer(layer)
+            weight = block.get_parameter(layer.parameter).detach()
+            layer.view_in(weight).masked_fill_(~mask.to(weight.device), 0)
+
+
+def load_pruned(description: Model, masks: Masks | None, device: str) -> PreTrainedModel:
+    """Load a model as `load_model` does, and prune it by masks of its own; raise InputError as `load_model` does."""
+    model = load_model(description.folder, device, description.trust_remote_code)
+    for block, layers in zip(find_blocks(model)[1], description.blocks, strict=True) if masks else ():
+        prune_block(block, layers, masks)
     return model
 
 

@@ -28,8 +28,12 @@ class WeightsInMemory:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.layers, self.device = model, find_layers(model), model.device
+        self.depth = len(self.layers)  # decoder blocks
 
     def stem(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def ends(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def block(self, index: int) -> AbstractContextManager[None]:
@@ -50,18 +54,20 @@ class WeightsOnDisk:
         dtype = torch.float32 if device == "cpu" else None
         self.model = skeleton(self.checkpoint.folder, description.trust_remote_code, dtype)
         self._blocks_name, self._blocks = find_blocks(self.model)
+        self.depth = len(self._blocks)  # decoder blocks
         self._head = self.model.get_output_embeddings()  # None if the model has no head
+        self._tied = self.model.config.get_text_config().tie_word_embeddings
         self._mapping = get_model_conversion_mapping(self.model)
         self._parts = self._sort_tensors()
 
-    def _sort_tensors(self) -> dict[int | None, list[str]]:
-        """Return the names of the files' tensors by block. The key None holds the names of the stem."""
+    def _sort_tensors(self) -> dict[int | str, list[str]]:
+        """Return the names of the files' tensors by block, and of the parts `stem` and `head`."""
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         known, prefix = self.model.state_dict(), f"{self._blocks_name}."
         names = {module: name for name, module in self.model.named_modules()}
         head, embeddings = names.get(self._head), names[self.model.get_input_embeddings()]
-        parts: dict[int | None, list[str]] = defaultdict(list)
+        parts: dict[int | str, list[str]] = defaultdict(list)
         others: dict[str, list[str]] = defaultdict(list)
         for name in self.checkpoint.files:
             renamed, _ = rename_source_key(name, renamings, converters, self.model.base_model_prefix, known)
@@ -69,29 +75,36 @@ class WeightsOnDisk:
                 parts[int(renamed.removeprefix(prefix).partition(".")[0])].append(name)
             else:
                 others[renamed.rpartition(".")[0]].append(name)
-        tied = self.model.config.get_text_config().tie_word_embeddings
-        if embeddings in others or not tied:  # else the files hold the head's weight for both
-            others.pop(head, None)
-        parts[None] = [name for tensors in others.values() for name in tensors]
+        if embeddings in others or not self._tied:  # else the files hold the head's weight for both
+            parts["head"] = others.pop(head, [])
+        parts["stem"] = [name for tensors in others.values() for name in tensors]
         return parts
 
     def stem(self) -> AbstractContextManager[None]:
         """Keep everything before the blocks on the device. Raises InputError when the files lack a parameter."""
         others = {*self._blocks.modules(), self._head}
-        return self._keep_on_device(None, [module for module in self.model.modules() if module not in others])
+        return self._keep_on_device("stem", [module for module in self.model.modules() if module not in others])
+
+    @contextmanager
+    def ends(self) -> Iterator[None]:
+        """Keep everything but the blocks on the device. Raises InputError when the files lack a parameter."""
+        with self.stem(), self._keep_on_device("head", [self._head]):
+            yield
 
     def block(self, index: int) -> AbstractContextManager[None]:
         """Keep a block on the device. Raises InputError when the files lack a parameter."""
         return self._keep_on_device(index, list(self._blocks[index].modules()))
 
     @contextmanager
-    def _keep_on_device(self, part: int | None, modules: list[nn.Module]) -> Iterator[None]:
+    def _keep_on_device(self, part: int | str, modules: list[nn.Module]) -> Iterator[None]:
         names = {module: name for name, module in self.model.named_modules()}
         embeddings = self.model.get_input_embeddings()
         try:
             self._load(self._parts[part])
             if embeddings in modules and embeddings.weight.is_meta and self._head is not None:
                 embeddings.weight = self._head.weight
+            if self._head in modules and self._tied:
+                self._head.weight = embeddings.weight
             for module in modules:
                 for name, parameter in module._parameters.items():
                     if parameter is not None and parameter.is_meta:
@@ -100,7 +113,7 @@ class WeightsOnDisk:
                     module._buffers[name] = None if buffer is None else buffer.to(self.device)
             yield
         finally:
-            for module in [*modules, *([self._head] if part is None and self._head is not None else [])]:
+            for module in [*modules, *([self._head] if part == "stem" and self._head is not None else [])]:
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
                         empty = torch.empty_like(parameter, device="meta")

@@ -155,12 +155,16 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
     return lambda name: tensors_of(blocks[name])[name]
 
 
-def evaluated_model(inputs: Mapping[str, Any]) -> tuple[str, str | None, bool]:
-    """Return what an evaluation loads: a model's folder, the mask file to apply to it, and whether its code may run."""
-    if "checkpoint" in inputs:  # which is pruned already
-        return inputs["checkpoint"], None, read_pruned(inputs["checkpoint"])["base"]["trust_remote_code"]
+def evaluated_model(inputs: Mapping[str, Any]) -> tuple[Model, Masks | None]:
+    """Return what an evaluation runs: the description of a model, and the masks to apply to it.
+
+    A checkpoint is pruned already; its description names the files alone.
+    """
+    if "checkpoint" in inputs:
+        folder, base = inputs["checkpoint"], read_pruned(inputs["checkpoint"])["base"]
+        return Model(folder, [], [], {}, {}, folder, trust_remote_code=base["trust_remote_code"]), None
     model = read_model(inputs["model"])
-    return model.folder, inputs.get("masks"), model.trust_remote_code
+    return model, read_masks(inputs["masks"], model) if "masks" in inputs else None
 
 
 def _write(path: str | Path, kind: str, tensors: dict[str, Tensor], more: dict, model: Model, provenance: str) -> None:

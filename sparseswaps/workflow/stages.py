@@ -265,16 +265,17 @@ class Assemble(Stage):
 
 
 class OfVariant(Stage):
-    """A stage that evaluates a model as it is, or a cell's pruned model: `variant` is `dense` or the cell's path.
-
-    Without checkpoints the plan reckons with masks beside every model, as if dense models had some, too.
-    """
+    """A stage that evaluates a model as it is, or a cell's pruned model: `variant` is `dense` or the cell's path."""
 
     after = ("model", "masks", "assemble")
     wildcards = ("model", "variant")
 
     def settings(self):
-        return {"checkpoint": self.grid.has_checkpoint(self.where["variant"]), **self.compute}
+        return {
+            "checkpoint": self.grid.has_checkpoint(self.where["variant"]),
+            "activations": self.study.activations,
+            **self.compute,
+        }
 
     @classmethod
     def jobs(cls, grid):
@@ -297,8 +298,8 @@ class Perplexity(OfVariant):
         return {**self.text.model_dump(), **about, **super().settings()}
 
     def needs(self):
-        masked, seqlen, windows = not self.study.checkpoints, self.text.seqlen, self.text.windows
-        return needs.perplexity(self.sizes, masked, seqlen, windows, self.study.batch_size, self.machine)
+        size, on_disk = self.study.batch_size, self.study.activations == "disk"
+        return needs.perplexity(self.sizes, self.text.seqlen, self.text.windows, size, on_disk, self.machine)
 
     @classmethod
     def jobs(cls, grid):
@@ -309,7 +310,7 @@ class Harness(OfVariant):
     """Score a model on the configured lm-eval tasks."""
 
     packages = ("torch", "transformers", "lm_eval", "datasets", "accelerate")
-    code = ("embedded", "evaluation", "layer", "model")
+    code = ("calibration", "embedded", "evaluation", "layer", "model")
 
     def settings(self):
         lm_eval = self.study.evaluation.lm_eval
@@ -318,8 +319,8 @@ class Harness(OfVariant):
 
     def needs(self):
         lm_eval = self.study.evaluation.lm_eval
-        masked, tasks = not self.study.checkpoints, len(lm_eval.tasks)
-        return needs.harness(self.sizes, masked, tasks, lm_eval.limit, lm_eval.batch_size, self.machine)
+        tasks, size, on_disk = len(lm_eval.tasks), lm_eval.batch_size, self.study.activations == "disk"
+        return needs.harness(self.sizes, tasks, lm_eval.limit, size, on_disk, self.machine)
 
     @classmethod
     def jobs(cls, grid):

@@ -19,11 +19,13 @@ _CONTEXT = 1e9  # CUDA and its kernels on the GPU
 # Seconds until a job begins, by the largest library that it imports; measured in runs of config.yaml on two cores.
 _START = {"torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
 _DISK = 5e8  # bytes a second, read and hashed or written; assumed
+_CACHED = 0.1  # the time to read a file that the system has cached, of the time to read it from disk; assumed
 ITEMS = 2000  # items of an lm-eval task without a limit; this and the next two numbers are assumed
 _ANSWERS = 4  # answers to an item; each answer is a sequence
 _ITEM = 200  # tokens of a sequence
 TEXT = 300_000  # tokens of an evaluation text without a limit of windows: about as many as WikiText-2 has
 _TOKENISING = 2.0  # seconds; assumed
+_TOGETHER, _LOGITS = 1 << 18, 1 << 25  # TOKENS and LOGITS of evaluation/scores.py
 _AGAIN = 6  # the last searches of a row, which make no swap, take as long as this many swaps
 _UPDATING = {"sparsegpt": 1, "admm": 20}  # products of weights and Gram matrices in these warm starts
 # ALPS' eigendecomposition takes as long as 4 d_in^3 operations of Cholesky factors (3 to 5 on one core, d_in 512 to
@@ -405,31 +407,41 @@ def assemble(sizes: Sizes) -> Needs:
 
 
 def _evaluation_needs(
-    sizes: Sizes, masked: bool, tokens: int, batch: int, seqlen: int, scored: int, machine: Machine, start: str
+    sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, start: str
 ) -> Needs:
-    """Return the needs of an evaluation: the whole model with its masks, a batch within a block, and its logits."""
-    value, logits = machine.value(sizes), batch * seqlen * sizes.vocabulary
-    computing = sizes.parameters * value + batch * seqlen * _bytes_per_token(sizes, seqlen, value)
-    # Beside the logits: their copy where a family scales them, or the logits of the sequences that are scored together
-    # in float32 and as log-probabilities.
-    computing += logits * value + max(logits * value, 8 * scored * seqlen * sizes.vocabulary)
-    computing += 16 * _all_masks(sizes) if masked else 0
+    """Return the needs of an evaluation: a block, a batch within it, the ends of the model, and a slice of logits.
+
+    The hidden states of the sequences that go through together are on the host, or `on_disk`.
+    """
+    value = machine.value(sizes)
+    ends = (1 if sizes.tied else 2) * sizes.embedding
+    hidden = min(tokens, _TOGETHER) * sizes.hidden * value
+    # Logits are held as the model makes them, in float32, and as log-probabilities.
+    logits = min(batch * seqlen * sizes.vocabulary, _LOGITS) * (value + 8)
+    computing = (3 * sizes.block + ends) * value + batch * seqlen * _bytes_per_token(sizes, seqlen, value) + logits
+    host = _all_masks(sizes) + (0 if on_disk else hidden)
+    if machine.gpu:
+        host += max(sizes.block, ends) * sizes.bytes
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
-    seconds = _START[start] + sizes.checkpoint / _DISK + operations / machine.products(sizes)
-    return _split_by_device(machine, computing, sizes.checkpoint if machine.gpu else 0, 0, seconds)
+    again = tokens // _TOGETHER * _CACHED
+    seconds = _START[start] + sizes.checkpoint * (1 + again) / _DISK + operations / machine.products(sizes)
+    return _split_by_device(machine, computing, host, 0, seconds)._replace(scratch=hidden if on_disk else 0)
 
 
 def perplexity(
-    sizes: Sizes, masked: bool, seqlen: int, windows: int | None, batch_size: int, machine: Machine
+    sizes: Sizes, seqlen: int, windows: int | None, batch_size: int, on_disk: bool, machine: Machine
 ) -> Needs:
-    """Return the needs of stage perplexity (`_evaluation_needs`); windows are scored one by one."""
+    """Return the needs of stage perplexity (`_evaluation_needs`)."""
     count = max(1, TEXT // seqlen) if windows is None else windows
-    needs = _evaluation_needs(sizes, masked, count * seqlen, min(batch_size, count), seqlen, 1, machine, "transformers")
+    size = min(batch_size, count)
+    needs = _evaluation_needs(sizes, count * seqlen, size, seqlen, on_disk, machine, "transformers")
     return needs._replace(seconds=needs.seconds + _TOKENISING)
 
 
-def harness(sizes: Sizes, masked: bool, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
-    """Return the needs of stage harness (`_evaluation_needs`); items are short, with four answers each."""
+def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, on_disk: bool, machine: Machine) -> Needs:
+    """Return the needs of stage harness (`_evaluation_needs`); items are short, with four answers each.
+
+    A task that generates text needs the whole model on the device, which nothing here says.
+    """
     tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
-    longest = 2 * _ITEM  # lm-eval begins with the longest item
-    return _evaluation_needs(sizes, masked, tokens, batch_size, longest, batch_size, machine, "lm_eval")
+    return _evaluation_needs(sizes, tokens, batch_size, 2 * _ITEM, on_disk, machine, "lm_eval")

@@ -1,7 +1,7 @@
 import json
 import math
+import re
 import socket
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,10 @@ def read(folder: Path):
     return load_model(str(folder), "cpu"), load_tokenizer(str(folder))
 
 
-def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, forward=None, **changes):
-    """Return `evaluate` of a model, whose forward pass may be `forward(number of passes before, own forward, ids)`."""
+def run(folder: Path, name: str = "model", dtype=torch.float32, context: int = 1024, **changes):
+    """Return `evaluate` of a model."""
     model, tokenizer = read(folder / name)
     model.config.max_position_embeddings = context
-    if forward is not None:
-        passes, own = count(), model.forward
-        model.forward = lambda ids: forward(next(passes), own, ids)
     arguments = {"tasks": list(TASKS), "include": [TASKS_FOLDER], "limit": ITEMS, "batch_size": 3} | changes
     return evaluate(model.to(dtype), tokenizer, **arguments)
 
@@ -133,22 +130,30 @@ def test_bad_input_is_named(folder, tmp_path, monkeypatch, arguments, named):
         run(folder, **arguments, include=[TASKS_FOLDER, include])
 
 
-def test_all_requests_run_again_with_smaller_batches_when_memory_is_short(folder):
-    sizes, most = [], 2
+def test_text_is_generated_by_the_whole_model(folder, tmp_path):
+    """Requests are run again with smaller batches when memory is short."""
+    copy_of_cloze(tmp_path, "words", output_type="generate_until", generation_kwargs="{max_gen_toks: 3, until: [xyz]}")
+    definition = (tmp_path / "words.yaml").read_text().replace("metric: acc,", "metric: exact_match,")
+    (tmp_path / "words.yaml").write_text(re.sub(".*metric: perplexity.*", "", definition))
+    arguments = {"tasks": ["words"], "include": [tmp_path], "limit": 3}
+    expected, sizes = run(folder, **arguments), []
 
-    def forward(passes, own, ids):
-        if len(ids) > most and passes >= 2:  # the first requests have answers by then
-            raise torch.OutOfMemoryError
-        sizes.append(len(ids))
-        return own(ids)
+    def whole():
+        model, _ = read(folder / "model")
+        own = model.generate
 
-    expected = run(folder, batch_size=2)
-    assert run(folder, batch_size=4, forward=forward) == expected
-    assert sizes[:2] == [4, 4]
-    assert max(sizes[2:]) == 2
-    most = 0
-    with pytest.raises(InputError, match="gpu: false"):
-        run(folder, forward=forward)
+        def limited(input_ids, **more):
+            sizes.append(len(input_ids))
+            if len(input_ids) > 1:
+                raise torch.OutOfMemoryError
+            return own(input_ids=input_ids, **more)
+
+        model.generate = limited
+        return model
+
+    assert run(folder, **arguments, whole=whole) == expected
+    assert sizes == [3, 1, 1, 1]
+    assert set(expected["results"]["words"]) == {"exact_match", "exact_match_stderr"}
 
 
 def test_metrics():

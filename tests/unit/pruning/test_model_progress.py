@@ -39,9 +39,9 @@ def test_a_pruned_checkpoint_reports_its_tensors(reports, tiny_model, tmp_path):
     assert reports == [(done, 0) for done in range(1, len(masks) + 1)]
 
 
-def test_perplexity_reports_windows_and_tokens(reports, tiny_model):
-    perplexity(load_model(str(tiny_model), "cpu"), IDS, 2, reports)
-    assert reports == [(2, 16), (4, 32), (5, 40)]
+def test_perplexity_reports_windows_and_their_runs(reports, tiny_model):
+    perplexity(load_model(str(tiny_model), "cpu"), IDS, 2, progress=reports)
+    assert reports == [(0, 2), (0, 4), (0, 5), (0, 7), (0, 9), (0, 10), (5, 10)]
 
 
 @pytest.mark.parametrize(

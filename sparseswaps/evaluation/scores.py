@@ -1,0 +1,100 @@
+"""Log-probabilities of tokens under a causal language model, computed block after block.
+
+Many sequences go through one decoder block before the next block is loaded. A device holds one block, the hidden states
+of one batch, and the logits of a few tokens, so it need not hold the model.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from sparseswaps.base.memory import map_slices
+from sparseswaps.base.progress import Report, ignore_progress
+from sparseswaps.calibration.activations import Keep, keep_in_memory
+from sparseswaps.calibration.replay import Replay
+from sparseswaps.model.mask_file import Masks
+from sparseswaps.model.masked import prune_block
+from sparseswaps.model.weights import Weights, WeightsInMemory
+
+TOKENS = 1 << 18  # of the sequences that go through all blocks together, whose hidden states wait for the next block
+LOGITS = 1 << 25  # the most logits at a time; an eighth of a GB in float32
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel | Weights,
+    inputs: Sequence[list[int]],
+    targets: Sequence[list[int]],
+    batch_size: int,
+    masks: Masks | None = None,
+    keep: Keep = keep_in_memory,
+    progress: Report = ignore_progress,
+) -> list[tuple[Tensor, Tensor]]:
+    """Score target tokens: `targets[i]` are the tokens that the model is to predict at the last places of `inputs[i]`.
+
+    Args:
+        model: a model in memory, whose dropout is switched off, or weights on disk.
+        inputs: token ids, at least one each. Equal inputs are run once.
+        targets: token ids, at most as many as inputs, of any vocabulary index.
+        batch_size: sequences per forward pass, halved whenever the GPU runs out of memory.
+        masks: masks by tensor name, which are applied to each block (a model in memory stays pruned).
+        keep: stores the hidden states of batches that wait for the next block.
+        progress: told the number of sequences done, and of runs of a sequence through a block.
+
+    Returns, for each item, the log-probability of each target token, float32 [targets], and whether no other token is
+    likelier, bool [targets]; both on the CPU.
+    """
+    weights = WeightsInMemory(model) if isinstance(model, PreTrainedModel) else model
+    weights.model.eval()
+    items = defaultdict(list)  # the items with these inputs
+    for item, ids in enumerate(inputs):
+        items[tuple(ids)].append(item)
+    order = sorted(items, key=len, reverse=True)  # sequences of one batch have about the same length
+    results: list[tuple[Tensor, Tensor]] = [None] * len(inputs)
+    done = run = 0
+    while done < len(order):
+        chunk = order[done : done + max(1, TOKENS // len(order[done]))]
+        replay = Replay(weights, keep, lambda _, more, done=done, run=run: progress(done, run + more))
+        _run_blocks(replay, chunk, batch_size, masks)
+        states = (row for batch in replay.batches for row in batch.hidden())  # [length, width] of each sequence
+        with weights.ends():
+            for ids, row in zip(chunk, states, strict=True):
+                for item in items[ids]:
+                    scored = row[len(ids) - len(targets[item]) : len(ids)]
+                    results[item] = _score_tokens(replay, scored, torch.tensor(targets[item]))
+        done, run = done + len(chunk), run + replay.sequences_run
+        progress(done, run)
+    return results
+
+
+def _run_blocks(replay: Replay, sequences: list[tuple[int, ...]], batch_size: int, masks: Masks | None) -> None:
+    """Run sequences, longest first, through all blocks; the batches of `replay` then hold the last block's outputs."""
+    starts = range(0, len(sequences), batch_size)
+    replay.start_batches([_pad(sequences[start : start + batch_size]) for start in starts])
+    for index, block in enumerate(replay.blocks):
+        with replay.weights.block(index):
+            if masks is not None:
+                prune_block(block, replay.weights.layers[index], masks)
+            replay.advance(index)
+
+
+def _pad(sequences: list[tuple[int, ...]]) -> Tensor:
+    """Return sequences of token ids as one batch, int64. Causal attention never sees what is padded on the right."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
+
+
+def _score_tokens(replay: Replay, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Score target tokens by the last block's outputs [targets, width]."""
+
+    def score_slice(part: slice) -> tuple[Tensor, Tensor]:
+        logits, wanted = replay.logits(states[part]).float(), targets[part].to(replay.weights.device)
+        losses = functional.cross_entropy(logits, wanted, reduction="none")
+        return -losses.cpu(), (logits.argmax(-1) == wanted).cpu()
+
+    size = max(1, LOGITS // replay.weights.model.config.get_text_config().vocab_size)
+    logprobs, likeliest = zip(*map_slices(score_slice, len(targets), size, "tokens"), strict=True)
+    return torch.cat(logprobs), torch.cat(likeliest)
