@@ -100,7 +100,7 @@ def measure(described, model, samples: Tensor, batch: int, device: str, repeats:
             model.base_model(input_ids=ids.to(device), use_cache=False)
 
     def run_capture() -> None:
-        for _ in capture(WeightsOnDisk(described, device), samples, samples[:0], batch):
+        for _ in capture(WeightsOnDisk(described, device, "checkpoint"), samples, samples[:0], batch):
             pass
 
     inputs = [torch.randn(batch * samples.shape[1], width, device=device).to(model.dtype) for width in widths]

@@ -53,7 +53,8 @@ def score(
     items = defaultdict(list)  # the items with these inputs
     for item, ids in enumerate(inputs):
         items[tuple(ids)].append(item)
-    order = sorted(items, key=len, reverse=True)  # sequences of one batch have about the same length
+    # The order of lm-eval, so that batches and their rounding are the same: sequences of one batch are about as long.
+    order = sorted(items, key=lambda ids: (-len(ids), ids))
     results: list[tuple[Tensor, Tensor]] = [None] * len(inputs)
     done = run = 0
     while done < len(order):

@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.files import read_json
 from sparseswaps.base.tensor_file import open_tensors
 from sparseswaps.embedded import MODEL
 
+RunDtype = Literal["float32", "checkpoint"]  # what a model runs in: float32, or the dtype of its checkpoint
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # a name, or organisation/name

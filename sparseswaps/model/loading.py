@@ -6,19 +6,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparseswaps.base.errors import InputError, transformers_message
-from sparseswaps.model.directory import check_files
+from sparseswaps.model.directory import RunDtype, check_files
 
 
-def load_model(folder: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model in eval mode: in float32 on the CPU, in its checkpoint's dtype on a GPU.
+def load_model(
+    folder: str, device: str, trust_remote_code: bool = False, dtype: RunDtype = "float32"
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode.
 
     Raises InputError when transformers cannot load the model, or would fill missing parameters with random numbers.
     """
     check_files(Path(folder))
-    dtype = torch.float32 if device == "cpu" else "auto"
+    chosen = torch.float32 if dtype == "float32" else "auto"
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=trust_remote_code
+            folder, dtype=chosen, output_loading_info=True, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: transformers cannot load it: {transformers_message(error)}") from None

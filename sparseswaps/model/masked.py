@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks, find_layers
 from sparseswaps.model.description import Model
+from sparseswaps.model.directory import RunDtype
 from sparseswaps.model.layers import Layer
 from sparseswaps.model.loading import load_model
 from sparseswaps.model.mask_file import Masks, read_mask_file
@@ -66,9 +67,9 @@ def prune_block(block: nn.Module, layers: list[Layer], masks: Masks) -> None:
             layer.view_in(weight).masked_fill_(~mask.to(weight.device), 0)
 
 
-def load_pruned(description: Model, masks: Masks | None, device: str) -> PreTrainedModel:
+def load_pruned(description: Model, masks: Masks | None, device: str, dtype: RunDtype = "float32") -> PreTrainedModel:
     """Load a model as `load_model` does, and prune it by masks of its own; raise InputError as `load_model` does."""
-    model = load_model(description.folder, device, description.trust_remote_code)
+    model = load_model(description.folder, device, description.trust_remote_code, dtype)
     for block, layers in zip(find_blocks(model)[1], description.blocks, strict=True) if masks else ():
         prune_block(block, layers, masks)
     return model

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from sparseswaps.base.errors import InputError
 from sparseswaps.model.blocks import find_blocks, find_layers, skeleton
 from sparseswaps.model.description import Model
+from sparseswaps.model.directory import RunDtype
 
 
 class WeightsInMemory:
@@ -43,16 +44,16 @@ class WeightsInMemory:
 class WeightsOnDisk:
     """Like `WeightsInMemory`, but weights are read from a model's files, one part at a time, and dropped after use.
 
-    The model computes in float32 on the CPU, and in its configuration's dtype on other devices. transformers reads the
+    The model computes in float32, or in the dtype of its configuration (`dtype="checkpoint"`). transformers reads the
     files, so a block is the same as after `from_pretrained`: fused, renamed or kept in float32.
     """
 
-    def __init__(self, description: Model, device: str) -> None:
+    def __init__(self, description: Model, device: str, dtype: RunDtype = "float32") -> None:
         """Raises InputError when transformers cannot build the model."""
         logging.disable_progress_bar()  # else transformers shows a bar for every block
         self.device, self.checkpoint, self.layers = torch.device(device), description.checkpoint, description.blocks
-        dtype = torch.float32 if device == "cpu" else None
-        self.model = skeleton(self.checkpoint.folder, description.trust_remote_code, dtype)
+        chosen = torch.float32 if dtype == "float32" else None
+        self.model = skeleton(self.checkpoint.folder, description.trust_remote_code, chosen)
         self._blocks_name, self._blocks = find_blocks(self.model)
         self.depth = len(self._blocks)  # decoder blocks
         self._head = self.model.get_output_embeddings()  # None if the model has no head

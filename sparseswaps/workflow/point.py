@@ -20,7 +20,8 @@ class GridPoint:
         self.grid, self.study, self.where = grid, grid.study, where
         # Floating-point sums differ between threads and devices: every stage that computes has these settings.
         self.compute = {"threads": self.study.threads, "gpu": self.study.gpu}
-        self.machine = Machine(**self.compute)
+        self.compute_model = {**self.compute, "dtype": self.study.run_dtype}
+        self.machine = Machine(**self.compute_model)
 
     @cached_property
     def all_wildcards(self) -> Where:

@@ -115,7 +115,7 @@ class Capture(Stage):
         return not self.chained
 
     def settings(self):
-        return {"batch_size": self.study.batch_size, "activations": self.study.activations, **self.compute}
+        return {"batch_size": self.study.batch_size, "activations": self.study.activations, **self.compute_model}
 
     def needs(self):
         return needs.capture(self.sizes, self.draw, self.study.batch_size, self.machine)
@@ -223,7 +223,7 @@ class Chain(OfBlock):
             "reconstruction": self.reconstruction and self.reconstruction.model_dump(),
             **self.calibration.model_dump(include=set(PrunedInputs.model_fields)),
             "activations": self.study.activations,
-            **self.compute,
+            **self.compute_model,
         }
 
     def needs(self):
@@ -274,7 +274,7 @@ class OfVariant(Stage):
         return {
             "checkpoint": self.grid.has_checkpoint(self.where["variant"]),
             "activations": self.study.activations,
-            **self.compute,
+            **self.compute_model,
         }
 
     @classmethod

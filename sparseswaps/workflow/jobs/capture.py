@@ -17,7 +17,7 @@ from sparseswaps.workflow.context import device_of
 def run(inputs, outputs, settings, context):
     model = read_model(inputs["model"])
     calibration, held_out = read_samples(inputs["samples"], model)
-    weights = WeightsOnDisk(model, device_of(settings))
+    weights = WeightsOnDisk(model, device_of(settings), settings["dtype"])
     keep = choose_keep(settings["activations"], Path(outputs["grams"]).parent)
 
     def write(path, grams):

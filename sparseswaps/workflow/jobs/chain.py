@@ -33,7 +33,7 @@ def run(inputs, outputs, settings, context):
     passes = 1 + (training.epochs if training else 0)  # beside the pass for its inputs
     part = blocks_part([model.blocks[block]], len(calibration) + len(held_out), passes)
     with context.progress("blocks", "sequences", [part]) as (report,):
-        replay = Replay(WeightsOnDisk(model, device), keep, lambda _done, made: report(0, made))
+        replay = Replay(WeightsOnDisk(model, device, settings["dtype"]), keep, lambda _done, made: report(0, made))
         if "hidden" in inputs:
             replay.resume(artifacts.read_hidden(inputs["hidden"], model))
         else:

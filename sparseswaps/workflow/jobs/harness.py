@@ -20,17 +20,17 @@ def run(inputs, outputs, settings, context):
     if set(settings["tasks"]) <= set(TASKS):  # all data is local: nothing may wait for a network that is missing
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # both have read the environment already
     model, masks = evaluated_model(inputs)
-    weights = WeightsOnDisk(model, device_of(settings))
+    device, dtype = device_of(settings), settings["dtype"]
     own = [Path(settings["include"])] if settings["include"] else []
     result = evaluate(
-        weights,
+        WeightsOnDisk(model, device, dtype),
         load_tokenizer(model.folder, model.trust_remote_code),
         settings["tasks"],
         include=[TASKS_FOLDER, *own],
         limit=settings["limit"],
         batch_size=settings["batch_size"],
         masks=masks,
-        whole=lambda: load_pruned(model, masks, device_of(settings)),
+        whole=lambda: load_pruned(model, masks, device, dtype),
         keep=choose_keep(settings["activations"], Path(outputs["scores"]).parent),
     )
     write_json(outputs["scores"], result | {"provenance": context.provenance})

@@ -27,7 +27,7 @@ def run(inputs, outputs, settings, context):
         ids = tokenize(tokenizer, settings["join"].join(islice(documents, settings["documents"])))
         cut = windows(ids, settings["seqlen"], settings["windows"])
         check_vocabulary(cut, vocabulary_size(read_config(Path(model.folder))))
-    weights = WeightsOnDisk(model, device_of(settings))
+    weights = WeightsOnDisk(model, device_of(settings), settings["dtype"])
     keep = choose_keep(settings["activations"], Path(outputs["perplexity"]).parent)
     with context.progress("windows", "blocks", [Part(len(cut), likely=weights.depth * len(cut))]) as (report,):
         result = perplexity(weights, cut, settings["batch_size"], masks, keep, report)

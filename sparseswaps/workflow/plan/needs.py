@@ -1,8 +1,8 @@
 """The memory, disk and time that a job of each stage needs, by arithmetic from the model's sizes.
 
 `snakemake plan` prints the needs, and every rule's `resources` ask for them. Memory is an upper bound, time an estimate
-within a factor of three. A GPU holds the tensors that the CPU would hold, in the checkpoint's dtype instead of float32.
-The host then keeps the hidden states, and the tensors that are read and written.
+within a factor of three. A GPU holds the tensors that the CPU would hold. The host then keeps the hidden states and the
+tensors that are read and written.
 """
 
 from typing import NamedTuple
@@ -68,6 +68,7 @@ class Machine(NamedTuple):
 
     gpu: bool
     threads: int
+    dtype: str  # what models run in: "float32", or "checkpoint"
 
     @property
     def rates(self) -> Rates:
@@ -75,11 +76,11 @@ class Machine(NamedTuple):
 
     def value(self, sizes: Sizes) -> int:
         """Return the bytes of a parameter or an activation on the device."""
-        return sizes.bytes if self.gpu else 4
+        return 4 if self.dtype == "float32" else sizes.bytes
 
     def products(self, sizes: Sizes) -> float:
         """Return the operations a second of matrix products, in the dtype that the model runs in."""
-        return _FULL if self.gpu and sizes.bytes > 2 else self.rates.single
+        return _FULL if self.gpu and self.value(sizes) > 2 else self.rates.single
 
 
 class Draw(NamedTuple):

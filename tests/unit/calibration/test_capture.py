@@ -88,8 +88,8 @@ def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config,
     described = describe(tmp_path)
     whole = WeightsInMemory(AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval())
     whole.layers = described.blocks
-    passes = [capture(weights, *IDS, 2) for weights in (whole, WeightsOnDisk(described, "cpu:0"))]
-    for one, other in zip(*passes, strict=True):  # only "cpu" itself computes in float32
+    passes = [capture(weights, *IDS, 2) for weights in (whole, WeightsOnDisk(described, "cpu", "checkpoint"))]
+    for one, other in zip(*passes, strict=True):
         assert one.reads == other.reads
         assert all(torch.equal(gram, other.matrix[name]) for name, gram in one.matrix.items())
 
@@ -99,7 +99,7 @@ def test_a_block_from_disk_is_that_of_from_pretrained_in_the_files_dtype(config,
 def test_captured_on_a_gpu_as_on_the_cpu_and_twice_the_same(config, tmp_path):
     tiny(config).save_pretrained(tmp_path)
     described = describe(tmp_path)
-    passes = [capture(WeightsOnDisk(described, device), *IDS, 2) for device in ("cpu", "cuda", "cuda")]
+    passes = [capture(WeightsOnDisk(described, device, "checkpoint"), *IDS, 2) for device in ("cpu", "cuda", "cuda")]
     for one, other, again in zip(*passes, strict=True):
         assert (one.reads, one.tokens) == (other.reads, other.tokens)
         for name, gram in one.matrix.items():

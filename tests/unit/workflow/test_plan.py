@@ -24,7 +24,7 @@ from sparseswaps.workflow.plan.sizes import Matrices, sizes_of
 from sparseswaps.workflow.stages import STAGES
 from sparseswaps.workflow.study import load_study
 
-CORE, GPU = Machine(gpu=False, threads=1), Machine(gpu=True, threads=1)
+CORE, GPU = Machine(False, 1, "float32"), Machine(True, 1, "checkpoint")
 TEXT = {"text": "embedded", "samples": 8, "held_out": 4, "seqlen": 32}
 BOTH = {"stdlib": TEXT, "chained": TEXT | {"propagate": "pruned"}}
 MINE = {"name": "mine", "sparsity": "60%", "layers": {"mlp.down_proj": "50%"}}
