@@ -1,4 +1,4 @@
-"""Perplexity and lm-eval tasks of a model in memory.
+"""Perplexity and lm-eval tasks of a model, computed block after block.
 
 May import: base, layer, model, calibration.
 """
