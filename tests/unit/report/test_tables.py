@@ -157,6 +157,19 @@ def test_the_paper_is_published_in_full():
     assert len(Grid(load_study(here)).cells) == 2 * 2 * 3
 
 
+def test_published_numbers_of_the_frontier_belong_to_cells_of_its_study():
+    config = yaml.safe_load((CONFIGS / "frontier.yaml").read_text())
+    published = tables.read_published(CONFIGS / "frontier.csv")
+    here = config | {"models": {name: {"source": "embedded"} for name in config["models"]}, "published": None}
+    for text in [*here["calibrations"].values(), *here["evaluation"]["perplexity"].values()]:
+        text["seqlen"] = 256
+    grid = Grid(load_study(here))
+    cells = {(cell.model, grid.patterns[cell.pattern].label, cell.warmstart, cell.method) for cell in grid.cells}
+    of_ours = published[~published["warmstart"].isin(["d2prune", "thanos"])]
+    rows = of_ours[["model", "pattern", "warmstart", "refinement"]].itertuples(index=False, name=None)
+    assert set(rows) <= cells
+
+
 def test_summary(cells):
     table = summary.summary(cells)
     every = ["dense", "warm start", "swaps"]

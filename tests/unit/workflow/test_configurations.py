@@ -35,6 +35,7 @@ MODELS = {  # config.json and the number of parameters that the model is known b
     "HuggingFaceTB/SmolLM2-135M": (config_json(576, 1536, 30, 9, 3, 49152, 8192, **TIED), 134.5e6),
     "Qwen/Qwen2.5-7B": (config_json(3584, 18944, 28, 28, 4, 152064, 131072), 7.62e9),
     "meta-llama/Llama-3.1-8B": (config_json(4096, 14336, 32, 32, 8, 128256, 131072), 8.03e9),
+    "meta-llama/Meta-Llama-3-8B": (config_json(4096, 14336, 32, 32, 8, 128256, 8192), 8.03e9),
     "google/gemma-2-9b": (GEMMA, 9.24e9),
     "mistralai/Mixtral-8x7B-v0.1": (config_json(4096, 14336, 32, 32, 8, 32000, 32768, **EXPERTS), 46.7e9),
     "01-ai/Yi-1.5-9B": (config_json(4096, 11008, 48, 32, 4, 64000, 4096), 8.83e9),
