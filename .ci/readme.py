@@ -1,7 +1,8 @@
 """Copy the figures of the last run of config.yaml into README.md and docs/, with a screenshot of its report.
 
-The tables of configs/recipes, configs/quality and configs/ablations go into docs/quality.md, as far as those studies
-were run, and the pictures of configs/recipes beside it. Chromium takes the screenshot.
+README.md also has the real model of configs/smollm2-pip.yaml. The tables of that study, configs/recipes, configs/quality
+and configs/ablations go into docs/quality.md, as far as those studies were run, and the pictures of configs/recipes
+beside it. Chromium takes the screenshot.
 """
 
 import shutil
@@ -16,7 +17,20 @@ from sparseswaps.embedded import RELEASE
 REPORT = Path("results/reports/embedded")
 BEGIN, END = "<!-- begin: results of config.yaml, written by `make readme` -->", "<!-- end -->"
 MODELS = ("embedded", "stories260k", "babyllama105")
-STUDIES = [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
+REAL = "smollm2-pip"
+REAL_BEGIN = "<!-- begin: results of configs/smollm2-pip.yaml, written by `make readme` -->"
+RECIPES = {  # warm start and method, by their names in README
+    "magnitude": ("magnitude", "none"),
+    "Wanda": ("wanda", "none"),
+    "RIA": ("ria", "none"),
+    "swaps from Wanda's mask": ("wanda", "swaps"),
+    "SparseGPT (new weights)": ("sparsegpt", "none+sparsegpt"),
+    "ADMM (new weights)": ("admm", "none+admm"),
+    "swaps, weights refitted": ("wanda", "swaps+ls"),
+    "blocks trained while masks tighten": ("wanda", "swaps+gradual"),
+}
+STUDIES = [REAL]
+STUDIES += [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
 STUDIES += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PICTURES = {
     "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
@@ -28,6 +42,8 @@ CELL = ["pattern", "warmstart", "refinement"]
 def main() -> None:
     cells = pandas.read_csv(REPORT / "tables" / "cells.csv")
     replace_section(Path("README.md"), BEGIN, wanda_section(cells))
+    if (real := REPORT.parent / REAL / "tables" / "cells.csv").is_file():
+        replace_section(Path("README.md"), REAL_BEGIN, real_section(pandas.read_csv(real)))
     replace_section(Path("docs/quality.md"), "<!-- begin: embedded -->", [*default_section(cells), *copy_pictures()])
     for study in STUDIES:
         table = REPORT.parent / study / "tables" / "comparison.md"
@@ -63,6 +79,22 @@ def wanda_section(cells: pandas.DataFrame) -> list[str]:
         "[docs/quality.md](docs/quality.md#the-default-study).",
     )
     return [*markdown(rows, names=1), "", *note]
+
+
+def real_section(cells: pandas.DataFrame) -> list[str]:
+    """Return the table of README of a real language model: WikiText-2 and C4 by recipe and pattern."""
+    dense = cells[cells["pattern"] == "dense"].iloc[0]
+    named = cells.dropna(subset="warmstart").set_index(["warmstart", "refinement", "pattern"])
+    columns = [(pattern, text) for pattern in named.index.unique("pattern") for text in ("wikitext2", "c4")]
+    heading = {"wikitext2": "WikiText-2", "c4": "C4"}
+    rows = [{"perplexity": "dense"} | {f"{p}, {heading[t]}": f"{dense[f'perplexity/{t}']:.1f}" for p, t in columns}]
+    for name, (start, method) in RECIPES.items():
+        row = {"perplexity": name}
+        for pattern, text in columns:
+            key = (start, method, pattern)
+            row[f"{pattern}, {heading[text]}"] = f"{named[f'perplexity/{text}'][key]:.1f}" if key in named.index else "-"
+        rows.append(row)
+    return markdown(rows, names=1)
 
 
 def default_section(cells: pandas.DataFrame) -> list[str]:

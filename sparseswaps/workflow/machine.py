@@ -65,10 +65,11 @@ def usage_since(began: float) -> dict[str, float | str]:
     if torch is not None and torch.cuda.is_initialized():
         allocated = torch.cuda.max_memory_allocated() // 2**20
         return usage | {"peak_gpu_mb": allocated, "device": torch.cuda.get_device_name()}
-    return usage | {"device": _processor()}
+    return usage | {"device": processor()}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     with suppress(OSError, StopIteration):  # platform.processor() is empty on Linux
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("model name")).partition(": ")[2]

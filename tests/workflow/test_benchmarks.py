@@ -6,6 +6,7 @@ import sys
 from helpers import REPOSITORY, execute
 
 BENCHMARKS = REPOSITORY / "benchmarks"
+STAGES = ["capture", "perplexity", "block training", "least squares", "least squares"]
 
 
 def run(script, *arguments, folder):
@@ -20,6 +21,13 @@ def test_engine(tmp_path, monkeypatch):
     assert {case["name"] for case in measured["cases"]} >= {"embedded down_proj", "synthetic 512"}
     measured = run("engine.py", "gpu", "--rehearse", folder=tmp_path)
     assert measured["model"]["matrices_done"] == measured["model"]["matrices"]
+
+
+def test_floors(tmp_path):
+    measured = run("floors.py", "--quick", "--repeats", "1", folder=tmp_path)
+    assert [row["stage"].split(",")[0] for row in measured["stages"]] == STAGES
+    assert all(row["floor_seconds"] > 0 for row in measured["stages"])
+    assert measured["swaps_per_second"]["64"] > 0
 
 
 def test_refit(tmp_path):
