@@ -44,8 +44,9 @@ def test_capture(tmp_path):
 
 def test_memory(tmp_path):
     measured = run("memory.py", "--quick", "--work", tmp_path, folder=tmp_path)
-    assert {"model", "capture", "warmstart", "refine", "masks", "assemble"} <= set(measured["peak_resident_mb"])
-    assert measured["bound_mb"] == sum(measured["terms_mb"].values())
+    stages = {"model", "capture", "warmstart", "refine", "masks", "assemble", "perplexity", "harness"}
+    assert stages <= set(measured["peak_resident_mb"]) == set(measured["bound_mb"])
+    assert max(measured["bound_mb"].values()) < sum(measured["terms_mb"].values())
 
 
 def test_documents_quote_the_committed_figures():
