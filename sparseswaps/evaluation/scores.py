@@ -5,7 +5,7 @@ of one batch, and the logits of a few tokens, so it need not hold the model.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from sparseswaps.model.mask_file import Masks
 from sparseswaps.model.masked import prune_block
 from sparseswaps.model.weights import Weights, WeightsInMemory
 
+Targets = Sequence[list[int]]
 TOKENS = 1 << 18  # of the sequences that go through all blocks together, whose hidden states wait for the next block
 LOGITS = 1 << 25  # the most logits at a time; an eighth of a GB in float32
 
@@ -28,7 +29,7 @@ LOGITS = 1 << 25  # the most logits at a time; an eighth of a GB in float32
 def score(
     model: PreTrainedModel | Weights,
     inputs: Sequence[list[int]],
-    targets: Sequence[list[int]],
+    targets: Targets,
     batch_size: int,
     masks: Masks | None = None,
     keep: Keep = keep_in_memory,
@@ -55,21 +56,16 @@ def score(
         items[tuple(ids)].append(item)
     # The order of lm-eval, so that batches and their rounding are the same: sequences of one batch are about as long.
     order = sorted(items, key=lambda ids: (-len(ids), ids))
-    results: list[tuple[Tensor, Tensor]] = [None] * len(inputs)
+    results: dict[int, tuple[Tensor, Tensor]] = {}
     done = run = 0
     while done < len(order):
         chunk = order[done : done + max(1, TOKENS // len(order[done]))]
         replay = Replay(weights, keep, lambda _, more, done=done, run=run: progress(done, run + more))
         _run_blocks(replay, chunk, batch_size, masks)
-        states = (row for batch in replay.batches for row in batch.hidden())  # [length, width] of each sequence
-        with weights.ends():
-            for ids, row in zip(chunk, states, strict=True):
-                for item in items[ids]:
-                    scored = row[len(ids) - len(targets[item]) : len(ids)]
-                    results[item] = _score_tokens(replay, scored, torch.tensor(targets[item]))
+        results |= _score_batches(replay, chunk, items, targets)
         done, run = done + len(chunk), run + replay.sequences_run
         progress(done, run)
-    return results
+    return [results[item] for item in range(len(inputs))]
 
 
 def _run_blocks(replay: Replay, sequences: list[tuple[int, ...]], batch_size: int, masks: Masks | None) -> None:
@@ -88,14 +84,37 @@ def _pad(sequences: list[tuple[int, ...]]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
 
 
-def _score_tokens(replay: Replay, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Score target tokens by the last block's outputs [targets, width]."""
+def _score_batches(
+    replay: Replay, sequences: list[tuple[int, ...]], items: Mapping[tuple[int, ...], list[int]], targets: Targets
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Score the targets of sequences by the last block's outputs; return the scores of each item."""
+    results, remaining = {}, iter(sequences)
+    with replay.weights.ends():
+        for batch in replay.batches:
+            states = batch.hidden()  # [batch, length, width]
+            scored, of_items = [], []
+            for row, ids in zip(states, remaining, strict=False):
+                of_items += items[ids]
+                scored += [row[len(ids) - len(targets[item]) : len(ids)] for item in items[ids]]
+            wanted = [torch.tensor(targets[item]) for item in of_items]
+            logprobs, likeliest = _score_tokens(replay, torch.cat(scored), torch.cat(wanted), states.shape[1])
+            sizes = list(map(len, wanted))
+            pairs = zip(logprobs.split(sizes), likeliest.split(sizes), strict=True)
+            results |= dict(zip(of_items, pairs, strict=True))
+    return results
+
+
+def _score_tokens(replay: Replay, states: Tensor, targets: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Score target tokens by the last block's outputs [targets, width], at most `most` at a time.
+
+    `most` is the length of a sequence that the model has read, since a family may limit it.
+    """
 
     def score_slice(part: slice) -> tuple[Tensor, Tensor]:
         logits, wanted = replay.logits(states[part]).float(), targets[part].to(replay.weights.device)
         losses = functional.cross_entropy(logits, wanted, reduction="none")
         return -losses.cpu(), (logits.argmax(-1) == wanted).cpu()
 
-    size = max(1, LOGITS // replay.weights.model.config.get_text_config().vocab_size)
+    size = max(1, min(most, LOGITS // replay.weights.model.config.get_text_config().vocab_size))
     logprobs, likeliest = zip(*map_slices(score_slice, len(targets), size, "tokens"), strict=True)
     return torch.cat(logprobs), torch.cat(likeliest)
