@@ -13,7 +13,8 @@ from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import sizes_of
 from sparseswaps.workflow.study import load_study
 
-FILES = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml"))
+PATHS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+FILES = [path.relative_to(REPOSITORY) for path in PATHS if path.parent.name != "tasks"]  # which are lm-eval's
 TABLE = (REPOSITORY / "configs" / "README.md").read_text(encoding="utf-8")
 
 
