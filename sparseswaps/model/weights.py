@@ -29,7 +29,6 @@ class WeightsInMemory:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.layers, self.device = model, find_layers(model), model.device
-        self.depth = len(self.layers)  # decoder blocks
 
     def stem(self) -> AbstractContextManager[None]:
         return nullcontext()
