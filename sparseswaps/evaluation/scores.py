@@ -40,14 +40,15 @@ def score(
     Args:
         model: a model in memory, whose dropout is switched off, or weights on disk.
         inputs: token ids, at least one each. Equal inputs are run once.
-        targets: token ids, at most as many as inputs, of any vocabulary index.
+        targets: token ids, one to as many as there are inputs.
         batch_size: sequences per forward pass, halved whenever the GPU runs out of memory.
         masks: masks by tensor name, which are applied to each block (a model in memory stays pruned).
         keep: stores the hidden states of batches that wait for the next block.
         progress: told the number of sequences done, and of runs of a sequence through a block.
 
     Returns, for each item, the log-probability of each target token, float32 [targets], and whether no other token is
-    likelier, bool [targets]; both on the CPU.
+    likelier, bool [targets]; both on the CPU. Raises InputError when the blocks cannot be run one by one, the files lack
+    a parameter, or one sequence is too much for the GPU's memory.
     """
     weights = WeightsInMemory(model) if isinstance(model, PreTrainedModel) else model
     weights.model.eval()
