@@ -170,13 +170,15 @@ class Replay:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [tokens, vocabulary] of the last block's outputs [tokens, width].
 
-        The model's own code computes them, with stand-ins for all blocks, so a family's last norm and scaled logits are
-        right. Everything but the blocks must be on the device (`weights.ends`).
+        The model's own code computes them, with stand-ins for embeddings and blocks, so a family's last norm and scaled
+        logits are right. All else must be on the device (`weights.ends`).
         """
-        states = hidden.to(self.weights.device)[None]
+        states, embeddings = hidden.to(self.weights.device)[None], self.weights.model.get_input_embeddings()
         output = states if self.extra_outputs is None else (states, *self.extra_outputs)
         ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=self.weights.device)
+        embedded = states.new_zeros(*ids.shape, embeddings.weight.shape[1])
         with ExitStack() as stack:
+            stack.enter_context(replace_forward(embeddings, lambda _ids: embedded))
             for block in self.blocks:
                 stack.enter_context(replace_forward(block, lambda *_args, **_kwargs: output))
             return self.weights.model(input_ids=ids, use_cache=False).logits[0]

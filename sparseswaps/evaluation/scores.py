@@ -47,8 +47,10 @@ def score(
         progress: told the number of sequences done, and of runs of a sequence through a block.
 
     Returns, for each item, the log-probability of each target token, float32 [targets], and whether no other token is
-    likelier, bool [targets]; both on the CPU. Raises InputError when the blocks cannot be run one by one, the files lack
-    a parameter, or one sequence is too much for the GPU's memory.
+    likelier, bool [targets]; both on the CPU.
+
+    Raises InputError when the blocks cannot be run one by one, the files lack a parameter, or a single sequence is too
+    much for the GPU's memory.
     """
     weights = WeightsInMemory(model) if isinstance(model, PreTrainedModel) else model
     weights.model.eval()

@@ -55,18 +55,20 @@ class WeightsOnDisk:
         self.model = skeleton(self.checkpoint.folder, description.trust_remote_code, chosen)
         self._blocks_name, self._blocks = find_blocks(self.model)
         self.depth = len(self._blocks)  # decoder blocks
+        self._embeddings = self.model.get_input_embeddings()
         self._head = self.model.get_output_embeddings()  # None if the model has no head
-        self._tied = self.model.config.get_text_config().tie_word_embeddings
+        self._tied = self._head is not None and self.model.config.get_text_config().tie_word_embeddings
+        inside = {*self._blocks.modules()}
+        self._outside = [module for module in self.model.modules() if module not in inside]
         self._mapping = get_model_conversion_mapping(self.model)
         self._parts = self._sort_tensors()
 
     def _sort_tensors(self) -> dict[int | str, list[str]]:
-        """Return the names of the files' tensors by block, and of the parts `stem` and `head`."""
+        """Return the names of the files' tensors by block, and of the parts `embeddings`, `head` and `rest`."""
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
         known, prefix = self.model.state_dict(), f"{self._blocks_name}."
         names = {module: name for name, module in self.model.named_modules()}
-        head, embeddings = names.get(self._head), names[self.model.get_input_embeddings()]
         parts: dict[int | str, list[str]] = defaultdict(list)
         others: dict[str, list[str]] = defaultdict(list)
         for name in self.checkpoint.files:
@@ -75,45 +77,45 @@ class WeightsOnDisk:
                 parts[int(renamed.removeprefix(prefix).partition(".")[0])].append(name)
             else:
                 others[renamed.rpartition(".")[0]].append(name)
-        if embeddings in others or not self._tied:  # else the files hold the head's weight for both
-            parts["head"] = others.pop(head, [])
-        parts["stem"] = [name for tensors in others.values() for name in tensors]
+        embeddings, head = (others.pop(names.get(module), []) for module in (self._embeddings, self._head))
+        if self._tied:  # the files may hold the weight of either, or both
+            shared = embeddings or [name for name in head if name.endswith(".weight")]
+            embeddings, head = shared, shared + [name for name in head if not name.endswith(".weight")]
+        parts |= {"embeddings": embeddings, "head": head}
+        parts["rest"] = [name for tensors in others.values() for name in tensors]
         return parts
 
     def stem(self) -> AbstractContextManager[None]:
         """Keep everything before the blocks on the device. Raises InputError when the files lack a parameter."""
-        others = {*self._blocks.modules(), self._head}
-        return self._keep_on_device("stem", [module for module in self.model.modules() if module not in others])
+        return self._keep_on_device(["rest", "embeddings"], self._outside, unused=self._head)
 
-    @contextmanager
-    def ends(self) -> Iterator[None]:
-        """Keep everything but the blocks on the device. Raises InputError when the files lack a parameter."""
-        with self.stem(), self._keep_on_device("head", [self._head]):
-            yield
+    def ends(self) -> AbstractContextManager[None]:
+        """Keep everything after the blocks on the device. Raises InputError when the files lack a parameter."""
+        return self._keep_on_device(["rest", "head"], self._outside, unused=self._embeddings)
 
     def block(self, index: int) -> AbstractContextManager[None]:
         """Keep a block on the device. Raises InputError when the files lack a parameter."""
-        return self._keep_on_device(index, list(self._blocks[index].modules()))
+        return self._keep_on_device([index], list(self._blocks[index].modules()))
 
     @contextmanager
-    def _keep_on_device(self, part: int | str, modules: list[nn.Module]) -> Iterator[None]:
+    def _keep_on_device(
+        self, parts: list[int | str], modules: list[nn.Module], unused: nn.Module | None = None
+    ) -> Iterator[None]:
         names = {module: name for name, module in self.model.named_modules()}
-        embeddings = self.model.get_input_embeddings()
         try:
-            self._load(self._parts[part])
-            if embeddings in modules and embeddings.weight.is_meta and self._head is not None:
-                embeddings.weight = self._head.weight
-            if self._head in modules and self._tied:
-                self._head.weight = embeddings.weight
+            self._load([name for part in parts for name in self._parts[part]])
+            if unused is not None and self._tied:
+                loaded = self._head if self._embeddings.weight.is_meta else self._embeddings
+                self._embeddings.weight = self._head.weight = loaded.weight
             for module in modules:
                 for name, parameter in module._parameters.items():
-                    if parameter is not None and parameter.is_meta:
+                    if parameter is not None and parameter.is_meta and module is not unused:
                         raise InputError(f"{self.checkpoint.folder}: lacks {names[module]}.{name}")
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = None if buffer is None else buffer.to(self.device)
             yield
         finally:
-            for module in [*modules, *([self._head] if part == "stem" and self._head is not None else [])]:
+            for module in modules:
                 for name, parameter in module._parameters.items():
                     if parameter is not None:
                         empty = torch.empty_like(parameter, device="meta")
