@@ -4,7 +4,7 @@
 
 Each row makes at most one swap, because swaps take time and no memory. The bound of a stage is three decoder blocks in
 the dtype that computes, the hidden states of all sequences, and 1 GB; beside them the Gram matrices of one block or, in
-evaluation, one slice of logits. Needs the project installed, 13 GB of disk, and half an hour on two cores.
+evaluation, the head and a slice of logits. Needs the project installed, 13 GB of disk, and half an hour on two cores.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CELL = "results/large/stdlib/seed0/2of4/wanda/swaps-1"
 TARGETS = [f"{CELL}/perplexity/held_out.json", f"{CELL}/lm_eval.json"]
 EVALUATION = ("perplexity", "harness")
 SAMPLES, HELD_OUT, SEQLEN = 8, 2, 128
-GRAM, SLICE = "Gram matrices of a block, calibration and held out, float32", "a slice of logits, float32"
+GRAM, HEAD = "Gram matrices of a block, calibration and held out, float32", "the head and a slice of logits, float32"
 SHAPE = dict(hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_key_value_heads=4)
 LARGE = LlamaConfig(**SHAPE, num_hidden_layers=22, vocab_size=32000, max_position_embeddings=2048)
 SMALL = LlamaConfig(
@@ -97,7 +97,7 @@ def terms(config: LlamaConfig) -> dict[str, float]:
     return {
         "3 blocks in float32": 3 * block * 4 / MB,
         GRAM: 2 * gram * 4 / MB,
-        SLICE: min(LOGITS, 4 * SEQLEN * config.vocab_size) * 4 / MB,
+        HEAD: (hidden * config.vocab_size + min(LOGITS, SEQLEN * config.vocab_size)) * 4 / MB,
         "hidden states of all sequences, float32": (SAMPLES + HELD_OUT) * SEQLEN * hidden * 4 / MB,
         "1 GB": 1024,
     }
@@ -127,7 +127,7 @@ def main() -> None:
             peaks[record["stage"]] = max(peaks.get(record["stage"], 0), record["peak_resident_mb"])
     parts = terms(config)
     bounds = {
-        stage: sum(value for name, value in parts.items() if name != (GRAM if stage in EVALUATION else SLICE))
+        stage: sum(value for name, value in parts.items() if name != (GRAM if stage in EVALUATION else HEAD))
         for stage in peaks
     }
     blocks = config.num_hidden_layers
