@@ -410,19 +410,20 @@ def assemble(sizes: Sizes) -> Needs:
 def _evaluation_needs(
     sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, start: str
 ) -> Needs:
-    """Return the needs of an evaluation: a block, a batch within it, the ends of the model, and a slice of logits.
+    """Return the needs of an evaluation: a block, a batch within it, embeddings or head, and a slice of logits.
 
     The hidden states of the sequences that go through together are on the host, or `on_disk`.
     """
     value = machine.value(sizes)
-    ends = (1 if sizes.tied else 2) * sizes.embedding
     hidden = min(tokens, _TOGETHER) * sizes.hidden * value
     # Logits are held as the model makes them, in float32, and as log-probabilities.
     logits = min(batch * seqlen * sizes.vocabulary, _LOGITS) * (value + 8)
-    computing = (3 * sizes.block + ends) * value + batch * seqlen * _bytes_per_token(sizes, seqlen, value) + logits
+    computing = (
+        (3 * sizes.block + sizes.embedding) * value + batch * seqlen * _bytes_per_token(sizes, seqlen, value) + logits
+    )
     host = _all_masks(sizes) + (0 if on_disk else hidden)
     if machine.gpu:
-        host += max(sizes.block, ends) * sizes.bytes
+        host += max(sizes.block, sizes.embedding) * sizes.bytes
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
     again = tokens // _TOGETHER * _CACHED
     seconds = _START[start] + sizes.checkpoint * (1 + again) / _DISK + operations / machine.products(sizes)
