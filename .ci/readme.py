@@ -92,7 +92,8 @@ def real_section(cells: pandas.DataFrame) -> list[str]:
         row = {"perplexity": name}
         for pattern, text in columns:
             key = (start, method, pattern)
-            row[f"{pattern}, {heading[text]}"] = f"{named[f'perplexity/{text}'][key]:.1f}" if key in named.index else "-"
+            value = named[f"perplexity/{text}"].get(key)
+            row[f"{pattern}, {heading[text]}"] = "-" if value is None else f"{value:,.{0 if value >= 1000 else 1}f}"
         rows.append(row)
     return markdown(rows, names=1)
 
