@@ -1,8 +1,8 @@
 """Copy the figures of the last run of config.yaml into README.md and docs/, with a screenshot of its report.
 
-README.md also has the real model of configs/smollm2-pip.yaml. The tables of that study, configs/recipes, configs/quality
-and configs/ablations go into docs/quality.md, as far as those studies were run, and the pictures of configs/recipes
-beside it. Chromium takes the screenshot.
+README.md also has the real model of configs/smollm2-pip.yaml. The tables of that study, configs/recipes,
+configs/quality and configs/ablations go into docs/quality.md, as far as those studies were run, and the pictures of
+configs/recipes beside it. Chromium takes the screenshot.
 """
 
 import shutil
