@@ -61,6 +61,18 @@ def test_documents_quote_the_committed_figures():
     assert f"{tuned[0]} and {tuned[1]} times" in engine
     for key in ("engine_us", "plain_us", "dense_us"):
         assert f"| {at[1536][key]['median']:,.0f} | {at[4096][key]['median']:,.0f} |" in engine
+    float32, bfloat16 = (
+        {
+            row["stage"].split(",")[0]: row
+            for row in json.loads((results / f"floors-cpu-{dtype}.json").read_text())["stages"]
+        }
+        for dtype in ("float32", "bfloat16")
+    )
+    capture, scoring, training = (float32[stage]["ratio"] for stage in STAGES[:3])
+    assert f"capture takes {capture:.2f} times" in study
+    assert f"perplexity {scoring:.2f}, a training epoch {training:.2f}" in study
+    capture, scoring, training = (bfloat16[stage]["seconds"] / float32[stage]["seconds"] for stage in STAGES[:3])
+    assert f"{capture:.2f} of the time of float32 in capture, {scoring:.2f} in perplexity and {training:.2f}" in study
     refit = json.loads((results / "refit-cpu.json").read_text())["cases"]
     middle, wide = (next(case for case in refit if (case["d_in"], case["pattern"]) == (d, "60%")) for d in (1536, 4096))
     assert f"{middle['refit_ms']:.0f} ms instead of {middle['swaps_ms']:.0f} ms" in engine

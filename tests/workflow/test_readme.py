@@ -109,6 +109,22 @@ def test_links_and_named_files_exist(page):
             assert (REPOSITORY / name).exists() or (REPOSITORY / "sparseswaps" / name).exists(), name
 
 
+def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_table():
+    readme, quality = (" ".join(read_document(page).split()) for page in ("README.md", "docs/quality.md"))
+    section = read_document("README.md").partition("configs/smollm2-pip.yaml, written")[2].partition("<!-- end -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    at_60 = {name: [float(cell.replace(",", "")) for cell in cells[:2]] for name, *cells in rows[2:]}
+    trained, sparsegpt, admm = (
+        [value - dense for value, dense in zip(at_60[name], at_60["dense"], strict=True)]
+        for name in ("blocks trained while masks tighten", "SparseGPT (new weights)", "ADMM (new weights)")
+    )
+    gaps = [[one / other for one, other in zip(trained, others, strict=True)] for others in (sparsegpt, admm)]
+    wikipedia, c4 = gaps[0]
+    assert f"on SmolLM2 at 60 % it is {c4:.1f} to {wikipedia:.1f} of SparseGPT's" in readme
+    assert f"is {wikipedia:.2f} of SparseGPT's on WikiText-2 and {c4:.2f} on C4" in quality
+    assert f"and {gaps[1][0]:.2f} and {gaps[1][1]:.2f} of ADMM's" in quality
+
+
 def recipes(model: str) -> tuple[pandas.Series, pandas.DataFrame]:
     """Return the table of a model's recipes in docs/quality.md: perplexities by pattern, dense and of each recipe."""
     section = (

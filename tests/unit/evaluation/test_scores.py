@@ -36,8 +36,8 @@ def direct(model, inputs, targets):
     return rows
 
 
-def assert_same(found, expected):
-    for (logprobs, likeliest), (other, same) in zip(found, expected, strict=True):
+def assert_same(scored, expected):
+    for (logprobs, likeliest), (other, same) in zip(scored, expected, strict=True):
         torch.testing.assert_close(logprobs, other, rtol=1e-4, atol=1e-4)
         assert torch.equal(likeliest, same)
 
@@ -76,8 +76,8 @@ def test_files_that_hold_the_head_alone_serve_for_the_embeddings(tmp_path):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items() if "embed_tokens" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
     assert "lm_head.weight" in Checkpoint(tmp_path).files
-    found = score(WeightsOnDisk(describe(tmp_path), "cpu"), *items(), batch_size=3)
-    assert_same(found, direct(model, *items()))
+    scored = score(WeightsOnDisk(describe(tmp_path), "cpu"), *items(), batch_size=3)
+    assert_same(scored, direct(model, *items()))
 
 
 def test_logits_are_made_for_a_few_tokens_at_a_time(monkeypatch):
@@ -97,8 +97,8 @@ def test_equal_inputs_are_run_once_and_hidden_states_may_be_kept_elsewhere(repor
         stored.append(tensor.clone())
         return stored[-1].clone
 
-    found = score(model, *items(), batch_size=2, keep=keep, progress=reports)
-    assert_same(found, direct(model, *items()))
+    scored = score(model, *items(), batch_size=2, keep=keep, progress=reports)
+    assert_same(scored, direct(model, *items()))
     assert sum(map(len, stored)) == 3 * len(LENGTHS)  # before each of two blocks, and after them
     assert reports[-1] == (len(LENGTHS), 2 * len(LENGTHS))
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sparseswaps.base.files import read_json
 from sparseswaps.calibration.settings import PrunedInputs
+from sparseswaps.evaluation import scores
 from sparseswaps.layer.settings import Reconstruction
 from sparseswaps.layer.swaps import refit
 from sparseswaps.workflow.grid import Grid
@@ -164,9 +165,20 @@ def test_a_job_computes_on_the_gpu_or_on_the_host():
     llama, mixtral = sizes_of(LLAMA), sizes_of(LLAMA | {"num_local_experts": 8, "num_experts_per_tok": 2})
     for on_host, on_gpu, larger in zip(jobs(llama, CORE), jobs(llama, GPU), jobs(mixtral, GPU), strict=True):
         assert on_host.gpu == 0
-        assert on_gpu.gpu > 4e9
         assert on_gpu.host < min(on_host.host, larger.host)
         assert on_gpu.seconds < min(on_host.seconds, larger.seconds)
+
+
+def test_pruning_and_evaluation_need_a_part_of_the_model_on_the_gpu():
+    llama = sizes_of(LLAMA)
+    *pruning, perplexity, harness = (job.gpu for job in jobs(llama, GPU))
+    assert min(pruning) > 5e9
+    for evaluation in (perplexity, harness):
+        assert 1e9 + 2 * (3 * llama.block + llama.embedding) < evaluation < 2 * llama.parameters / 2
+
+
+def test_the_plan_knows_how_much_an_evaluation_holds_at_once():
+    assert (needs._TOGETHER, needs._LOGITS) == (scores.TOKENS, scores.LOGITS)
 
 
 def test_a_gpu_is_slower_in_float32_and_the_host_is_not():
