@@ -226,8 +226,8 @@ class Study(Settings):
     dtype: Literal["auto", "float32", "checkpoint"] = Field(
         "auto",
         description="What models run in: float32, or the dtype of their checkpoint. `auto` is float32 on the CPU, and "
-        "the checkpoint's dtype on a GPU. On a CPU with instructions for bfloat16 (AVX-512, AMX), bfloat16 is about "
-        "twice as fast as float32; on other CPUs it is several times slower.",
+        "the checkpoint's dtype on a GPU. bfloat16 is faster than float32 on a CPU with instructions for it (AVX-512 "
+        "BF16, AMX), and several times slower on other CPUs.",
     )
     gpu: bool = Field(False, description="Whether capture, refine and evaluation jobs ask for one GPU each.")
 
