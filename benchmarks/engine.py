@@ -36,7 +36,7 @@ from sparseswaps.layer.gram import correlation, row_loss, validate_layer
 from sparseswaps.layer.pattern import Pattern, parse_pattern
 from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.certificate import improvable_rows
-from sparseswaps.layer.swaps.engine import Refinement, refine
+from sparseswaps.layer.swaps.engine import Refinement, refine_mask
 
 STARTED = time.perf_counter()
 SPARSITY = parse_pattern("60%")
@@ -135,7 +135,7 @@ def search(backend: str, weight: Tensor, gram: Tensor, mask: Tensor, current: Te
 
 
 def parts_of_a_call(weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, backend: str) -> dict[str, Any]:
-    """Run the steps of `refine` one by one; return the seconds of each, and the result of the search."""
+    """Run the steps of `refine_mask` one by one; return the seconds of each, and the result of the search."""
     device, size = weight.device.type, pattern.groups(weight.shape[1]).size
     (weight, gram), check = measure(device, validate_layer, weight, gram)
     current, correlation_s = measure(device, correlation, weight, gram, mask)
@@ -406,13 +406,13 @@ def compare(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def whole_calls(case: Case, repeats: int) -> dict[str, Any]:
-    """Measure `refine` on the whole matrix with the shares of its parts, and backward elimination."""
+    """Measure `refine_mask` on the whole matrix with the shares of its parts, and backward elimination."""
     size, kept = case.pattern.groups(case.weight.shape[1])
     eliminate_rows = importlib.import_module("sparseswaps.layer.swaps.cpu").eliminate_rows
     pruned = int((~case.mask).sum())
     calls, parts, pruning = [], [], []
     for _ in range(repeats):
-        result, seconds = measure("cpu", refine, case.weight, case.gram, case.mask, case.pattern)
+        result, seconds = measure("cpu", refine_mask, case.weight, case.gram, case.mask, case.pattern)
         calls.append(seconds)
         parts.append(parts_of_a_call(case.weight, case.gram, case.mask, case.pattern, "cpu"))
         pruning.append(
@@ -458,7 +458,7 @@ def run_cpu(arguments: argparse.Namespace) -> bool:
         | {"floor": "floor_us", "x floor": "over_floor", "agree": "agree"},
     )
     show_table(
-        "Whole calls of refine() to the certified optimum of every row, seconds, and backward elimination",
+        "Whole calls of refine_mask() to the certified optimum of every row, seconds, and backward elimination",
         report["cases"],
         label
         | {"refine": "call_s", "us/swap": "call_us_per_swap", "share of search": "search_share", "check": "check_s"}
@@ -494,9 +494,9 @@ def agreement(bench: Bench) -> dict[str, bool]:
     agrees = {}
     for pattern in map(parse_pattern, ("60%", "2:4", "4:8")):
         mask = wanda(weight, gram, pattern)
-        expected = refine(weight.double(), gram.double(), mask, pattern, backend="batched")
+        expected = refine_mask(weight.double(), gram.double(), mask, pattern, backend="batched")
         for dtype in (torch.float32, torch.float64):
-            result = refine(weight, gram.to(dtype), mask, pattern, backend=bench.backend)
+            result = refine_mask(weight, gram.to(dtype), mask, pattern, backend=bench.backend)
             rows = int((result.mask != expected.mask).any(1).sum())
             equal = rows == 0 and torch.equal(result.swaps, expected.swaps) and bool(result.certified.all())
             name = f"{pattern.label} {str(dtype).removeprefix('torch.')}"
@@ -525,7 +525,7 @@ def shape_figures(bench: Bench, name: str, gram: Tensor, bandwidth: float) -> di
     weight = synthetic_weight(d_out, d_in, 1, bench.device).bfloat16()
     mask = wanda(weight, gram, SPARSITY)
     kept = SPARSITY.groups(d_in).kept
-    call = partial(refine, weight, gram, mask, SPARSITY, backend=bench.backend)
+    call = partial(refine_mask, weight, gram, mask, SPARSITY, backend=bench.backend)
     _, first = measure(bench.device, call, max_swaps=1)  # compiles
     _, one_swap = measure(bench.device, call, max_swaps=1)
     result, seconds = measure(bench.device, call)
@@ -566,7 +566,7 @@ def whole_model(bench: Bench, grams: dict[tuple[str, int], Tensor], shapes: list
         weight = synthetic_weight(d_out, d_in, 1000 + number, bench.device).bfloat16()
         gram = grams[source, block % bench.variants]
         mask = wanda(weight, gram, SPARSITY)
-        result, spent = measure(bench.device, refine, weight, gram, mask, SPARSITY, backend=bench.backend)
+        result, spent = measure(bench.device, refine_mask, weight, gram, mask, SPARSITY, backend=bench.backend)
         seconds[name].append(spent)
         swaps, rows = swaps + int(result.swaps.sum()), rows + d_out
         certified = certified and bool(result.certified.all())
@@ -633,8 +633,8 @@ def run_gpu(arguments: argparse.Namespace) -> bool:
         say(f"{row['shape']}: refine {row['call_s']:.3f} s, {row['swaps_per_row']:.1f} swaps per row")
         save(report, arguments.out)
     show_table(
-        "One layer of each shape, bf16, 60 % from Wanda. Seconds of a whole call of refine(), of calls with one swap\n"
-        "per row (the first compiles), and of a call's parts",
+        "One layer of each shape, bf16, 60 % from Wanda. Seconds of a whole call of refine_mask(), of calls with one\n"
+        "swap per row (the first compiles), and of a call's parts",
         report["shapes"],
         {"d_out x d_in": "shape", "of them": "count", "refine": "call_s", "at 1 swap": "one_swap_call_s"}
         | {"at 1 swap, first": "first_call_s", "check": "check_s", "correlation": "correlation_s", "search": "search_s"}

@@ -32,7 +32,7 @@ from sparseswaps.layer.gram import accumulate
 from sparseswaps.layer.least_squares import least_squares
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.settings import BlockReconstruction, RefinementSettings
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 from sparseswaps.model.weights import WeightsInMemory
 from sparseswaps.pruning.block import prune_block
 from sparseswaps.pruning.reconstruct import SetZeros
@@ -150,7 +150,7 @@ def swaps_per_second(d_in: int) -> float:
     weight, gram = torch.randn(256, d_in, generator=generator), mixed.T @ mixed / d_in
     mask = wanda(weight, gram, PATTERN)
     began = time.perf_counter()
-    swaps = int(refine(weight, gram, mask, PATTERN).swaps.sum())
+    swaps = int(refine_mask(weight, gram, mask, PATTERN).swaps.sum())
     return swaps / (time.perf_counter() - began)
 
 

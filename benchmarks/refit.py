@@ -20,7 +20,7 @@ from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.gram import output_error, validate_layer
 from sparseswaps.layer.least_squares import least_squares
 from sparseswaps.layer.pattern import Pattern, parse_pattern
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 from sparseswaps.layer.swaps.refit import refit_eliminate, refit_swaps
 
 ROWS = {576: 16, 1536: 4, 4096: 1}  # rows measured, by d_in
@@ -43,7 +43,7 @@ def measure_case(d_in: int, rows: int, pattern: Pattern) -> dict[str, Any]:
         return float(output_error(weight, gram, new).sum())
 
     start = wanda(weight, gram, pattern)
-    plain, plain_ms = each(refine, start, pattern)
+    plain, plain_ms = each(refine_mask, start, pattern)
     _, squares_ms = each(least_squares, plain.mask, DAMPING, ITERATIONS)
     swapped, refit_ms = each(refit_swaps, start, pattern, DAMPING)
     further, further_ms = each(refit_swaps, plain.mask, pattern, DAMPING)

@@ -21,31 +21,7 @@ pruned = weight * result.mask
 ```
 """
 
-from pkgutil import resolve_name
-from typing import Any
+import lazy_loader
 
-_PUBLIC = {
-    "prune": "sparseswaps.pruning.model:prune",
-    "Pruned": "sparseswaps.pruning.model:Pruned",
-    "Reconstruction": "sparseswaps.layer.settings:Reconstruction",
-    "keep_zeros": "sparseswaps.model.masked:keep_zeros",
-    "apply_masks": "sparseswaps.model.masked:apply_masks",
-    "gram_matrix": "sparseswaps.layer.gram:gram_matrix",
-    "parse_pattern": "sparseswaps.layer.pattern:parse_pattern",
-    "warmstart": "sparseswaps.layer.criteria:warmstart",
-    "refine_mask": "sparseswaps.layer.swaps.engine:refine",
-    "Refinement": "sparseswaps.layer.swaps.engine:Refinement",
-    "InputError": "sparseswaps.base.errors:InputError",
-}
-__all__ = [*_PUBLIC]
-
-
-def __getattr__(name: str) -> Any:
-    """What users call, imported when it is: the workflow's quick stages need no torch."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return resolve_name(_PUBLIC[name])
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# __init__.pyi has the public names. Each is imported at its first use: importing torch takes seconds.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

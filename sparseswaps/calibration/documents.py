@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def load(source: str | TextSource, use: str) -> Sequence[str]:
         return _load_from_hub(PRESETS.get(text, text), source)
     try:
         documents = _read_file(Path(text), field)
+    except InputError:
+        raise
     except (OSError, ValueError, EOFError, zlib.error) as error:  # ValueError: also undecodable, or not Parquet
         raise InputError(f"text {text!r}: cannot be read ({one_line(error)}); copy or download it again") from None
     for position, document in documents.items():
@@ -46,8 +49,7 @@ def _read_file(path: Path, field: str) -> dict[str, Any]:
         parts = path.read_text(encoding="utf-8").split(_SEPARATOR)
         return {f"part {number}": part.strip() for number, part in enumerate(parts, 1) if part.strip()}
     if path.suffix == ".parquet":
-        import pandas
-
+        pandas = _import("pandas", "Parquet files")
         column = pandas.read_parquet(path, columns=[field])[field]
         return {f"row {number}": document for number, document in enumerate(column, 1)}
     documents = {}
@@ -62,10 +64,18 @@ def _read_file(path: Path, field: str) -> dict[str, Any]:
     return documents
 
 
+def _import(package: str, use: str) -> Any:
+    """Import a package of the extra `workflow`. Raises InputError when it is not installed."""
+    try:
+        return import_module(package)
+    except ModuleNotFoundError:
+        raise InputError(f'{use} need {package}: pip install "sparseswaps[workflow]"') from None
+
+
 def _load_from_hub(name: str, source: TextSource) -> Sequence[str]:
-    from datasets import load_dataset
     from huggingface_hub import hf_hub_download
 
+    load_dataset = _import("datasets", "data sets of the hub").load_dataset
     split, field, revision = source.split, source.field, source.revision
     try:
         if source.files is None:

@@ -9,7 +9,7 @@ from sparseswaps.base.settings import Settings, wrong
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-BatchSize = Annotated[int, Field(8, ge=1, description="Sequences per forward pass.")]
+BatchSize = Annotated[int, Field(default=8, ge=1, description="Sequences per forward pass.")]
 _C4 = {"files": "en/c4-train.00000-of-01024.json.gz"}
 _WIKITEXT2 = {"subset": "wikitext-2-raw-v1", "join": "\n\n"}
 FILES = (".txt", ".jsonl", ".jsonl.gz", ".json.gz", ".parquet")
@@ -27,13 +27,14 @@ class TextSource(Settings):
         description="`embedded`; a .txt, .jsonl, .jsonl.gz, .json.gz or .parquet file; `c4` or `wikitext2`, the data "
         "sets of the literature with its protocols; or the id of a data set on the hub."
     )
-    field: str = Field("text", description="The field of a row, or the column, that holds the text.")
-    subset: NonEmpty | None = Field(None, description="The configuration of a data set of the hub.")
-    split: str = Field("train", description="The split of a data set of the hub.")
+    field: str = Field(default="text", description="The field of a row, or the column, that holds the text.")
+    subset: NonEmpty | None = Field(default=None, description="The configuration of a data set of the hub.")
+    split: str = Field(default="train", description="The split of a data set of the hub.")
     files: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)] | None = Field(
-        None, description="Names of files of a data set of the hub to take for the split, instead of a subset's."
+        default=None,
+        description="Names of files of a data set of the hub to take for the split, instead of a subset's.",
     )
-    revision: NonEmpty | None = Field(None, description="Branch, tag or commit of a data set of the hub.")
+    revision: NonEmpty | None = Field(default=None, description="Branch, tag or commit of a data set of the hub.")
 
     @model_validator(mode="after")
     def _check_hub_keys(self) -> Self:
@@ -49,12 +50,12 @@ class PrunedInputs(Settings):
     """How the layers of a block are pruned where the blocks before it are pruned; a part of key `calibrations`."""
 
     order: Literal["together", "sequential"] = Field(
-        "together",
+        default="together",
         description="`sequential` prunes the layers of a block one after the other, each on what the pruned layers "
         "before it give. For `propagate: pruned`.",
     )
     dense_target: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="How much weights are fitted to the dense model's outputs: 0 to the outputs of the dense layer on "
@@ -69,21 +70,21 @@ class Calibration(TextSource, PrunedInputs):
     PRESETS = ("text", {"c4": _C4, "wikitext2": _WIKITEXT2})
 
     join: str | None = Field(
-        None,
+        default=None,
         description="What stands between two documents where all are one text to draw from. null: each document is a "
         "text of its own.",
     )
-    samples: int = Field(128, ge=1, description="Calibration sequences.")
-    held_out: int = Field(16, ge=0, description="Further sequences whose Gram matrix refinement never sees.")
-    seqlen: int = Field(2048, ge=2, description="Tokens per sequence.")
+    samples: int = Field(default=128, ge=1, description="Calibration sequences.")
+    held_out: int = Field(default=16, ge=0, description="Further sequences whose Gram matrix refinement never sees.")
+    seqlen: int = Field(default=2048, ge=2, description="Tokens per sequence.")
     propagate: Literal["dense", "pruned"] = Field(
-        "dense",
+        default="dense",
         description="`dense` calibrates every block on the inputs that the dense model gives it; blocks are then "
         "independent. `pruned` calibrates every block on the outputs of the pruned blocks before it, as the paper "
         "does; each cell is then one job.",
     )
     sha256: Digest | Annotated[list[Digest], Field(min_length=1)] | None = Field(
-        None,
+        default=None,
         description="The SHA-256 of the token ids that must be drawn: it is in the log of rule samples and in the "
         "report. A list where models or seeds differ. null accepts any. The token ids are drawn again when this key "
         "changes.",

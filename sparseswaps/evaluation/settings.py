@@ -22,8 +22,8 @@ class EvaluationText(TextSource):
         },
     )
 
-    split: str = Field("test", description="The split of a data set of the hub.")
-    documents: int | None = Field(None, ge=1, description="Most documents, from the beginning. null: all.")
-    join: str = Field("\n\n", description="What stands between two documents.")
-    seqlen: int = Field(2048, ge=2, description="Tokens per window.")
-    windows: int | None = Field(None, ge=1, description="Most windows. null: all.")
+    split: str = Field(default="test", description="The split of a data set of the hub.")
+    documents: int | None = Field(default=None, ge=1, description="Most documents, from the beginning. null: all.")
+    join: str = Field(default="\n\n", description="What stands between two documents.")
+    seqlen: int = Field(default=2048, ge=2, description="Tokens per window.")
+    windows: int | None = Field(default=None, ge=1, description="Most windows. null: all.")

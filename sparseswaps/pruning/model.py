@@ -1,6 +1,6 @@
 """Prune a model in memory: the workflow's stages from the calibration text to the masks, in one call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,7 +85,7 @@ def prune(
     shrinkage: float = DEFAULTS.shrinkage,
     between_rows: bool = DEFAULTS.between_rows,
     refit: bool = DEFAULTS.refit,
-    reconstruction: Reconstruction | None = DEFAULTS.reconstruction,
+    reconstruction: Reconstruction | Mapping[str, Any] | None = DEFAULTS.reconstruction,
     batch_size: int = DEFAULTS.batch_size,
 ) -> Pruned:
     """Prune a causal language model in place: calibrate it, mask every layer, and refine the masks by exact 1-swaps.
@@ -124,10 +124,10 @@ def prune(
             differ.
         refit: whether a swap is judged with all kept weights refitted after it. For calls with a `reconstruction`;
             `stop`, `freeze`, `shrinkage` and `between_rows` must then have their defaults.
-        reconstruction: how the kept weights are fitted to the masks; None leaves their values as they are. With
-            `Reconstruction(block={"levels": 8})` and `propagate="pruned"`, each block is trained to give the dense
-            block's output while its masks tighten. New values are rounded to the model's dtype (in the workflow, to the
-            dtype of the model's files).
+        reconstruction: how the kept weights are fitted to the masks, as a `Reconstruction` or a table of its keys; None
+            leaves their values as they are. With `{"block": {"levels": 8}}` and `propagate="pruned"`, each block is
+            trained to give the dense block's output while its masks tighten. New values are rounded to the model's
+            dtype (in the workflow, to the dtype of the model's files).
         batch_size: sequences per forward pass; fewer after a GPU has run out of memory.
 
     Returns:
@@ -141,6 +141,7 @@ def prune(
     """
     arguments = locals() | ({"text": calibration} if isinstance(calibration, str) else {})
     settings = PruneSettings(**{name: arguments[name] for name in arguments.keys() & PruneSettings.model_fields})
+    reconstruction = settings.reconstruction
     _check_model(model)
     parsed, weights = parse_pattern(pattern), WeightsInMemory(model)
     if not any(weights.layers):

@@ -71,9 +71,12 @@ class ModelSource(Settings):
 
     source: NonEmpty = Field(description="`embedded`, a local Hugging Face directory, or the id of a model on the hub.")
     revision: NonEmpty | None = Field(
-        None, description="Branch, tag or commit of a model on the hub. null: the cached `main`, else the current one."
+        default=None,
+        description="Branch, tag or commit of a model on the hub. null: the cached `main`, else the current one.",
     )
-    trust_remote_code: bool = Field(False, description="Whether code beside the weights may run; some models need it.")
+    trust_remote_code: bool = Field(
+        default=False, description="Whether code beside the weights may run; some models need it."
+    )
 
     @property
     def folder(self) -> Path:
@@ -84,8 +87,12 @@ class ModelSource(Settings):
 class Owl(Settings):
     """How OWL divides a sparsity among the blocks (Yin et al., ICML 2024); key `owl` of a pattern."""
 
-    threshold: float = Field(5.0, gt=1, description="A score of this many times the block's mean is an outlier.")
-    spread: float = Field(0.08, ge=0, lt=0.5, description="Half the largest difference in density between two blocks.")
+    threshold: float = Field(
+        default=5.0, gt=1, description="A score of this many times the block's mean is an outlier."
+    )
+    spread: float = Field(
+        default=0.08, ge=0, lt=0.5, description="Half the largest difference in density between two blocks."
+    )
 
 
 class PatternEntry(_Brief):
@@ -94,11 +101,13 @@ class PatternEntry(_Brief):
     name: PatternName = Field(description="The entry's name in tables and folders.")
     sparsity: PatternValue = Field(description="Of the layers that `layers` does not name, or of all layers together.")
     layers: Annotated[dict[str, PatternValue], Field(min_length=1)] | None = Field(
-        None,
+        default=None,
         description="Patterns by the name of a block (block03), of a layer in every block (mlp.down_proj), or of one "
         "layer (block03.mlp.down_proj). The last goes before the second, the second before the first.",
     )
-    owl: Owl | None = Field(None, description="Lets blocks with more outliers keep more (OWL); for a sparsity per row.")
+    owl: Owl | None = Field(
+        default=None, description="Lets blocks with more outliers keep more (OWL); for a sparsity per row."
+    )
 
     @model_validator(mode="after")
     def _check_division(self) -> Self:
@@ -130,15 +139,15 @@ class ImportedMasks(Settings):
 class Exclusion(_Brief):
     """Cells to leave out: the cells that match every key; an entry of configuration key `exclude`."""
 
-    model: Names = Field(None, description="A model by name, or several.")
-    calibration: Names = Field(None, description="A calibration by name, or several.")
-    seed: int | list[int] | None = Field(None, description="A seed, or several.")
+    model: Names = Field(default=None, description="A model by name, or several.")
+    calibration: Names = Field(default=None, description="A calibration by name, or several.")
+    seed: int | list[int] | None = Field(default=None, description="A seed, or several.")
     pattern: str | int | float | list[str | int | float] | None = Field(
-        None, description="A pattern as an entry of `patterns` writes it or names it, or several."
+        default=None, description="A pattern as an entry of `patterns` writes it or names it, or several."
     )
-    warmstart: Names = Field(None, description="A warm start by name, or several.")
-    refinement: Names = Field(None, description="A refinement by name, or several.")
-    reconstruction: Names = Field(None, description="A reconstruction by name or `none`, or several.")
+    warmstart: Names = Field(default=None, description="A warm start by name, or several.")
+    refinement: Names = Field(default=None, description="A refinement by name, or several.")
+    reconstruction: Names = Field(default=None, description="A reconstruction by name or `none`, or several.")
 
     def choices(self) -> dict[str, list[Any]]:
         """Return the values of each coordinate that is named."""
@@ -155,25 +164,28 @@ class LmEval(Settings):
     """Tasks of lm-eval; configuration key `evaluation.lm_eval`."""
 
     tasks: Annotated[list[Annotated[str, AfterValidator(_check_task)]], _distinct()] = Field(
-        [], description="`embedded_cloze`, `embedded_choice`, or any task that lm-eval knows or finds in `include`."
+        default=[],
+        description="`embedded_cloze`, `embedded_choice`, or any task that lm-eval knows or finds in `include`.",
     )
-    include: str | None = Field(None, description="A folder with task definitions of your own.")
-    limit: Positive | None = Field(None, description="Most items per task. null: all.")
-    batch_size: Positive = Field(16, description="Sequences per forward pass of lm-eval.")
+    include: str | None = Field(default=None, description="A folder with task definitions of your own.")
+    limit: Positive | None = Field(default=None, description="Most items per task. null: all.")
+    batch_size: Positive = Field(default=16, description="Sequences per forward pass of lm-eval.")
 
 
 class Evaluation(Settings):
     """The texts and tasks that every model and cell is evaluated on; configuration key `evaluation`."""
 
-    perplexity: dict[Name, EvaluationText] = Field({}, description="The evaluation texts by name.")
-    lm_eval: LmEval = Field(LmEval(), description="Tasks of lm-eval.")
+    perplexity: dict[Name, EvaluationText] = Field(default={}, description="The evaluation texts by name.")
+    lm_eval: LmEval = Field(default=LmEval(), description="Tasks of lm-eval.")
 
 
 class Figures(Settings):
     """How figures are drawn; configuration key `figures`."""
 
-    width: float = Field(6.9, ge=5, description="Inches of the widest figures: 6.9 for two columns, 5.5 for one.")
-    dpi: Positive = Field(150, description="Pixels per inch of the PNG files, which the report shows.")
+    width: float = Field(
+        default=6.9, ge=5, description="Inches of the widest figures: 6.9 for two columns, 5.5 for one."
+    )
+    dpi: Positive = Field(default=150, description="Pixels per inch of the PNG files, which the report shows.")
 
 
 class Study(Settings):
@@ -188,7 +200,7 @@ class Study(Settings):
         description="Texts by name. Texts named `c4-16` and `c4-64` for their samples make one family, with a curve.",
     )
     seeds: Annotated[list[Seed], Field(min_length=1), _distinct()] = Field(
-        [0], description="Seeds of the calibration draw. Each seed is a study of its own."
+        default=[0], description="Seeds of the calibration draw. Each seed is a study of its own."
     )
     patterns: Annotated[list[PatternValue | PatternEntry], Field(min_length=1), _distinct(_slug_of)] = Field(
         description='Sparsity per row ("60%" or 0.6), or N:M ("2:4", in quotes: N kept of every M). An entry with a '
@@ -203,33 +215,37 @@ class Study(Settings):
         description="Refinements by name. Refinements named `swaps-5` and `swaps` make one family, with a curve.",
     )
     reconstructions: dict[Name, Reconstruction] = Field(
-        {}, description="Ways to fit the kept weights to a mask, by name. `none`, no new weights, is always there too."
+        default={},
+        description="Ways to fit the kept weights to a mask, by name. `none`, no new weights, is always there too.",
     )
-    exclude: list[Exclusion] = Field([], description="Cells of the grid to leave out.")
-    evaluation: Evaluation = Field(Evaluation(), description="What every model and cell is evaluated on.")
+    exclude: list[Exclusion] = Field(default=[], description="Cells of the grid to leave out.")
+    evaluation: Evaluation = Field(default=Evaluation(), description="What every model and cell is evaluated on.")
     published: NonEmpty | None = Field(
-        None,
+        default=None,
         description="A CSV file of published numbers to put beside the measured ones, with columns model, pattern, "
         "warmstart, refinement, measure, value, source.",
     )
-    figures: Figures = Field(Figures(), description="How figures are drawn.")
+    figures: Figures = Field(default=Figures(), description="How figures are drawn.")
     checkpoints: bool = Field(
-        True,
+        default=True,
         description="Whether a checkpoint is written for every cell. Without checkpoints, cells are evaluated as the "
         "base model with their mask file; only reconstructed cells have a checkpoint.",
     )
     batch_size: BatchSize
     activations: Literal["memory", "disk"] = Field(
-        "memory", description="Where hidden states of the text are kept between two blocks: in host memory or on disk."
+        default="memory",
+        description="Where hidden states of the text are kept between two blocks: in host memory or on disk.",
     )
-    threads: Positive = Field(1, description="CPU threads of a job: fixed, since floating-point sums depend on it.")
+    threads: Positive = Field(
+        default=1, description="CPU threads of a job: fixed, since floating-point sums depend on it."
+    )
     dtype: Literal["auto", "float32", "checkpoint"] = Field(
-        "auto",
+        default="auto",
         description="What models run in: float32, or the dtype of their checkpoint. `auto` is float32 on the CPU, and "
         "the checkpoint's dtype on a GPU. bfloat16 is faster than float32 on a CPU with instructions for it (AVX-512 "
         "BF16, AMX), and several times slower on other CPUs.",
     )
-    gpu: bool = Field(False, description="Whether capture, refine and evaluation jobs ask for one GPU each.")
+    gpu: bool = Field(default=False, description="Whether capture, refine and evaluation jobs ask for one GPU each.")
 
     @property
     def run_dtype(self) -> RunDtype:

@@ -154,11 +154,11 @@ def _load_kernels() -> None:
     import torch
 
     from sparseswaps.layer.pattern import parse_pattern
-    from sparseswaps.layer.swaps.engine import refine
+    from sparseswaps.layer.swaps.engine import refine_mask
 
     for pattern in ("50%", "2:4"):
         mask = torch.tensor([[True, True, False, False]])
-        refine(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.eye(4), mask, parse_pattern(pattern), backend="cpu")
+        refine_mask(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.eye(4), mask, parse_pattern(pattern), backend="cpu")
 
 
 def _work(connection: socket.socket, streams: list[int], folder: str, environment: dict[str, str], job: Job) -> None:

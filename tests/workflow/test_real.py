@@ -13,7 +13,7 @@ from sparseswaps.calibration.sampling import draw, tokenize
 from sparseswaps.evaluation.perplexity import perplexity, windows
 from sparseswaps.layer.criteria import WARMSTARTS
 from sparseswaps.layer.pattern import parse_pattern
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 from sparseswaps.model.description import describe
 from sparseswaps.model.directory import context_length, read_config
 from sparseswaps.model.loading import load_model, load_tokenizer
@@ -43,7 +43,7 @@ def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
         for layer in layers:
             weight, gram = described.weight(layer), grams[index].matrix[grams[index].reads[layer.name]]
             start = WARMSTARTS["wanda"](weight, gram, pattern)
-            result = refine(weight, gram, start, pattern)
+            result = refine_mask(weight, gram, start, pattern)
             assert result.certified.all()
             assert result.loss_after.sum() < result.loss_before.sum()
             key = layer.tensor

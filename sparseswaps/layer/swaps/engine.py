@@ -41,7 +41,7 @@ class Refinement:
     drift: Tensor
 
 
-def refine(
+def refine_mask(
     weight: Tensor,
     gram: Tensor,
     mask: Tensor,

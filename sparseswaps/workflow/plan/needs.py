@@ -37,7 +37,7 @@ _CHECK = 20  # bytes for each entry of a Gram matrix: one copy in float32, and t
 # products in float64 (benchmarks/results/refit-cpu.json).
 _STREAMED = 0.1
 _SLICE_ON_CPU, _SLICE = 1 << 20, 1 << 28  # float64 numbers of the rows of layer/swaps/refit.py that share a search
-_PASSES = 4  # correlations of all rows in a call of refine(), with the held-out error before and after it
+_PASSES = 4  # correlations of all rows in a call of refine_mask(), with the held-out error before and after it
 # Bytes for each trained weight: five copies in float32 (values, gradients, two of Adam, the best epoch) and two masks.
 _TRAINED = 22
 _MEASURED = 12  # correlations of all rows in a refinement that is measured on its way
@@ -196,7 +196,7 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
 
 
 def _working_bytes(sizes: Sizes) -> int:
-    """Return the bytes that refine() or a warm start holds for a block's largest layer, beside its Gram matrices."""
+    """Return the bytes that a warm start or refine_mask() holds for a block's largest layer, without Gram matrices."""
     # As stored, in float32, in five masks, and three times the state of the search: the correlation in float64, the
     # weight and the mask. The same memory is enough for a sort and a reconstruction.
     weight = sizes.bytes + 4 + 5 + 3 * (8 + 4 + 1)

@@ -15,7 +15,7 @@ from sparseswaps.calibration.replay import Replay
 from sparseswaps.layer.criteria import wanda
 from sparseswaps.layer.masks import check_mask
 from sparseswaps.layer.pattern import parse_pattern
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 from sparseswaps.model.blocks import find_blocks, find_layers, put_weights
 from sparseswaps.model.checkpoint import write_pruned
 from sparseswaps.model.description import describe
@@ -304,7 +304,7 @@ def test_a_family_is_pruned_from_its_files_to_its_files(config, pattern, tmp_pat
         of_block = {}
         for layer in layers:
             weight, gram = described.weight(layer), grams.matrix[grams.reads[layer.name]]
-            result = refine(weight, gram, wanda(weight, gram, pattern), pattern)
+            result = refine_mask(weight, gram, wanda(weight, gram, pattern), pattern)
             assert result.loss_after.sum() < result.loss_before.sum()
             check_mask(result.mask, pattern)
             of_block[layer.name] = result.mask

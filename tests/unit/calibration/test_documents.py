@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 
 import pandas
 import pytest
@@ -47,3 +48,12 @@ def test_a_broken_file_is_named_in_one_line(name, content, place, tmp_path):
         load(str(tmp_path / name), "calibration")
     assert str(error.value).startswith(f"text '{tmp_path / name}': {place}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "package"), [("c4", "datasets"), ("x.parquet", "pandas")])
+def test_a_package_that_is_not_installed_is_named(text, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as Python marks a module that cannot be imported
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(InputError, match=rf'{package}.*pip install "sparseswaps\[workflow\]"'):
+        load(text, "calibration")

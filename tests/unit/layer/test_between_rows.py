@@ -11,7 +11,7 @@ from sparseswaps.layer.swaps import between_rows as between
 from sparseswaps.layer.swaps.between_rows import best_pairs, exchange
 from sparseswaps.layer.swaps.certificate import CertificateError
 from sparseswaps.layer.swaps.cost import norms, rounding
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 
 UNLIMITED = torch.iinfo(torch.int64).max
 
@@ -152,7 +152,7 @@ def test_a_layer_in_turn_with_its_rows_own_swaps():
     weight, inputs = layer(3, 40, 60, "random")
     weight, inputs = weight * torch.logspace(-1, 1, 40)[:, None], inputs + inputs[:1]  # which share a factor
     gram, pattern = inputs @ inputs.T, parse_pattern("60%")
-    mask = refine(weight, gram, wanda(weight, gram, pattern), pattern).mask
+    mask = refine_mask(weight, gram, wanda(weight, gram, pattern), pattern).mask
     losses, kept, frozen = [row_loss(weight, gram, mask).sum()], mask.sum(), torch.zeros_like(mask)
     for turn in range(3):
         again, budget = mask.clone(), torch.full((40,), UNLIMITED)
@@ -160,7 +160,7 @@ def test_a_layer_in_turn_with_its_rows_own_swaps():
         losses.append(row_loss(weight, gram, mask).sum())
         exchange(weight, gram, again, frozen, budget)
         assert torch.equal(mask, again)
-        mask = refine(weight, gram, mask, pattern).mask
+        mask = refine_mask(weight, gram, mask, pattern).mask
         losses.append(row_loss(weight, gram, mask).sum())
         assert swaps.sum() > (200, 5, 0)[turn]
     assert losses == sorted(losses, reverse=True)

@@ -14,7 +14,7 @@ from sparseswaps.layer.least_squares import least_squares
 from sparseswaps.layer.reconstruction import reconstruct_layer
 from sparseswaps.layer.refinement import refine_layer
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 
 WEIGHT, GRAM, MASK, PATTERN = problem(5, 6, 16, "50%")
 INPUTS = Inputs(GRAM, problem(6, 1, 16, "50%")[1], torch.ones(16, dtype=torch.float64), 35, 1)
@@ -25,8 +25,8 @@ CALLS = [  # functions, and their arguments after the weight
     (row_loss, GRAM, MASK),
     (output_error, GRAM, WEIGHT.masked_fill(~MASK, 0)),
     *((warmstart, GRAM, PATTERN, name) for name in WARMSTARTS),
-    (refine, GRAM, MASK, PATTERN),
-    (refine, GRAM, MASK, PATTERN, None, None, None, True),  # between rows, too
+    (refine_mask, GRAM, MASK, PATTERN),
+    (refine_mask, GRAM, MASK, PATTERN, None, None, None, True),  # between rows, too
     (dsnot, INPUTS, MASK, PATTERN),
     (least_squares, GRAM, MASK, 0.01, 5),
     (sparsegpt_update, GRAM, MASK),

@@ -13,7 +13,7 @@ from sparseswaps.layer.least_squares import least_squares, objective
 from sparseswaps.layer.masks import keep_best
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps import refit
-from sparseswaps.layer.swaps.engine import refine
+from sparseswaps.layer.swaps.engine import refine_mask
 from sparseswaps.layer.swaps.refit import refit_eliminate, refit_swaps
 from sparseswaps.layer.swaps.tableau import build_tableau, swap_rows
 
@@ -164,7 +164,7 @@ def test_refit_lowers_the_error_after_least_squares_further_than_plain_swaps(pat
     def error(mask):
         return float(output_error(weight, gram, least_squares(weight, gram, mask, 0.01, 200)).sum())
 
-    plain, from_wanda = refine(weight, gram, start, pattern), refit_swaps(weight, gram, start, pattern)
+    plain, from_wanda = refine_mask(weight, gram, start, pattern), refit_swaps(weight, gram, start, pattern)
     admm = WARMSTARTS["admm"](weight, gram, pattern)
     best = refit_swaps(weight, gram, admm, pattern)
     assert error(from_wanda.mask) < 0.95 * min(error(plain.mask), error(start))

@@ -12,7 +12,7 @@ from sparseswaps.layer.reconstruction import reconstruct_layer
 from sparseswaps.layer.refinement import refine_layer
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
 from sparseswaps.layer.swaps import batched, engine
-from sparseswaps.layer.swaps.engine import eliminate, refine
+from sparseswaps.layer.swaps.engine import eliminate, refine_mask
 
 PATTERN = parse_pattern("50%")
 WEIGHT, GRAM, START, _ = problem(5, 11, 16, "50%")  # more rows than a thread takes at a time
@@ -26,7 +26,7 @@ def inputs_of(gram, held_out=None):
 @pytest.mark.parametrize("max_swaps", [None, 1])
 def test_refinement_reports_all_rows_and_swaps(reports, backend, max_swaps):
     weight, gram, start = (t.to(device_of(backend)) for t in problem(5, 3, 16, "50%")[:3])
-    result = refine(weight, gram, start, PATTERN, max_swaps, backend, progress=reports)
+    result = refine_mask(weight, gram, start, PATTERN, max_swaps, backend, progress=reports)
     assert reports[-1] == (3, result.swaps.sum())
     assert reports == sorted(reports)
     # The report before is the backend's: the rows at an optimum, and their swaps.
@@ -38,7 +38,7 @@ def test_refinement_reports_all_rows_and_swaps(reports, backend, max_swaps):
 
 @pytest.mark.parametrize(("backend", "least"), [("cpu", 3), ("batched", 4)])
 def test_refinement_reports_while_other_rows_are_searched(reports, backend, least):
-    refine(WEIGHT, GRAM, START, PATTERN, backend=backend, progress=reports)
+    refine_mask(WEIGHT, GRAM, START, PATTERN, backend=backend, progress=reports)
     assert len(reports) >= least
     assert reports[0][0] < 11
 
@@ -80,7 +80,7 @@ def test_rows_that_start_again_count_once(monkeypatch, reports):
         return result
 
     monkeypatch.setattr(batched, "swap_rows", swap_then_fail)
-    result = refine(WEIGHT, GRAM, START, PATTERN, backend="batched", progress=reports)
+    result = refine_mask(WEIGHT, GRAM, START, PATTERN, backend="batched", progress=reports)
     assert sizes[:2] == [11, 5]
     assert reports[-1] == (11, result.swaps.sum())
     assert max(done for done, _ in reports) == 11
@@ -104,10 +104,10 @@ def test_refinement_in_parts_is_the_same(monkeypatch, caplog):
     weight, gram, _, pattern = problem(5, 11, 48, "60%")
     held_out = problem(6, 1, 48, "60%")[1]
     start = keep_best(-weight.abs(), pattern)
-    whole = refine(weight, gram, start, pattern, backend="batched")
+    whole = refine_mask(weight, gram, start, pattern, backend="batched")
     assert whole.swaps.sum() > 20
     monkeypatch.setattr(batched, "swap_rows", limit_memory(batched.swap_rows, 3))
-    parts = refine(weight, gram, start, pattern, backend="batched")
+    parts = refine_mask(weight, gram, start, pattern, backend="batched")
     assert [record.args for record in caplog.records] == HALVED
     for name, column in vars(whole).items():
         torch.testing.assert_close(getattr(parts, name), column, rtol=1e-12, atol=1e-12)
@@ -119,7 +119,7 @@ def test_refinement_in_parts_is_the_same(monkeypatch, caplog):
         assert refined.figures[column] == pytest.approx(float(row_loss(weight, held_out, mask).sum()))
     monkeypatch.setattr(batched, "swap_rows", limit_memory(batched.swap_rows, 0))
     with pytest.raises(InputError, match="gpu: false"):
-        refine(weight, gram, start, pattern, backend="batched")
+        refine_mask(weight, gram, start, pattern, backend="batched")
 
 
 @pytest.mark.gpu
@@ -129,13 +129,13 @@ def test_rows_are_refined_in_parts_on_a_full_gpu(caplog):
     inputs = torch.randn(512, 2048, generator=random, device="cuda")
     gram, pattern = inputs @ inputs.T, parse_pattern("2:4")
     start = wanda(weight, gram, pattern)
-    whole = refine(weight, gram, start, pattern)
+    whole = refine_mask(weight, gram, start, pattern)
     assert not caplog.records
     torch.cuda.empty_cache()
     most = torch.cuda.memory_reserved() + 256 * 2**20  # less than the correlations of all rows, 268 MB
     try:
         torch.cuda.set_per_process_memory_fraction(most / torch.cuda.get_device_properties(0).total_memory)
-        parts = refine(weight, gram, start, pattern)
+        parts = refine_mask(weight, gram, start, pattern)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert caplog.records[0].args == (65536, "rows", 32768)

@@ -19,7 +19,7 @@ from sparseswaps.layer.swaps import engine
 from sparseswaps.layer.swaps.bounds import strongest_correlation
 from sparseswaps.layer.swaps.certificate import CertificateError
 from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
-from sparseswaps.layer.swaps.engine import eliminate, refine, walk
+from sparseswaps.layer.swaps.engine import eliminate, refine_mask, walk
 
 KINDS = ["random", "correlated", "rank deficient", "duplicated", "dead", "outliers", "zero weights"]
 SIZES = {"0%": [1, 6], "30%": [7, 16], "50%": [2, 12], "60%": [1, 5, 24], "95%": [20]}
@@ -43,9 +43,11 @@ def examples(draw):
 
 
 def run(backend, weight, gram, mask, pattern, max_swaps=None, frozen=None):
-    """Run `refine` with a backend on its device, and return the result on the CPU."""
+    """Run `refine_mask` with a backend on its device, and return the result on the CPU."""
     weight, gram, mask = (t.to(device_of(backend)) for t in (weight, gram, mask))
-    result = refine(weight, gram, mask, pattern, max_swaps, backend, None if frozen is None else frozen.to(mask.device))
+    result = refine_mask(
+        weight, gram, mask, pattern, max_swaps, backend, None if frozen is None else frozen.to(mask.device)
+    )
     return type(result)(**{name: value.cpu() for name, value in vars(result).items()})
 
 
@@ -173,38 +175,38 @@ def test_a_walk_yields_the_result_of_each_budget(pattern):
     steps = list(walk(weight, gram, start, pattern, [0, 1, 2, 1000, 2000]))
     assert len(steps) == 4  # the optimum ends it
     for step, budget in zip(steps, [0, 1, 2, None], strict=True):
-        alone = refine(weight, gram, start, pattern, budget)
+        alone = refine_mask(weight, gram, start, pattern, budget)
         for name in ("mask", "swaps", "certified"):
             assert torch.equal(getattr(step, name), getattr(alone, name)), name
         torch.testing.assert_close(step.loss_after, alone.loss_after, rtol=1e-12, atol=0)
         assert torch.equal(step.loss_before, steps[0].loss_after)
-        assert torch.equal(refine(weight, gram, step.mask, pattern).mask, steps[-1].mask)  # a budget is a prefix
+        assert torch.equal(refine_mask(weight, gram, step.mask, pattern).mask, steps[-1].mask)  # a budget is a prefix
     assert all((after.loss_after <= before.loss_after).all() for before, after in pairwise(steps))
 
 
 def test_swaps_between_rows_lower_the_loss_and_keep_the_count():
     weight, gram, start, pattern = problem(5, 8, 48, "60%", "random")
     weight *= torch.linspace(0.5, 2, 8)[:, None]  # a weight of the last row is worth more than one of the first
-    alone = refine(weight, gram, start, pattern)
-    together = refine(weight, gram, start, pattern, between_rows=True)
+    alone = refine_mask(weight, gram, start, pattern)
+    together = refine_mask(weight, gram, start, pattern, between_rows=True)
     assert together.mask.sum() == start.sum()
     assert (together.mask.sum(1) != start.sum(1)).any()
     assert together.certified.all()
     assert together.loss_after.sum() < alone.loss_after.sum()
     torch.testing.assert_close(together.loss_after, row_loss(weight, gram, together.mask), rtol=1e-12, atol=0)
     # Neither swaps within rows nor swaps between rows improve the mask further.
-    assert torch.equal(refine(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
+    assert torch.equal(refine_mask(weight, gram, together.mask, pattern, between_rows=True).mask, together.mask)
 
 
 def test_losses_match_the_masks_for_any_number_of_threads_and_the_drift_is_rounding():
     weight, gram, start, pattern = problem(8, 50, 300, "60%")
-    result, threads = refine(weight, gram, start, pattern), torch.get_num_threads()
+    result, threads = refine_mask(weight, gram, start, pattern), torch.get_num_threads()
     torch.testing.assert_close(result.loss_after, row_loss(weight, gram, result.mask), rtol=1e-12, atol=0)
     assert result.swaps.sum() > 100
     assert 0 < result.drift.max() < 1e-11
     try:
         torch.set_num_threads(3)
-        assert torch.equal(refine(weight, gram, start, pattern).mask, result.mask)
+        assert torch.equal(refine_mask(weight, gram, start, pattern).mask, result.mask)
     finally:
         torch.set_num_threads(threads)
 
@@ -291,7 +293,7 @@ def test_wrong_input_is_refused(monkeypatch, change, name):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = {"weight": WEIGHT, "gram": IDENTITY, "pattern": HALF} | change
     with pytest.raises(InputError, match=name):
-        refine(**{"mask": KEPT} | arguments)
+        refine_mask(**{"mask": KEPT} | arguments)
     if arguments.keys() <= {"weight", "gram", "pattern", "backend"}:
         with pytest.raises(InputError, match=name):
             eliminate(**arguments)
@@ -314,7 +316,7 @@ def test_a_feature_whose_squares_vanish_is_dead():
     gram = inputs @ inputs.T
     assert gram[2, 2] == 0
     assert gram[2].any()
-    result = refine(weight, gram, keep_best(-weight.abs(), HALF), HALF)
+    result = refine_mask(weight, gram, keep_best(-weight.abs(), HALF), HALF)
     assert result.certified.all()
     assert result.swaps.sum() > 3
 
@@ -339,7 +341,7 @@ def test_a_wrong_result_of_a_search_is_an_error(monkeypatch, wrong, made, named)
     start = keep_best(-weight.abs(), HALF)
     monkeypatch.setattr(engine, "select_backend", lambda *_: WrongBackend)
     with pytest.raises(CertificateError, match=named):
-        refine(weight, gram, start, HALF, frozen=start if wrong is torch.logical_not else None)
+        refine_mask(weight, gram, start, HALF, frozen=start if wrong is torch.logical_not else None)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not there")
@@ -356,8 +358,8 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
 @pytest.mark.parametrize("pattern", ["60%", "2:4", "4:8"])
 def test_cuda_gives_the_masks_of_the_cpu(pattern, d_in):
     weight, gram, start, pattern = problem(11, 64, d_in, pattern)
-    on_cpu = refine(weight, gram, start, pattern)
-    on_gpu, again = (refine(weight.cuda(), gram.cuda(), start.cuda(), pattern) for _ in range(2))
+    on_cpu = refine_mask(weight, gram, start, pattern)
+    on_gpu, again = (refine_mask(weight.cuda(), gram.cuda(), start.cuda(), pattern) for _ in range(2))
     assert on_gpu.mask.is_cuda
     assert torch.equal(on_gpu.mask.cpu(), on_cpu.mask)
     assert torch.equal(on_gpu.swaps.cpu(), on_cpu.swaps)
@@ -365,8 +367,8 @@ def test_cuda_gives_the_masks_of_the_cpu(pattern, d_in):
     assert torch.equal(again.loss_after, on_gpu.loss_after)  # every run gives the same bits
     masks = [eliminate(weight.to(device), gram.to(device), pattern).cpu() for device in ("cuda", "cpu")]
     torch.testing.assert_close(*(row_loss(weight, gram, mask) for mask in masks))  # near-ties may be rounded apart
-    oracle = refine(weight[:1].cuda(), gram.cuda(), start[:1].cuda(), pattern, 1, "reference")
-    assert torch.equal(oracle.mask.cpu(), refine(weight[:1], gram, start[:1], pattern, 1).mask)
+    oracle = refine_mask(weight[:1].cuda(), gram.cuda(), start[:1].cuda(), pattern, 1, "reference")
+    assert torch.equal(oracle.mask.cpu(), refine_mask(weight[:1], gram, start[:1], pattern, 1).mask)
 
 
 @pytest.mark.gpu
@@ -378,7 +380,7 @@ def test_cuda_holds_for_wide_layers(pattern, d_in):
     inputs = torch.randn(d_in, 2048, generator=random, device="cuda")
     gram, pattern = inputs @ inputs.T, parse_pattern(pattern)
     start = wanda(weight, gram, pattern)
-    one, other = (refine(weight, gram, start, pattern, 50, backend) for backend in ("cuda", "batched"))
+    one, other = (refine_mask(weight, gram, start, pattern, 50, backend) for backend in ("cuda", "batched"))
     assert one.swaps.sum() == 200
     assert torch.equal(one.mask, other.mask)
     assert (eliminate(weight, gram, pattern).sum(1) == start.sum(1)).all()

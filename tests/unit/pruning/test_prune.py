@@ -182,9 +182,10 @@ def test_public_names_are_there_and_none_is_a_modules():
     assert modules.isdisjoint(sparseswaps.__all__)
     assert set(sparseswaps.__all__) <= set(dir(sparseswaps))
     assert not hasattr(sparseswaps, "no_such_thing")
-    from sparseswaps.layer.swaps.engine import refine
 
-    assert sparseswaps.refine_mask is refine
+    from sparseswaps.layer.swaps.engine import refine_mask
+
+    assert sparseswaps.refine_mask is refine_mask
     for name in sparseswaps.__all__:
         assert inspect.getdoc(getattr(sparseswaps, name)), name
 

@@ -1,9 +1,11 @@
-import re
 import tomllib
+from itertools import chain
 
 import pytest
 import yaml
 from helpers import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from sparseswaps.workflow import code
 from sparseswaps.workflow.code import code_digest, reachable
@@ -110,9 +112,17 @@ def test_settings_are_read_back_from_parameters_whose_digest_does_not_depend_on_
     assert digest(["a", "b"]) == digest(["b", "a"]) != digest(["a"])
 
 
-def test_pins_are_the_same_for_pip_and_conda():
+def test_the_lock_and_the_conda_environment_fit_the_ranges_of_the_project():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = (REPOSITORY / "envs" / "lock.txt").read_text().splitlines()[1:]
+    lock = dict(line.split("==") for line in lines)
     environment = yaml.safe_load((REPOSITORY / "envs" / "sparseswaps.yaml").read_text())
-    conda = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert sorted(conda) == sorted(project["dependencies"])
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in conda)
+    pins = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert set(pins) <= set(lines)
+    for requirement in map(Requirement, chain(project["dependencies"], *extras.values())):
+        if requirement.name != "sparseswaps":
+            assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), requirement
+    for requirement in map(Requirement, [*project["dependencies"], *extras["workflow"]]):
+        name = canonicalize_name(requirement.name)
+        assert f"{name}=={lock[name]}" in pins

@@ -1,0 +1,53 @@
+"""Write envs/lock.txt and envs/sparseswaps.yaml: the versions of all packages that this environment has installed.
+
+The lock pins what published figures were made with, and the tools that check the code. The conda environment of the
+workflow's jobs has what the package and its extra `workflow` need, at the versions of the lock.
+"""
+
+from importlib.metadata import distributions, requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ENVS = Path(__file__).parent.parent / "envs"
+LOCK = """\
+# Written by `make lock`. `pip install --constraint envs/lock.txt "sparseswaps[workflow]"` installs these versions.
+"""
+ENVIRONMENT = """\
+# Written by `make lock`, for `snakemake --sdm conda`.
+channels: [conda-forge]
+dependencies:
+  - python=3.11
+  - pip
+  - pip:
+"""
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of all installed packages but this one, by name. The build, such as +cpu, is left out."""
+    versions = {canonicalize_name(package.name): package.version.partition("+")[0] for package in distributions()}
+    return {name: versions[name] for name in sorted(versions.keys() - {"sparseswaps", "pip"})}
+
+
+def names_needed(extra: str) -> set[str]:
+    """Return the names of the packages that this package with an extra needs, directly or not."""
+    names, waiting = set(), [Requirement(f"sparseswaps[{extra}]")]
+    while waiting:
+        requirement = waiting.pop()
+        for line in requires(requirement.name) or []:
+            needed = Requirement(line)
+            environments = [{"extra": extra} for extra in requirement.extras] or [{"extra": ""}]
+            name = canonicalize_name(needed.name)
+            if (needed.marker is None or any(map(needed.marker.evaluate, environments))) and name not in names:
+                names.add(name)
+                waiting.append(needed)
+    return names
+
+
+if __name__ == "__main__":
+    versions = installed_versions()
+    needed = [name for name in versions if name in names_needed("workflow")]
+    (ENVS / "lock.txt").write_text(LOCK + "".join(f"{name}=={version}\n" for name, version in versions.items()))
+    pins = "".join(f"      - {name}=={versions[name]}\n" for name in needed)
+    (ENVS / "sparseswaps.yaml").write_text(ENVIRONMENT + pins)

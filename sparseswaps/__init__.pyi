@@ -1,0 +1,11 @@
+from .base.errors import InputError as InputError
+from .layer.criteria import warmstart as warmstart
+from .layer.gram import gram_matrix as gram_matrix
+from .layer.pattern import parse_pattern as parse_pattern
+from .layer.settings import Reconstruction as Reconstruction
+from .layer.swaps.engine import Refinement as Refinement
+from .layer.swaps.engine import refine_mask as refine_mask
+from .model.masked import apply_masks as apply_masks
+from .model.masked import keep_zeros as keep_zeros
+from .pruning.model import Pruned as Pruned
+from .pruning.model import prune as prune
