@@ -226,7 +226,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def _parse(text: str) -> pd.DataFrame:
     # Only an empty field is missing: a name may be "NA".
     types = dict.fromkeys(NAMES, "str")
-    return _set_types(pd.read_csv(StringIO(text), dtype=types, keep_default_na=False, na_values=[""]))
+    return _set_types(
+        pd.read_csv(StringIO(text), dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    )
 
 
 def _set_types(frame: pd.DataFrame) -> pd.DataFrame:
