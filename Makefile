@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint envs/lock.txt --editable
 
-.PHONY: run smollm2 test test-slow test-slurm lint format readme docs clean
+.PHONY: run smollm2 test test-lowest test-slow test-slurm lint format readme docs lock clean
 
 run: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
@@ -23,6 +23,10 @@ models/c4_calibration.jsonl: assets/text/c4_sample.jsonl
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# The unit tests on the lowest versions that pyproject.toml allows.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest tests/unit --numprocesses 2 --dist worksteal
 
 # Thirty kills at random moments; what comes out is compared with the results of `make run`.
 test-slow: .venv/installed-test run
@@ -52,6 +56,14 @@ docs: .venv/installed-test
 	$(BIN)/python .ci/api.py
 	$(BIN)/python -m sparseswaps.workflow.config > schemas/config.schema.yaml
 
+# Pin the versions that .venv has installed, and the lowest ones. To move the lock, upgrade packages in .venv, run all
+# tests, then this.
+lock: .venv/installed-slurm
+	$(BIN)/python .ci/lock.py
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --extra test --no-annotate \
+		--custom-compile-command "make lock" --output-file envs/lowest.txt pyproject.toml
+
 clean:
 	rm -rf results logs .snakemake
 
@@ -66,4 +78,9 @@ clean:
 
 .venv/installed-slurm: .venv/installed-test
 	$(INSTALL) ".[slurm]"
+	touch $@
+
+.venv-lowest/installed: pyproject.toml envs/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint envs/lowest.txt --editable ".[test]"
 	touch $@

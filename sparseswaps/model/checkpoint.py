@@ -21,7 +21,7 @@ from sparseswaps.base.tensor_file import UNREADABLE, open_tensors
 from sparseswaps.model.directory import companion_files, weight_files
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_ABOUT = "sparseswaps.json"  # describes a pruned checkpoint, and holds the checksums of its other files
+ABOUT = "sparseswaps.json"  # describes a pruned checkpoint, and holds the checksums of its other files
 
 
 class Checkpoint:
@@ -95,7 +95,7 @@ def write_pruned(
     Weight files are copied, and their pruned tensors are overwritten in place. All other bytes stay the same, and
     memory holds one tensor at a time. Raises InputError when a mask's tensor is missing or has another shape or dtype.
     """
-    by_file: dict[str, list[str]] = {name: [] for name in companion_files(source.folder) if name != _ABOUT}
+    by_file: dict[str, list[str]] = {name: [] for name in companion_files(source.folder) if name != ABOUT}
     by_file |= {name: [] for name in weight_files(source.folder)}  # the tensors to overwrite
     for name in masks:
         if name not in source.files:
@@ -109,7 +109,7 @@ def write_pruned(
             for _ in _overwrite(folder / file, names, masks, weights):
                 written += 1
                 progress(written, 0)
-        write_json(folder / _ABOUT, about | {"crc32": {file: _checksum(folder / file) for file in by_file}})
+        write_json(folder / ABOUT, about | {"crc32": {file: _checksum(folder / file) for file in by_file}})
 
 
 def _overwrite(
@@ -137,7 +137,7 @@ def _overwrite(
 
 def read_pruned(folder: str | Path) -> dict[str, Any]:
     """Read a pruned checkpoint's sparseswaps.json. Raises BrokenFileError unless the other files have their CRC-32."""
-    about_path = Path(folder) / _ABOUT
+    about_path = Path(folder) / ABOUT
     about = read_json(about_path)
     try:
         checksums = about["crc32"].items()

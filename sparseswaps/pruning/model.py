@@ -14,10 +14,8 @@ from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.replay import Replay
 from sparseswaps.calibration.sampling import check_vocabulary, draw
-from sparseswaps.calibration.settings import BatchSize, Calibration, Seed
-from sparseswaps.layer.criteria import Criterion
 from sparseswaps.layer.pattern import Pattern, counting_rule, parse_pattern
-from sparseswaps.layer.settings import Reconstruction, RefinementSettings
+from sparseswaps.layer.settings import Reconstruction
 from sparseswaps.model.blocks import find_blocks, put_weights
 from sparseswaps.model.directory import context_length, vocabulary_size
 from sparseswaps.model.layers import Layer
@@ -26,20 +24,8 @@ from sparseswaps.pruning.block import PrunedBlock, check_held_out, prune_block
 from sparseswaps.pruning.chain import Chain
 from sparseswaps.pruning.reconstruct import fit_weights
 from sparseswaps.pruning.refine import Refine
+from sparseswaps.pruning.settings import DEFAULTS, PruneSettings
 from sparseswaps.pruning.warmstart import WarmStart
-
-
-class PruneSettings(Calibration, RefinementSettings):
-    """The arguments of `prune` that are keys of the workflow's configuration."""
-
-    text: str = "embedded"
-    warmstart: Criterion = "wanda"
-    seed: Seed = 0
-    reconstruction: Reconstruction | None = None
-    batch_size: BatchSize
-
-
-DEFAULTS = PruneSettings()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparseswaps
 from sparseswaps.base.errors import InputError
+from sparseswaps.base.files import read_csv
 from sparseswaps.calibration.capture import capture
 from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.sampling import draw
@@ -44,7 +45,7 @@ def test_masks_and_losses_are_the_workflows(finished, loaded, tiny_model, patter
     pruned = by_workflow.state_dict()
     assert all(torch.equal(tensor, pruned[name]) for name, tensor in model.state_dict().items())
     for name in ("losses", "curves"):
-        table = pandas.concat([pandas.read_csv(folder / name / f"block0{block}.csv") for block in range(2)])
+        table = pandas.concat([pandas.DataFrame(read_csv(folder / name / f"block0{block}.csv")) for block in range(2)])
         mine = pandas.DataFrame(getattr(result, name))
         assert list(mine) == list(table)
         for column in set(table) - {"seconds"}:

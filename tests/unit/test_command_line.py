@@ -1,0 +1,84 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sparseswaps
+from sparseswaps.__main__ import main
+from sparseswaps.model.loading import load_model, load_tokenizer
+
+SIZES = ["--samples", "8", "--held-out", "4", "--seqlen", "32"]
+
+
+def test_a_model_is_pruned_as_by_the_function_and_saved_in_its_dtype(model, tmp_path, capsys):
+    settings = {"warmstart": "ria", "max_swaps": 2, "reconstruction": {"iterations": 5}}
+    options = ["--warmstart", "ria", "--max-swaps", "2", "--reconstruction", '{"iterations": 5}']
+    load_model(str(model), "cpu").to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
+    load_tokenizer(str(model)).save_pretrained(tmp_path / "bfloat16")
+    main(["prune", str(tmp_path / "bfloat16"), "--pattern", "2:4", "--out", str(tmp_path / "pruned"), *SIZES, *options])
+    printed = capsys.readouterr().out
+    by_function = load_model(str(tmp_path / "bfloat16"), "cpu")
+    tokenizer = load_tokenizer(str(model))
+    result = sparseswaps.prune(by_function, tokenizer, "2:4", samples=8, held_out=4, seqlen=32, **settings)
+    pruned = load_model(str(tmp_path / "pruned"), "cpu", dtype="checkpoint")
+    assert pruned.dtype == torch.bfloat16
+    expected = by_function.to(torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in pruned.state_dict().items())
+    assert load_tokenizer(str(tmp_path / "pruned")).get_vocab() == tokenizer.get_vocab()
+    assert f"50.0% of {sum(mask.numel() for mask in result.masks.values()):,} weights are zero" in printed
+    assert sum(int(line.split()[-4].replace(",", "")) for line in printed.splitlines()[1:-2]) == sum(
+        row["swaps"] for row in result.losses
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--pattern", "3:2"], "3:2"),
+        (["--pattern", "50%", "--warmstart", "wand"], "wanda"),
+        (["--pattern", "50%", "--samples", "no"], "samples"),
+        (["--pattern", "50%", "--reconstruction", "lstsq"], "least_squares"),
+        (["--pattern", "50%", "--calibration", "missing.txt"], "missing.txt"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_nothing_is_written(options, name, model, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        main(["prune", str(model), "--out", str(tmp_path / "pruned"), *SIZES, *options])
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_an_existing_folder_is_not_overwritten(model):
+    with pytest.raises(SystemExit, match="exists"):
+        main(["prune", str(model), "--pattern", "50%", "--out", str(model)])
+
+
+def test_masks_and_checkpoints_of_the_workflow_are_shown(finished, capsys):
+    workflow, _ = finished
+    for pattern, groups, zeros in (("2of4", "2:4", "50.0%"), ("60pct", "-", "59.4%")):
+        folder = workflow.folder / "results" / "tiny" / "stdlib" / "seed0" / pattern / "wanda" / "swaps"
+        base = json.loads((folder / "checkpoint" / "sparseswaps.json").read_text())["base"]
+        for path in (folder / "checkpoint", folder / "masks.safetensors"):
+            main(["inspect", str(path)])
+            first, _header, *rows = capsys.readouterr().out.splitlines()
+            assert base["fingerprint"] in first
+            q_proj = next(row.split() for row in rows if "q_proj" in row)
+            assert (q_proj[-1], q_proj[-3]) == (groups, zeros)
+
+
+def test_a_dense_checkpoint_has_no_pattern_and_a_missing_one_is_named(model, tmp_path, capsys):
+    main(["inspect", str(model)])
+    assert {row.split()[-3] for row in capsys.readouterr().out.splitlines()[2:]} == {"0.0%"}
+    with pytest.raises(SystemExit, match="missing"):
+        main(["inspect", str(tmp_path / "missing")])
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from sparseswaps.__main__ import main; main(['prune', '--help'])"
+    check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    printed = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert printed.endswith("False\n")
+    assert "--max-swaps" in printed
