@@ -5,6 +5,8 @@ from .layer.pattern import parse_pattern as parse_pattern
 from .layer.settings import Reconstruction as Reconstruction
 from .layer.swaps.engine import Refinement as Refinement
 from .layer.swaps.engine import refine_mask as refine_mask
+from .model.compress import compress as compress
+from .model.compressed import load_compressed as load_compressed
 from .model.masked import apply_masks as apply_masks
 from .model.masked import keep_zeros as keep_zeros
 from .pruning.model import Pruned as Pruned

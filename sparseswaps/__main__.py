@@ -1,7 +1,10 @@
-"""The command line: prune one model, look at masks and checkpoints. Studies of many cells run with Snakemake.
+"""The command line: prune one model, show masks, compress checkpoints. Studies of many cells run with Snakemake.
 
-sparseswaps prune MODEL --pattern 60% --out DIR
-sparseswaps inspect CHECKPOINT_OR_MASKS
+    sparseswaps prune MODEL --pattern 60% --out DIR
+    sparseswaps inspect CHECKPOINT_OR_MASKS
+    sparseswaps compress CHECKPOINT OUT
+
+The options of `prune` are keys of the configuration: a new key needs its name in `_CALIBRATION` or `_METHOD` alone.
 """
 
 import argparse
@@ -64,7 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("path", type=Path, help="a Hugging Face directory, or a masks.safetensors of the workflow")
-    for command in (prune, inspect):
+    compress = commands.add_parser(
+        "compress",
+        help="write a checkpoint without its zeros",
+        description="Write a pruned checkpoint with a bit a weight and the kept values. "
+        "sparseswaps.load_compressed(OUT) gives the same model, bit by bit.",
+    )
+    compress.set_defaults(run=_compress)
+    compress.add_argument("checkpoint", type=Path, help="a Hugging Face directory")
+    compress.add_argument("out", type=Path, help="the new directory")
+    for command in (prune, inspect, compress):
         command.add_argument("--verbose", action="store_true", help="log a line for each layer")
     return parser
 
@@ -185,6 +197,21 @@ def _inspect(options: argparse.Namespace) -> None:
             ]
         )
     _print_table(["matrix", "shape", "number", "zeros", "kept in a row", "N:M"], rows)
+
+
+def _compress(options: argparse.Namespace) -> None:
+    from sparseswaps.base.progress import Part, show_progress
+    from sparseswaps.model.checkpoint import Checkpoint
+    from sparseswaps.model.compress import compress
+
+    tensors = len(Checkpoint(options.checkpoint).files)
+    with show_progress("compress", "tensors", "MB", [Part(tensors)]) as (report,):
+        compress(options.checkpoint, options.out, report)
+    before, after = (
+        sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        for folder in (options.checkpoint, options.out)
+    )
+    print(f"{options.out}: {after / 1e6:,.1f} MB of weights instead of {before / 1e6:,.1f} MB ({after / before:.1%})")
 
 
 def _print_table(header: list[str], rows: list[list[Any]]) -> None:
