@@ -59,10 +59,8 @@ docs: .venv/installed-test
 # Pin the versions that .venv has installed, and the lowest ones. To move the lock, upgrade packages in .venv, run all
 # tests, then this.
 lock: .venv/installed-slurm
-	$(BIN)/python .ci/lock.py
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --extra test --no-annotate \
-		--custom-compile-command "make lock" --output-file envs/lowest.txt pyproject.toml
+	$(BIN)/python .ci/lock.py
 
 clean:
 	rm -rf results logs .snakemake

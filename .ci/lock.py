@@ -1,9 +1,12 @@
-"""Write envs/lock.txt and envs/sparseswaps.yaml: the versions of all packages that this environment has installed.
+"""Write the files of envs/: the versions of all packages that this environment has installed, and the lowest versions.
 
-The lock pins what published figures were made with, and the tools that check the code. The conda environment of the
-workflow's jobs has what the package and its extra `workflow` need, at the versions of the lock.
+lock.txt pins what published figures were made with, and the tools that check the code. sparseswaps.yaml is the conda
+environment of the workflow's jobs: what the package and its extra `workflow` need, at the versions of the lock.
+lowest.txt pins the lowest versions that pyproject.toml allows.
 """
 
+import subprocess
+import sys
 from importlib.metadata import distributions, requires
 from pathlib import Path
 
@@ -27,7 +30,7 @@ dependencies:
 def installed_versions() -> dict[str, str]:
     """Return the versions of all installed packages but this one, by name. The build, such as +cpu, is left out."""
     versions = {canonicalize_name(package.name): package.version.partition("+")[0] for package in distributions()}
-    return {name: versions[name] for name in sorted(versions.keys() - {"sparseswaps", "pip"})}
+    return {name: versions[name] for name in sorted(versions.keys() - {"sparseswaps", "pip", "uv"})}
 
 
 def names_needed(extra: str) -> set[str]:
@@ -45,9 +48,22 @@ def names_needed(extra: str) -> set[str]:
     return names
 
 
+def write_lowest() -> None:
+    options = "--quiet --python-version 3.11 --resolution lowest-direct --extra test --no-annotate".split()
+    files = [
+        "--custom-compile-command",
+        "make lock",
+        "--output-file",
+        ENVS / "lowest.txt",
+        ENVS.parent / "pyproject.toml",
+    ]
+    subprocess.run([sys.executable, "-m", "uv", "pip", "compile", *options, *files], check=True)
+
+
 if __name__ == "__main__":
     versions = installed_versions()
     needed = [name for name in versions if name in names_needed("workflow")]
     (ENVS / "lock.txt").write_text(LOCK + "".join(f"{name}=={version}\n" for name, version in versions.items()))
     pins = "".join(f"      - {name}=={versions[name]}\n" for name in needed)
     (ENVS / "sparseswaps.yaml").write_text(ENVIRONMENT + pins)
+    write_lowest()

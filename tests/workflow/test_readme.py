@@ -11,6 +11,8 @@ import torch
 import yaml
 from helpers import REPOSITORY, bash, checkout, cluster_commands, code_blocks, commands, read_document, write_tiny_model
 
+import sparseswaps
+from sparseswaps.__main__ import main
 from sparseswaps.layer import criteria
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.loading import load_model
@@ -47,8 +49,9 @@ def test_every_command_is_run(run_by_ci):
     """By .ci/run, by a test below, or by tests/slurm."""
     every = {line for document in DOCUMENTS for block in code_blocks(document, "sh") for line in commands(block)}
     own = commands(code_blocks("docs/study.md", "sh")[0])
-    assert every - {*own, *cluster_commands(), INSTALLATION} == {"make run", "make test"}
-    assert {"make run", "make test", "make test-slow", "make test-slurm"} <= set(run_by_ci)
+    command_line = {line for line in every if line.startswith("sparseswaps ")}
+    assert every - {*own, *cluster_commands(), *command_line, INSTALLATION} == {"make run", "make test"}
+    assert {"make run", "make test", "make test-lowest", "make test-slow", "make test-slurm"} <= set(run_by_ci)
     recipes = [shlex.split(line) for line in read_document("Makefile").splitlines() if line.startswith("\t")]
     assert any("install" in words and words[-1] == shlex.split(INSTALLATION)[-1] for words in recipes)
 
@@ -93,10 +96,27 @@ def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
     zeros = [names["model"].get_parameter(name) == 0 for name in names["result"].masks]
     assert zeros
     assert all((zero.view(len(zero), -1, 4).sum(-1) == 2).all() for zero in zeros)
+    compressed = sparseswaps.load_compressed("compressed").state_dict()
+    assert all(
+        torch.equal(compressed[name], tensor) for name, tensor in load_model("pruned", "cpu").state_dict().items()
+    )
     names["model"] = model = load_model(str(tiny_model), "cpu")
     exec(second, names)
     for weight in map(model.get_parameter, names["result"].masks):
         assert ((weight == 0).sum(1) == weight.shape[1] * 6 // 10).all()
+
+
+def test_the_command_line(tmp_path, tiny_model, monkeypatch, capsys):
+    block = next(block for block in code_blocks("README.md", "sh") if "sparseswaps" in block)
+    monkeypatch.chdir(tmp_path)
+    Path("text.jsonl").write_text("".join(f'{{"text": "{" ".join(map(str, range(k, k + 90)))}"}}\n' for k in range(40)))
+    for line in commands(block):
+        line = line.replace("path/to/model", str(tiny_model)).replace("--seqlen 512", "--seqlen 32 --samples 8")
+        main(shlex.split(line, comments=True)[1:])
+    printed = capsys.readouterr().out
+    assert "50.0%" in printed
+    assert "2:4" in printed
+    assert len(list(Path("compressed").glob("*.sparse.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
