@@ -49,15 +49,19 @@ def names_needed(extra: str) -> set[str]:
 
 
 def write_lowest() -> None:
-    options = "--quiet --python-version 3.11 --resolution lowest-direct --extra test --no-annotate".split()
-    files = [
-        "--custom-compile-command",
-        "make lock",
-        "--output-file",
-        ENVS / "lowest.txt",
-        ENVS.parent / "pyproject.toml",
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-annotate",
+        "--resolution",
+        "lowest-direct",
     ]
-    subprocess.run([sys.executable, "-m", "uv", "pip", "compile", *options, *files], check=True)
+    command += ["--extra", "test", "--python-version", "3.11", "--custom-compile-command", "make lock"]
+    subprocess.run([*command, "--output-file", ENVS / "lowest.txt", ENVS.parent / "pyproject.toml"], check=True)
 
 
 if __name__ == "__main__":

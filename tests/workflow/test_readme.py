@@ -53,7 +53,7 @@ def test_every_command_is_run(run_by_ci):
     assert every - {*own, *cluster_commands(), *command_line, INSTALLATION} == {"make run", "make test"}
     assert {"make run", "make test", "make test-lowest", "make test-slow", "make test-slurm"} <= set(run_by_ci)
     recipes = [shlex.split(line) for line in read_document("Makefile").splitlines() if line.startswith("\t")]
-    assert any("install" in words and words[-1] == shlex.split(INSTALLATION)[-1] for words in recipes)
+    assert any("$(INSTALL)" in words and words[-1] == shlex.split(INSTALLATION)[-1] for words in recipes)
 
 
 def test_the_study(tmp_path):
