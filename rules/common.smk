@@ -132,3 +132,10 @@ def epochs():
     """The errors by epoch of all cells whose blocks are trained."""
     trained = [name for name, reconstruction in STUDY.reconstructions.items() if reconstruction.block]
     return [p for c in GRID.cells if c.reconstruction in trained for p in artifacts(c.folder, "epochs", c.model)]
+
+
+def table_files(name):
+    """The files of one of the study's tables. `snakemake --report` shows the CSV file."""
+    caption = f"../docs/captions/{name}.rst"
+    csv = report(f"<report>/tables/{name}.csv", caption=caption, category="Tables", labels={"table": name})
+    return [csv, *multiext(f"<report>/tables/{name}", ".md", ".tex")]

@@ -8,13 +8,13 @@ rule tables:
         scores=[f"<results>/{v.folder}/lm_eval.json" for v in GRID.variants if HARNESS],
         published=PUBLISHED,
     output:
-        cells=multiext("<report>/tables/cells", ".csv", ".md", ".tex"),
+        cells=table_files("cells"),
         layers=multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
         curves=multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
         epochs=multiext("<report>/tables/epochs", ".csv", ".md", ".tex"),
-        summary=multiext("<report>/tables/summary", ".csv", ".md", ".tex"),
-        comparison=multiext("<report>/tables/comparison", ".csv", ".md", ".tex"),
-        published=multiext("<report>/tables/published", ".csv", ".md", ".tex") if PUBLISHED else [],
+        summary=table_files("summary"),
+        comparison=table_files("comparison"),
+        published=table_files("published") if PUBLISHED else [],
     log:
         "<logs>/<study>/tables.log",
     benchmark:
@@ -37,7 +37,13 @@ rule figures:
         curves="<report>/tables/curves.csv",
         epochs="<report>/tables/epochs.csv",
     output:
-        figures=directory("<report>/figures"),
+        figures=report(
+            directory("<report>/figures"),
+            patterns=["{model,[^/]+}/{figure,.+}.png"],
+            caption="../docs/captions/figure.rst",
+            category="Figures",
+            labels={"model": "{model}", "figure": "{figure}"},
+        ),
     log:
         "<logs>/<study>/figures.log",
     benchmark:
@@ -65,7 +71,7 @@ rule report:
         published=PUBLISHED,
         figures="<report>/figures",
     output:
-        page="<report>/report.html",
+        page=report("<report>/report.html", caption="../docs/captions/page.rst", category="Report"),
         provenance="<report>/provenance.json",
     log:
         "<logs>/<study>/report.log",

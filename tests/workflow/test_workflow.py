@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pandas
@@ -113,6 +114,19 @@ def test_the_report_has_it_all(finished, tiny_model):
     figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
     named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "perplexity_by_pattern-held_out")
     assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
+
+
+def test_snakemake_reports_show_tables_figures_and_the_page(finished, tmp_path):
+    workflow, config = finished
+    workflow.run(config, "--report", tmp_path / "shown.zip")
+    with zipfile.ZipFile(tmp_path / "shown.zip") as file:
+        names = {Path(*Path(name).parts[4:]) for name in file.namelist()}
+        page = file.read("shown/report.html").decode()
+    folder = workflow.folder / "results" / "reports" / config["name"]
+    tables = {Path(f"{name}.csv") for name in ("cells", "summary", "comparison", "published")}
+    pictures = {path.relative_to(folder / "figures") for path in folder.glob("figures/**/*.png")}
+    assert names == {Path("report.html"), Path("."), *tables, *pictures}
+    assert f"Perplexity in study {config['name']}" in page  # a caption
 
 
 def test_artifacts_say_what_made_them(finished):
