@@ -29,7 +29,7 @@ RECIPES = {  # warm start and method, by their names in README
     "swaps, weights refitted": ("wanda", "swaps+ls"),
     "blocks trained while masks tighten": ("wanda", "swaps+gradual"),
 }
-STUDIES = [REAL]
+STUDIES = [REAL, "smollm2-more"]
 STUDIES += [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
 STUDIES += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PICTURES = {
