@@ -136,7 +136,8 @@ def copy_pictures() -> list[str]:
     lines = []
     for name, text in PICTURES.items():
         copy = Path("docs", f"{name.partition('-')[0]}.png")
-        shutil.copyfile(REPORT / "figures" / "embedded" / "stdlib" / f"{name}.png", copy)
+        (picture,) = (REPORT / "figures" / "embedded").rglob(f"{name}.png")
+        shutil.copyfile(picture, copy)
         lines += ["", f"![{text}]({copy.name})"]
     return lines
 

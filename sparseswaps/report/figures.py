@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.colors
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +24,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from sparseswaps.base.files import write_atomically
 from sparseswaps.report.summary import (
+    WARM_START,
     calibration_families,
+    headline_cells,
     headline_refinements,
     perplexity_texts,
     principal_refinement,
@@ -44,11 +47,9 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
 HATCHES = ["", "////", "....", "xxxx", "----", "\\\\\\\\"]
-MARKER_PITCH = 0.085  # inches between two markers, one above the other
 LEGEND_PITCH = 0.16  # inches between two rows of a legend
-NEAR = 10  # a panel shows perplexities up to this multiple of its best one as markers, and larger ones as numbers
+NEAR = 10  # perplexities up to this multiple of the best ones are drawn where they are, larger ones as numbers
 SWAP_TICKS = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
-WARM_START = "warm start"
 OVERFITS = "The error is relative to the warm start, a mean over the layers. Refinement overfits where the error falls "
 OVERFITS += "on the calibration text but not on held-out text."
 
@@ -136,18 +137,30 @@ def save(drawing: Figure, stem: str | Path, dpi: int) -> None:
     "How much refinement lowers the error of each layer on the calibration text, from the first block to the last.",
 )
 def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure:
-    """Draw a panel per warm start (row) and pattern (column), with a line per layer type."""
+    """Draw a heat map of blocks and layer types, a panel per warm start (row) and pattern (column)."""
     layers = _add_types(layers)
-    styles = {kind: _line_style(k, k, k) for k, kind in enumerate(layers["type"].unique())}
-    labels = {start: f"from {start}:\nerror reduction (%)" for start in layers["warmstart"].unique()}
-    drawing, panels = _panel_grid(labels, list(layers["pattern"].unique()), "decoder block", width)
-    for (start, pattern, kind), rows in layers.groupby(["warmstart", "pattern", "type"], sort=False):
-        line = _mean_over_seeds(rows, "block", "error_reduction")
-        step = max(1, len(line) // 8)  # few markers in deep models, and none above another
-        first = list(styles).index(kind) % step
-        _draw_line(panels[start, pattern], line, styles[kind], label=kind, markevery=(first, step))
-        panels[start, pattern].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    _add_legend(drawing, _handles(styles), 0.95)
+    starts, patterns, types = (list(layers[name].unique()) for name in ("warmstart", "pattern", "type"))
+    means = layers.groupby(["warmstart", "pattern", "type", "block"])["error_reduction"].mean()
+    low, high = min(0.0, means.min()), means.max()
+    drawing = Figure(figsize=(width, 0.5 + (0.3 + 0.16 * len(types)) * len(starts)))
+    axes = drawing.subplots(len(starts), len(patterns), sharex=True, sharey=True, squeeze=False)
+    panels = dict(zip(product(starts, patterns), axes.flat, strict=True))
+    for case in product(starts, patterns):
+        axis = panels[case]
+        axis.grid(False)
+        axis.set_xlabel("decoder block" if case[0] == starts[-1] else "")
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axis.set_title(f"{case[1]} sparsity, from {case[0]}")
+        axis.set_yticks(range(len(types)), types)
+        if case not in means.index.droplevel([2, 3]):
+            continue
+        table = means[case].unstack("block").reindex(types)
+        image = axis.imshow(table, aspect="auto", cmap="Blues", vmin=low, vmax=high, interpolation="none")
+        if table.shape[1] * 0.22 * len(patterns) < width - 1.5:  # a number has room in its field
+            for (y, x), value in np.ndenumerate(table.to_numpy()):
+                colour = "white" if value > low + 0.6 * (high - low) else "black"
+                axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    drawing.colorbar(image, ax=list(axes.flat), label="error reduction (%)", aspect=30, pad=0.01)
     return drawing
 
 
@@ -184,34 +197,53 @@ def error_reduction_by_type(layers: pd.DataFrame, width: float) -> Figure:
 
 
 @figure(
-    "cells",
+    "calibrations",
     "Perplexity by sparsity pattern",
-    "One row per method, with one marker per warm start. A hollow marker is a warm start without refinement. Lower is "
-    "better. A number at the edge of a panel is a perplexity far outside of it.",
+    "A colour is a method, and a marker is a warm start. A hollow marker is a warm start without refinement. Lower is "
+    "better. A number at the upper edge is a perplexity far above it.",
 )
 def perplexity_by_pattern(cells: pd.DataFrame, text: str, width: float) -> Figure:
-    """Draw a panel per pattern: a row per method of `headline_refinements`, with a marker per warm start."""
-    names = {"none": WARM_START} | {name: name for name in headline_refinements(cells)}
-    pruned = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(list(names))]
-    points = pruned.assign(row=pruned["refinement"].map(names), item=pruned["warmstart"])
-    return _draw_dots(points, list(names.values()), cells, text, width)
+    """Draw the `headline_cells`: a group of markers for each pattern, in it one for each method and warm start."""
+    points = headline_cells(cells).rename(columns={f"perplexity/{text}": "perplexity"})
+    patterns, methods, starts = (list(points[name].unique()) for name in ("pattern", "which", "warmstart"))
+    order = {"which": methods.index, "warmstart": starts.index}
+    slots = points[["which", "warmstart"]].drop_duplicates()
+    slots = slots.sort_values(list(order), key=lambda names: names.map(order[names.name]), ignore_index=True)
+    slots["x"] = slots.index + 1.5 * slots["which"].map(methods.index)  # a gap between two methods
+    offsets = slots.set_index(["which", "warmstart"])["x"]
+    pitch = offsets.max() + 5  # from one pattern to the next
 
-
-@figure(
-    "calibrations",
-    "Perplexity by calibration",
-    "One row per warm start and method, with one marker per calibration. Lower is better.",
-)
-def perplexity_by_calibration(cells: pd.DataFrame, text: str, width: float) -> Figure | None:
-    """Draw a panel per pattern, if some cell has calibrations that differ in more than the number of samples."""
-    pruned = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(["none", *headline_refinements(cells)])]
-    cell = [pruned[name] for name in ("pattern", "warmstart", "refinement")]
-    pruned = pruned[calibration_families(pruned).groupby(cell).transform("nunique") > 1]
-    if pruned.empty:
-        return None
-    method = pruned["refinement"].map(lambda name: "" if name == "none" else f", {name}")
-    points = pruned.assign(row=pruned["warmstart"] + method, item=pruned["calibration"])
-    return _draw_dots(points, list(points["row"].unique()), cells, text, width)
+    values = points.groupby(["pattern", "which", "warmstart"], sort=False)["perplexity"].agg(["mean", "std"])
+    values = values.dropna(subset="mean")
+    edge = NEAR * values.groupby("pattern")["mean"].min().max()
+    drawing = Figure(figsize=(min(width, max(5.2, 0.06 * pitch * len(patterns))), 2.8))
+    axis = drawing.subplots()
+    dense = _draw_dense(axis, cells, text)
+    colours = {
+        method: _method_style(k) | (HOLLOW if method.startswith(WARM_START) else {}) for k, method in enumerate(methods)
+    }
+    markers = {
+        start: GREY | {"marker": MARKERS[k % len(MARKERS)], "linestyle": "none"} for k, start in enumerate(starts)
+    }
+    for (pattern, method, start), (mean, std) in zip(values.index, values.to_numpy(), strict=True):
+        x = patterns.index(pattern) * pitch + offsets[method, start]
+        axis.plot(x, min(mean, edge), clip_on=False, **markers[start] | colours[method])
+        if mean > edge:
+            offset = {"xytext": (0, -5), "textcoords": "offset points", "ha": "center", "va": "top", "rotation": 90}
+            axis.annotate(f"{mean:.0f}", (x, edge), fontsize=6, **offset)
+        elif std > 0:
+            axis.vlines(x, mean - std, mean + std, color="black", linewidth=0.7)
+    middle = offsets.max() / 2
+    axis.set_xticks([middle + k * pitch for k in range(len(patterns))], [f"{name} sparsity" for name in patterns])
+    axis.set_xlim(-3, len(patterns) * pitch - 2)
+    axis.tick_params(axis="x", length=0)
+    axis.set_ylabel(_perplexity_label(cells, text))
+    shown = [*values["mean"].clip(upper=edge), *(line.get_ydata()[0] for line in dense)]
+    _use_log_scale_if_wide(axis, "y", shown)
+    if max(shown) == edge:
+        axis.set_ylim(top=edge)
+    _add_legend(drawing, _handles(colours, {"marker": "o", "linestyle": "none"}) + _handles(markers) + dense, 1.3)
+    return drawing
 
 
 @figure(
@@ -439,63 +471,6 @@ def _draw_perplexity_and_error(
     return drawing
 
 
-def _draw_dots(points: pd.DataFrame, rows: list[str], cells: pd.DataFrame, text: str, width: float) -> Figure:
-    """Draw perplexity along the x axis, a panel per pattern: in each of `rows` a marker per `item`, one above another.
-
-    `points` are cells with the columns `row` and `item`.
-    """
-    patterns, items = points["pattern"].unique(), list(points["item"].unique())
-    slots = points[["row", "item"]].drop_duplicates()
-    order = {"row": rows.index, "item": items.index}
-    slots = slots.sort_values(["row", "item"], key=lambda names: names.map(order[names.name]), ignore_index=True)
-    slots["y"] = slots.index + slots["row"].map(rows.index)  # an empty slot between two rows
-    heights = slots.set_index(["row", "item"])["y"]
-    ticks = slots.groupby("row", sort=False)["y"].mean()
-    styles = {item: _line_style(k, k) | {"linestyle": "none"} for k, item in enumerate(items)}
-    down = math.ceil(len(patterns) / _number_per_row(len(patterns), width, 1.7))
-    across = math.ceil(len(patterns) / down)
-    drawing = Figure(figsize=(width, 0.35 + down * (0.45 + MARKER_PITCH * (heights.max() + 2))))
-    axes = list(drawing.subplots(down, across, sharey=True, squeeze=False).flat)
-    for axis in axes[len(patterns) :]:
-        axis.remove()
-    for axis, pattern in zip(axes, patterns, strict=False):
-        panel = points[points["pattern"] == pattern]
-        means = {row: _mean_over_seeds(group, "item", f"perplexity/{text}") for row, group in panel.groupby("row")}
-        dense = _draw_dense(axis, cells, text, "x")
-        _draw_panel_of_dots(axis, pd.concat(means).dropna(subset="mean"), heights, styles, dense)
-        axis.set_title(f"{pattern} sparsity")
-        axis.grid(False, axis="y")
-        axis.grid(True, axis="x")
-    axes[0].set_yticks(ticks, ticks.index)
-    axes[0].set_ylim(heights.max() + 1, -1)
-    # The legend's title is the label of all x axes: it has the width of the page.
-    _add_legend(drawing, _handles(styles) + dense, 1.14, title=_perplexity_label(cells, text))
-    return drawing
-
-
-def _draw_panel_of_dots(
-    axis: Axes, means: pd.DataFrame, heights: pd.Series, styles: dict[str, Style], dense: list[Line2D]
-) -> None:
-    """Draw a marker and a whisker for each (row, item), and a number at the edge for a mean that is far off."""
-    lowest = means["mean"].min()
-    edge = NEAR * lowest
-    for (row, item), mean, std in means[["mean", "std"]].itertuples():
-        y, style = heights[row, item], styles[item] | (HOLLOW if row == WARM_START else {})
-        axis.plot(min(mean, edge), y, clip_on=False, **style)
-        if mean > edge:
-            offset = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-            axis.annotate(f"{mean:.0f}", (edge, y), fontsize=5.5, **offset)
-        elif std > 0:
-            axis.hlines(y, mean - std, mean + std, color="black", linewidth=0.7)
-    shown = [*means["mean"].clip(upper=edge), *(line.get_xdata()[0] for line in dense)]
-    shown = [value for value in shown if value > lowest / 3]  # a dense model that is far off gets no room
-    _use_log_scale_if_wide(axis, "x", shown)
-    scale, unscale = (math.log, math.exp) if axis.get_xscale() == "log" else (float, float)
-    low, high = scale(min(shown)), scale(max(shown))
-    margin = 0.06 * (high - low)
-    axis.set_xlim(unscale(low - margin), edge if max(shown) == edge else unscale(high + margin))
-
-
 def _panel_grid(
     rows: dict[str, str], patterns: list[str], label: str, width: float
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
@@ -522,6 +497,11 @@ def _add_legend(
 def _number_per_row(number: int, width: float, each: float) -> int:
     """Return how many of `number` panels or legend entries fit into a row, where one takes `each` inches."""
     return min(number, int(width / each))
+
+
+def _method_style(index: int) -> Style:
+    """Return the colour of a method, and a filling for the methods that come when all colours were used once."""
+    return {"color": COLOURS[index % len(COLOURS)], "fillstyle": ("full", "left", "bottom")[index // len(COLOURS) % 3]}
 
 
 def _handles(styles: dict[str, Style], shared: Style | None = None) -> list[Line2D]:

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,25 +14,45 @@ import yaml
 
 from sparseswaps.report.figures import KINDS
 from sparseswaps.report.formats import format_values, numeric_columns, split_by_measure
-from sparseswaps.report.summary import mark_best_of_summary, perplexity_texts, principal_refinement, summary
+from sparseswaps.report.summary import (
+    WARM_START,
+    comparison,
+    headline_cells,
+    mark_best_of_comparison,
+    mark_best_of_summary,
+    perplexity_texts,
+    principal_refinement,
+    summary,
+)
 from sparseswaps.report.tables import COORDINATES, SETTINGS, error_reduction, held_out_error_reduction
 
-EXAMPLES = 4  # at the top of the page; the summary table has all cases
 SIZES = {"dense": "dense weights (MB)", "checkpoint": "pruned checkpoint (MB)", "masks": "mask file (MB)"}
 NOUNS = {name: name for name in COORDINATES} | {"warmstart": "warm start"}
 CASE = ["model", "calibration", "pattern", "warmstart"]
 USAGE = {"seconds": "seconds, all jobs", "peak_memory_mb": "peak memory (MB)", "peak_gpu_mb": "peak GPU memory (MB)"}
 PUBLISHED = ["published", "measured", "difference"]
-MEASURES = ["error_reduction", "held_out_error_reduction", "perplexity", "seqlen"]
+REDUCTIONS = ["error_reduction", "held_out_error_reduction"]
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure as the page shows it."""
 
-    title: str
-    caption: str
+    kind: str  # one of `figures.KINDS`
+    subject: str  # the model, the calibration and the evaluation text, without the parts that it has none of
     png: bytes
+
+    @property
+    def title(self) -> str:
+        return f"{KINDS[self.kind].title} ({self.subject})"
+
+    @property
+    def caption(self) -> str:
+        return KINDS[self.kind].caption
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode()
 
     def size(self) -> tuple[int, int]:
         """Return the width and the height in pixels, from the header of the PNG."""
@@ -47,6 +67,7 @@ class Report:
     cells: pd.DataFrame  # `tables.cells_table`
     layers: pd.DataFrame  # `tables.layers_table`
     pictures: list[Picture]
+    links: list[dict[str, str]]  # for each pruned model of `cells`, the links to its files by their name
     usage: pd.DataFrame  # seconds and memory of the jobs by stage, from `usage_table`
     sizes: dict[str, dict[str, int]]  # bytes of the files that SIZES names, by model
     provenance: dict[str, str]  # the versions, machine and models of the study, by name
@@ -59,7 +80,7 @@ def read_pictures(folder: str | Path) -> list[Picture]:
     for path in sorted(Path(folder).rglob("*.png")):
         name, _, text = path.stem.partition("-")
         subject = ", ".join([*path.relative_to(folder).parts[:-1], *filter(None, [text])])
-        pictures.append(Picture(f"{KINDS[name].title} ({subject})", KINDS[name].caption, path.read_bytes()))
+        pictures.append(Picture(name, subject, path.read_bytes()))
     return pictures
 
 
@@ -88,14 +109,19 @@ def render(report: Report) -> str:
     template = jinja2.Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
     cells, principal = report.cells, principal_refinement(report.cells)
     layers = report.layers[report.layers["refinement"] == principal]  # all refinements would be too much for a page
-    table = summary(cells)
+    table, first = summary(cells), _first_table(cells)
     summary_constants, layer_constants, cell_constants = map(_constants, (table, layers, cells))
     parts, best = (
         split_by_measure(frame.drop(columns=list(summary_constants))) for frame in (table, mark_best_of_summary(table))
     )
     sizes = pd.DataFrame.from_dict(report.sizes, orient="index").rename_axis("model") / 1e6
     sizes = sizes.reindex(columns=[name for name in SIZES if name in sizes]).rename(columns=SIZES)
+    headline = [picture for picture in report.pictures if picture.kind == "perplexity_by_pattern"][:1]
     return template.render(
+        study=report.config.get("name"),
+        headline=headline,
+        first=first,
+        links=[{} for _ in range(len(cells) - len(report.links))] + report.links,  # dense models come first
         models=list(cells["model"].unique()),
         overview=overview(cells),
         # paths, ordered and shared mappings of a workflow become plain YAML by way of JSON
@@ -104,7 +130,7 @@ def render(report: Report) -> str:
         summary_constants=summary_constants,
         sizes=_view(sizes.reset_index()),
         published=None if report.published is None else _view(_round(report.published, "{:.2f}", PUBLISHED)),
-        pictures=[(picture, base64.b64encode(picture.png).decode(), *picture.size()) for picture in report.pictures],
+        pictures=[picture for picture in report.pictures if picture not in headline],
         layers=_view(_layers_view(layers).drop(columns=list(layer_constants))),
         layer_constants=layer_constants,
         principal=principal,
@@ -115,54 +141,61 @@ def render(report: Report) -> str:
     )
 
 
+def _first_table(cells: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the perplexity on the first text: a row for each method, a column for each pattern."""
+    table = comparison(pd.concat([cells[cells["pattern"] == "dense"], headline_cells(cells).drop(columns="which")]))
+    parts, best = split_by_measure(table), split_by_measure(mark_best_of_comparison(table))
+    for measure, part in parts.items():
+        names = [name for name in part if ": " not in name and part[name].nunique() < 2]
+        part = part.drop(columns=names).replace({"refinement": {"none": WARM_START}})
+        return _view(part.rename(columns={"refinement": "method"}), best[measure].drop(columns=names))
+    return None
+
+
 def overview(cells: pd.DataFrame) -> list[str]:
-    """Return a paragraph on how often refinement helps, and a line on the best case of each pattern."""
+    """Return up to three sentences: what was pruned, how often refinement helps, and the best case of each pattern."""
     pruned = cells[cells["pattern"] != "dense"]
-    counts = [_count(pruned[name].where(pruned[name] != "none").nunique(), noun) for name, noun in NOUNS.items()]
-    sentences = [f"{_count(len(pruned), 'pruned model')}: {', '.join(counts)}."]
-    principal = principal_refinement(cells)
-    if principal is None:
-        return sentences
-
+    names = {name: pruned[name].where(pruned[name] != "none").dropna().unique() for name in NOUNS}
+    counted = [name for name in NOUNS if name not in ("model", "pattern") and len(names[name]) > 1]
+    counts = _enumerate([_count(len(names[name]), NOUNS[name]) for name in counted])
+    what = f"This study pruned {_enumerate(names['model'])} to {_enumerate(names['pattern'])} sparsity"
+    sentences = [f"{what}: {_count(len(pruned), 'pruned model')}{counts and f' ({counts})'}."]
     text = next(iter(perplexity_texts(cells)), None)
-    values = cells.rename(columns={f"perplexity/{text}": "perplexity", f"seqlen/{text}": "seqlen"})
-    values = values.reindex(columns=[*CASE, "refinement", *MEASURES])
+    values = pruned.rename(columns={f"perplexity/{text}": "perplexity"})
+    values = values.reindex(columns=[*CASE, "refinement", "perplexity", *REDUCTIONS])
     means = values.groupby([*CASE, "refinement"], sort=False).mean()  # over seeds
-    perplexities = means["perplexity"].unstack("refinement")
-    cases = means.xs(principal, level="refinement").rename(columns={"perplexity": "after"})
-    cases = cases.assign(before=perplexities.get("none", float("nan")))
+    principal = principal_refinement(cells)
+    if principal is not None:
+        refined = means.xs(principal, level="refinement")
+        error, held_out = refined[REDUCTIONS].mean()
+        on_held_out = f" ({held_out:.1f}% on held-out text)" if pd.notna(held_out) else ""
+        sentence = f"Refinement ({principal}) lowers the error of the layers by {error:.1f}% on average{on_held_out}"
+        after = refined["perplexity"]
+        before = means["perplexity"].unstack().get("none", after * float("nan"))
+        compared = (before - after).dropna()
+        if len(compared):
+            sentence += f", and perplexity on {text} in {(compared > 0).sum()} of {_count(len(compared), 'case')}"
+        sentences.append(f"{sentence}.")
+    if means["perplexity"].notna().any():
+        sentences.append(_lowest(means["perplexity"].dropna(), cells, text))
+    return sentences
 
-    error, held_out = cases["error_reduction"].mean(), cases["held_out_error_reduction"].mean()
-    on_held_out = f" ({held_out:.1f}% on held-out text)" if pd.notna(held_out) else ""
-    lowered = f"lowers the error of the layers by {error:.1f}% on average{on_held_out}"
-    sentences.append(f"Refinement ({principal}) {lowered}.")
-    compared = cases.dropna(subset=["before", "after"])
-    if compared.empty:
-        return [" ".join(sentences)]
-    lower = (compared["after"] < compared["before"]).sum()
-    sentences.append(f"It lowers perplexity on {text} in {lower} of {_count(len(compared), 'case')}.")
 
-    lines = [" ".join(sentences)]
-    best = compared.loc[compared.groupby(CASE[:3], sort=False)["after"].idxmin()]
-    several = best.index.droplevel(["pattern", "warmstart"]).nunique() > 1
-    dense = values[values["pattern"] == "dense"].set_index("model")["perplexity"].dropna()
-    rivals = perplexities.drop(columns=["none", principal], errors="ignore")
-    for (model, calibration, pattern, start), case in best.head(EXAMPLES).iterrows():
-        subject = f"For {model} ({calibration}) at {pattern}" if several else f"At {pattern}"
-        of_dense = f" (dense {dense[model]:.2f})" if model in dense else ""
-        verb = "and perplexity" if case["after"] < case["before"] else "but raises perplexity"
-        line = (
-            f"{subject} from {start}, refinement lowers the error by {case['error_reduction']:.1f}% {verb} "
-            f"(seqlen {case['seqlen']:.0f}) from {case['before']:.2f} to {case['after']:.2f}{of_dense}."
-        )
-        others = rivals.loc[(model, calibration, pattern)].stack()
-        if others.min() < case["after"]:
-            other_start, method = others.idxmin()
-            line += f" Perplexity is lowest after {method} from {other_start}: {others.min():.2f}."
-        lines.append(line)
-    if len(best) > EXAMPLES:
-        lines.append("The summary table has the other patterns and models.")
-    return lines
+def _lowest(perplexities: pd.Series, cells: pd.DataFrame, text: str) -> str:
+    """Return a sentence on the lowest perplexity of one model at each pattern. The index is CASE and the refinement."""
+    model = perplexities.index[0][0]
+    of_model = perplexities.loc[[model]]
+    cases = [
+        f"{lowest:.2f} at {pattern} ({'' if method == 'none' else f'{method} '}from {start})"
+        for (_, _, pattern, start, method), lowest in of_model[of_model.groupby("pattern", sort=False).idxmin()].items()
+    ]
+    dense = cells.loc[(cells["pattern"] == "dense") & (cells["model"] == model), f"perplexity/{text}"].dropna()
+    of_dense = "".join(f" (dense: {value:.2f})" for value in dense)
+    return f"The lowest perplexity of {model} on {text}{of_dense} is {_enumerate(cases)}."
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _count(number: int, noun: str) -> str:

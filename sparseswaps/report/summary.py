@@ -10,6 +10,7 @@ REDUCTIONS = {
     "error reduction, calibration (%)": "error_reduction",
     "error reduction, held out (%)": "held_out_error_reduction",
 }
+WARM_START = "warm start"  # the name of the refinement "none" in tables and figures
 _one_decimal = "{:.1f}".format
 # The measure's title, its value in every row of a table, and how a value is written.
 Measure = tuple[str, pd.Series, Callable[[float], str]]
@@ -52,6 +53,21 @@ def principal_refinement(cells: pd.DataFrame) -> str | None:
     return min(swaps or names, key=lambda name: not facts["optimum"][name], default=None)
 
 
+def headline_cells(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the pruned cells without shorter refinements and smaller calibrations of a family.
+
+    The new column `which` is the refinement, with its calibration where calibrations of several families were used.
+    """
+    kept = cells[(cells["pattern"] != "dense") & cells["refinement"].isin(["none", *headline_refinements(cells)])]
+    families = calibration_families(kept)
+    samples = kept["samples"].astype("float64")
+    largest = samples == samples.groupby([kept["model"], families]).transform("max")
+    which = kept["refinement"].replace("none", WARM_START)
+    if families.nunique() > 1:
+        which = which + " (" + kept["calibration"] + ")"
+    return kept.assign(which=which)[largest | samples.isna()]
+
+
 def perplexity_texts(cells: pd.DataFrame) -> list[str]:
     """Return the texts on which perplexity was measured."""
     return [name.removeprefix("perplexity/") for name in cells if name.startswith("perplexity/")]
@@ -76,12 +92,12 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     is_dense = cells["pattern"] == "dense"
     pruned = cells[~is_dense]
     dense = pruned[keys].drop_duplicates().merge(cells[is_dense].drop(columns=keys[1:]), on="model")
-    pruned = pruned.assign(which=pruned["refinement"].replace("none", "warm start"))
+    pruned = pruned.assign(which=pruned["refinement"].replace("none", WARM_START))
     rows = pd.concat([pruned, dense.assign(which="dense")], ignore_index=True)
 
     refinements = headline_refinements(cells)
     swapped = [name for name in refinements if "+" not in name]  # a reconstruction makes no swaps of its own
-    every = ["dense", "warm start", *refinements]
+    every = ["dense", WARM_START, *refinements]
     measures = [(measure, every) for measure in _perplexities(rows)]
     measures += [((title, rows[column], _one_decimal), refinements) for title, column in REDUCTIONS.items()]
     measures.append((("swaps per row", rows["swaps_per_row"], _one_decimal), swapped))

@@ -112,8 +112,11 @@ def test_the_report_has_it_all(finished, tiny_model):
     assert ran["refine"]["jobs"] == 8
     assert all(stage["seconds"] > 0 for stage in ran.values())
     figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
-    named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "perplexity_by_pattern-held_out")
+    named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve")
     assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
+    links = re.findall(r'<a href="(\.\./[^"]+)">', page)
+    assert len(links) == 4 * 3  # masks, checkpoint and logs of each cell
+    assert all((report / link).exists() for link in links)
 
 
 def test_snakemake_reports_show_tables_figures_and_the_page(finished, tmp_path):

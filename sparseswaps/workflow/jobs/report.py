@@ -1,6 +1,7 @@
 """Write the report: one HTML page with everything in it, and the record of what made it."""
 
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def run(inputs, outputs, settings, context):
         cells=cells,
         layers=layers,
         pictures=read_pictures(inputs["figures"]),
+        links=[links(Path(masks), Path(outputs["page"]).parent) for masks in inputs["masks"]],
         usage=usage,
         sizes=sizes(inputs, models),
         provenance=about,
@@ -49,6 +51,13 @@ def job_records(logs, folders):
     """Return the records of finished jobs; they are no input of the rule, as a deleted log must not rerun a study."""
     paths = (path for folder in folders for path in (logs / folder).glob("*.json"))
     return [record for record in map(read_json, sorted(paths)) if "seconds" in record]
+
+
+def links(masks, page):
+    """Return the paths of a cell's files relative to the page's folder, by name. `masks` is the cell's mask file."""
+    cell, results = masks.parent, page.parent.parent
+    files = {"masks": masks, "checkpoint": cell / "checkpoint", "logs": "logs" / cell.relative_to(results)}
+    return {name: os.path.relpath(path, page) for name, path in files.items() if path.exists()}
 
 
 def sizes(inputs, models):

@@ -54,11 +54,13 @@ def report(tmp_path_factory) -> page.Report:
     published = pd.DataFrame([["pico", "60%", "wanda", "swaps", "perplexity/held_out", 17.0, "a paper"]])
     folder = tmp_path_factory.mktemp("figures")
     figures.save(Figure(figsize=(2, 1)), folder / "pico" / "c4" / "swaps_curve-<text>", dpi=150)
+    figures.save(Figure(figsize=(3, 2)), folder / "pico" / "perplexity_by_pattern-held_out", dpi=150)
     return page.Report(
         config=CONFIG,
         cells=cells,
         layers=layers,
         pictures=page.read_pictures(folder),
+        links=[{"masks": f"../../pico/{k}/masks.safetensors"} for k in range(len(cells) - 1)],
         usage=page.usage_table(JOBS, ["capture", "warmstart", "refine"]),
         sizes={"pico": {"dense": 4_000_000, "masks": 125_000}},
         provenance={"commit": "abc<def>"},
@@ -76,7 +78,8 @@ def test_page_is_well_formed_and_self_contained(html):
     assert html.lstrip().startswith("<!DOCTYPE html>")
     assert "http" not in html
     assert "//" not in re.sub(r"base64,[^\"]*|^//.*$", "", html, flags=re.M)
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in parsed.links)
+    files = [link for link in parsed.links if not link.startswith(("#", "data:image/png;base64,"))]
+    assert files == [f"../../pico/{k}/masks.safetensors" for k in range(16)]
     anchors = {link[1:] for link in parsed.links if link.startswith("#")}
     assert anchors == set(re.findall(r' id="(\w+)"', html))
 
@@ -96,12 +99,30 @@ def test_everything_is_in_the_page(html, report):
     assert ["60%", "wanda", "1", "mlp.down_proj", "192", "512"] in [row[:6] for row in rows]
     assert ["capture", "1", "12.5", "512", "-", "cpu"] in rows
     assert ["pico", "4", "0.125"] in rows  # MB of the dense weights and of a mask file
-    assert sum(row[2:3] == ["swaps-5"] for row in rows) == 4  # all models, ...
+    assert sum(row[2:3] == ["swaps-5"] for row in rows) == 4  # all models, with links to their files, ...
+    assert sum(row[-1:] == ["masks"] for row in rows) == 16
     assert sum(row[3:4] == ["mlp.down_proj"] for row in rows) == 2 * 2 * 2  # ... but layers to the optimum only
-    kind, (picture,) = figures.KINDS["swaps_curve"], report.pictures
+    kind, (picture,) = figures.KINDS["swaps_curve"], report.pictures[:1]
     assert {"abc<def>", f"{kind.title} (pico, c4, <text>)", kind.caption} <= set(parsed.text)
     assert picture.size() == (300, 150)  # 2 x 1 inches at 150 dpi
     assert 'width="300" height="150"' in html
+
+
+def test_the_first_screen_has_the_figure_by_pattern_and_a_row_per_method(html):
+    first = html.partition("<nav>")[0]
+    headline = figures.KINDS["perplexity_by_pattern"].title
+    assert html.count(f'alt="{headline} (pico, held_out)"') == first.count(f'alt="{headline} (pico, held_out)"') == 1
+    rows = [
+        [text.strip() for text in row] for row in Page(first[first.index("<table") : first.rindex("</table>") + 8]).rows
+    ]
+    assert rows[1:] == [
+        ["from", "method", "60%", "2:4"],
+        ["-", "dense", "8.02", "8.02"],
+        ["magnitude", "warm start", "101.05", "115.49"],
+        ["magnitude", "swaps", "33.68", "38.50"],
+        ["wanda", "warm start", "25.26", "28.87"],
+        ["wanda", "swaps", "16.84", "19.25"],
+    ]
 
 
 def test_config_is_escaped_and_still_yaml_and_best_values_are_bold(html):
@@ -110,7 +131,13 @@ def test_config_is_escaped_and_still_yaml_and_best_values_are_bold(html):
     assert yaml.safe_load(text) == CONFIG
     bold = re.findall("<td[^>]*><b>(.*?)</b>", html)
     accuracies = ["30.0", "40.0", "20.0"]  # the mean and two tasks, a tie between the warm starts
-    assert bold == ["16.84", "19.25", *(value for value in accuracies for _ in range(4))]  # wanda, of either pattern
+    assert bold == [
+        "16.84",
+        "19.25",
+        "16.84",
+        "19.25",
+        *(value for value in accuracies for _ in range(4)),
+    ]  # wanda, of either pattern
 
 
 def overview_numbers(cells: pd.DataFrame) -> list[str]:
@@ -118,43 +145,42 @@ def overview_numbers(cells: pd.DataFrame) -> list[str]:
     return re.findall(r"(?<![\w:.])\d+(?:\.\d+)?(?![\w:])", text)
 
 
-COUNTS = ["16", "1", "1", "1", "2", "2", "3"]  # pruned models, and values of each coordinate
+GRID = ["60", "16", "2", "3"]  # a pattern; pruned models, warm starts and refinements
 MEANS = ["44.2", "35.3", "4", "4"]  # 0.95 times the mean of 56.5 and 36.5, 0.8 of that, and 4 of 4 cases
-CASES = [["60", "36.5", "256", "25.26", "16.84", "8.02"], ["32.9", "256", "28.87", "19.25", "8.02"]]
+LOWEST = ["8.02", "16.84", "60", "19.25"]
 
 
-def test_overview_counts_and_gives_the_best_case_of_each_pattern(report):
-    assert overview_numbers(report.cells) == [*COUNTS, *MEANS, *CASES[0], *CASES[1]]
-    first, second = page.overview(report.cells)[1:]
-    assert "60%" in first
-    assert "2:4" in second
+def test_overview_says_what_was_pruned_and_how_often_refinement_helps_and_the_best_cases(report):
+    assert overview_numbers(report.cells) == [*GRID, *MEANS, *LOWEST]
+    assert "(swaps from wanda)" in page.overview(report.cells)[2]
 
 
-def test_overview_says_where_perplexity_rises_and_names_a_better_method(report):
+def test_overview_counts_where_perplexity_falls_and_names_the_best_method(report):
     cells = report.cells
     worse = cells.assign(**{"perplexity/held_out": cells["perplexity/held_out"] + 100 * cells["optimum"]})
-    case = ["0", "4", "60", "36.5", "256", "25.26", "116.84", "8.02"]
-    assert overview_numbers(worse)[len(COUNTS) + 2 :][: len(case)] == case
+    assert overview_numbers(worse)[len(GRID) + 2 :][:2] == ["0", "4"]
     rival = cells.query("refinement == 'swaps' and pattern == '60%' and warmstart == 'magnitude'")
     rival = rival.assign(refinement="dsnot", method="dsnot", **{"perplexity/held_out": 12.0})
     cells = pd.concat([rival, cells], ignore_index=True)
-    assert "dsnot" in page.overview(cells)[1]
-    assert overview_numbers(cells)[-6:] == ["12.00", *CASES[1]]
+    assert "12.00 at 60% (dsnot from magnitude)" in page.overview(cells)[2]
 
 
 def test_overview_of_many_models_and_without_refinement_or_warm_starts(report):
     cells = pd.concat([report.cells.assign(model=name) for name in "abc"], ignore_index=True)
-    assert overview_numbers(cells).count("8.02") == page.EXAMPLES
-    assert [line.split(" at ")[0][-6:] for line in page.overview(cells)[1:-1]] == ["a (c4)"] * 2 + ["b (c4)"] * 2
-    assert overview_numbers(report.cells.query("refinement == 'none'")) == ["4", *COUNTS[1:-1], "0"]
+    assert overview_numbers(cells) == ["60", "48", "2", "3", *MEANS[:2], "12", "12", *LOWEST]
+    assert " of a on held_out" in page.overview(cells)[2]
+    unrefined = report.cells.query("refinement == 'none'")
+    assert overview_numbers(unrefined) == ["60", "4", "2", "25.26", "60", "28.87"]
     cells = report.cells.query("refinement == 'swaps' and warmstart == 'wanda' and pattern == '60%'")
-    assert overview_numbers(cells) == ["1"] * 7 + ["36.5", "29.2"]
+    assert overview_numbers(cells) == ["60", "1", "36.5", "29.2", "16.84", "60"]
 
 
 def test_study_without_perplexity_refinement_or_figures(report):
     study = [replace(measured, perplexities={}, scores={}) for measured in make_study()[:2]]
     cells, layers = tables.cells_table(study), tables.layers_table(study)
-    smaller = replace(report, config={}, cells=cells, layers=layers, pictures=[], provenance={}, published=None)
+    smaller = replace(
+        report, config={}, cells=cells, layers=layers, pictures=[], links=[{}], provenance={}, published=None
+    )
     parsed = Page(page.render(smaller))
-    assert overview_numbers(cells) == ["1"] * 6 + ["0"]
+    assert overview_numbers(cells) == ["60", "1"]
     assert "60%" in "".join(parsed.text)
