@@ -51,9 +51,10 @@ format: .venv/installed-test
 readme: run
 	$(BIN)/python .ci/readme.py
 
-# The schema of a configuration, and the site of the documentation in site/. A broken link is an error.
+# The schema and the page of a configuration, and the site of the documentation in site/. A broken link is an error.
 docs: .venv/installed-docs
 	$(BIN)/python -m sparseswaps.workflow.config > schemas/config.schema.yaml
+	$(BIN)/python .ci/configuration.py > docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # Pin the versions that .venv has installed, and the lowest ones. To move the lock, upgrade packages in .venv, run all
