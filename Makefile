@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint envs/lock.txt --editable
 
-.PHONY: run smollm2 test test-lowest test-slow test-slurm lint format readme docs lock clean
+.PHONY: run smollm2 test test-lowest test-slow test-slurm lint format readme docs rulegraph lock clean
 
 run: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
@@ -56,6 +56,12 @@ docs: .venv/installed-docs
 	$(BIN)/python -m sparseswaps.workflow.config > schemas/config.schema.yaml
 	$(BIN)/python .ci/configuration.py > docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# The picture of the rules in docs/snakemake.md. It needs Debian's package graphviz.
+rulegraph: .venv/installed
+	$(BIN)/snakemake --configfile docs/rulegraph.yaml --rulegraph > docs/rulegraph.dot
+	tred docs/rulegraph.dot | dot -Tsvg -Granksep=0.25 -Nheight=0.3 -o docs/rulegraph.svg
+	rm docs/rulegraph.dot
 
 # Pin the versions that .venv has installed, and the lowest ones. To move the lock, upgrade packages in .venv, run all
 # tests, then this.
