@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint envs/lock.txt --editable
 
-.PHONY: run smollm2 test test-lowest test-slow test-slurm lint format readme docs lock clean
+.PHONY: run smollm2 test test-lowest test-slow test-slurm lint format readme docs rulegraph lock clean
 
 run: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
@@ -51,19 +51,26 @@ format: .venv/installed-test
 readme: run
 	$(BIN)/python .ci/readme.py
 
-# The page of the public names, from their docstrings, and the schema of a configuration; tests say when one is stale.
-docs: .venv/installed-test
-	$(BIN)/python .ci/api.py
+# The schema and the page of a configuration, and the site of the documentation in site/. A broken link is an error.
+docs: .venv/installed-docs
 	$(BIN)/python -m sparseswaps.workflow.config > schemas/config.schema.yaml
+	$(BIN)/python .ci/configuration.py > docs/configuration.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# The picture of the rules in docs/snakemake.md. It needs Debian's package graphviz.
+rulegraph: .venv/installed
+	$(BIN)/snakemake --configfile docs/rulegraph.yaml --rulegraph > docs/rulegraph.dot
+	tred docs/rulegraph.dot | dot -Tsvg -Granksep=0.25 -Nheight=0.3 -o docs/rulegraph.svg
+	rm docs/rulegraph.dot
 
 # Pin the versions that .venv has installed, and the lowest ones. To move the lock, upgrade packages in .venv, run all
 # tests, then this.
-lock: .venv/installed-slurm
+lock: .venv/installed-slurm .venv/installed-docs
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python .ci/lock.py
 
 clean:
-	rm -rf results logs .snakemake
+	rm -rf results logs .snakemake site
 
 .venv/installed: pyproject.toml envs/lock.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -72,6 +79,10 @@ clean:
 
 .venv/installed-test: .venv/installed
 	$(INSTALL) ".[test]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(INSTALL) ".[docs]"
 	touch $@
 
 .venv/installed-slurm: .venv/installed-test

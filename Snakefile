@@ -84,6 +84,12 @@ onsuccess:
         print(f"{first_table}\nThe report is {report / 'report.html'}")
 
 
+onerror:
+    for path in sorted(path for job in workflow.scheduler.failed for path in job.log):
+        print(f"A job failed. Its log: {path}")
+    print("Run the same command again to resume; finished jobs are kept.")
+
+
 rule all:
     default_target: True
     input:

@@ -94,8 +94,10 @@ def prune(
             or not) or .parquet file; `"c4"`, `"wikitext2"` or the id of another data set on the hub; a list of
             documents, of which each that is longer than `seqlen` gives a sample; or token ids, int64 [samples, seqlen],
             which are used as they are, without held-out samples.
-        samples, seqlen, seed: calibration sequences to draw, tokens per sequence, and the seed of the draw.
+        samples: calibration sequences to draw.
         held_out: further sequences whose Gram matrices refinement never sees.
+        seqlen: tokens per sequence.
+        seed: the seed of the draw.
         propagate: `"dense"` calibrates every block on the dense model's inputs; `"pruned"` on the outputs of the pruned
             blocks before it.
         order: with pruned inputs, `"sequential"` prunes the layers of a block one after the other, each on what the

@@ -219,7 +219,9 @@ def test_broken_artifacts_are_set_aside_and_made_anew(finished, tmp_path, artifa
         damaged.write_bytes(broken[cell])
     command = ("--cores", "2", "--", *(DRAW / cell / made_of_it for cell in DAMAGES))
     said = workflow.fail(config, *command)
+    ending = said.rpartition("Exiting because")[2]
     for cell, content in broken.items():
+        assert f"logs/{(DRAW / cell).relative_to('results')}/" in ending  # the log of each of the failed jobs
         named = DRAW / cell / artifact
         assert re.search(f"error: {named}{file}: .* {named}.broken: ", said), cell
         aside = workflow.folder / f"{named}.broken"

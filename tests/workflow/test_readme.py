@@ -5,17 +5,29 @@ import re
 import shlex
 from pathlib import Path
 
+import networkx
 import pandas
 import pytest
 import torch
 import yaml
-from helpers import REPOSITORY, bash, checkout, cluster_commands, code_blocks, commands, read_document, write_tiny_model
+from helpers import (
+    REPOSITORY,
+    Workflow,
+    bash,
+    checkout,
+    cluster_commands,
+    code_blocks,
+    commands,
+    read_document,
+    write_tiny_model,
+)
 
 import sparseswaps
 from sparseswaps.__main__ import main
 from sparseswaps.layer import criteria
 from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.loading import load_model
+from sparseswaps.workflow.stages import STAGES
 
 DOCUMENTS = ["README.md", "docs/study.md", "docs/slurm.md"]
 PAGES = sorted(path.relative_to(REPOSITORY) for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
@@ -127,6 +139,20 @@ def test_links_and_named_files_exist(page):
     if page.name != "CHANGELOG.md":  # names files that are no longer there
         for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|smk|md|j2))`", text):
             assert (REPOSITORY / name).exists() or (REPOSITORY / "sparseswaps" / name).exists(), name
+
+
+def test_the_picture_of_the_rules_is_that_of_snakemake(tmp_path):
+    (tmp_path / "study").mkdir()
+    study = yaml.safe_load(read_document("docs/rulegraph.yaml"))
+    printed = Workflow(tmp_path / "study").run(study, "--rulegraph").stdout
+    drawn = read_document("docs/rulegraph.svg")
+    names = dict(re.findall(r'^\s*(\d+)\[label = "(\w+)"', printed, re.MULTILINE))
+    nodes = dict(re.findall(r"<title>(\d+)</title>.*?<text [^>]*>(\w+)</text>", drawn, re.DOTALL))
+    edges = [(names[first], names[second]) for first, second in re.findall(r"(\d+) -> (\d+)", printed)]
+    arrows = [(nodes[first], nodes[second]) for first, second in re.findall(r"<title>(\d+)&#45;&gt;(\d+)<", drawn)]
+    assert set(nodes.values()) == {"all", *STAGES}
+    graph, picture = (networkx.transitive_closure(networkx.DiGraph(pairs)) for pairs in (edges, arrows))
+    assert set(picture.edges) == set(graph.edges), "the picture is stale: run `make rulegraph`, commit it"
 
 
 def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_table():

@@ -27,7 +27,8 @@ class Refinement:
     Attributes:
         mask: boolean [d_out, d_in], True where kept.
         swaps: int64 [d_out], swaps made.
-        loss_before, loss_after: float64 [d_out], the pruning error ||w X - (m * w) X||^2, summed over the tokens.
+        loss_before: float64 [d_out], the pruning error ||w X - (m * w) X||^2 of the given mask, summed over the tokens.
+        loss_after: float64 [d_out], the pruning error of `mask`.
         certified: boolean [d_out], True where no 1-swap lowers the row's loss beyond rounding.
         drift: float64 [d_out], the largest difference between the correlation vector that the search updated and the
             correlation vector of the final mask, relative to the latter's largest entry.

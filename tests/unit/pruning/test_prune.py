@@ -7,7 +7,7 @@ from copy import deepcopy
 import pandas
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import REPOSITORY, read_document
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparseswaps
@@ -191,12 +191,9 @@ def test_public_names_are_there_and_none_is_a_modules():
         assert inspect.getdoc(getattr(sparseswaps, name)), name
 
 
-def test_the_api_page_is_that_of_the_docstrings():
-    api = runpy.run_path(str(REPOSITORY / ".ci" / "api.py"))
-    page = api["render_page"]()
-    assert api["PAGE"].read_text(encoding="utf-8") == page, "docs/api is stale: run `make docs`, commit it"
-    for name in sparseswaps.__all__:
-        assert f'id="{name}"' in page
+def test_the_page_of_the_package_has_every_public_name():
+    names = re.findall(r"^::: sparseswaps\.(\w+)$", read_document("docs/api.md"), re.MULTILINE)
+    assert sorted(names) == sorted(sparseswaps.__all__)
 
 
 def test_the_example_runs(capsys):

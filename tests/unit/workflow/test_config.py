@@ -1,10 +1,11 @@
 import json
 import re
+import runpy
 from collections import OrderedDict
 
 import pytest
 import yaml
-from helpers import REPOSITORY, tiny_study
+from helpers import REPOSITORY, read_document, tiny_study
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.settings import Reconstruction, RefinementSettings
@@ -231,6 +232,14 @@ def test_the_schema_of_the_repository_is_the_studys_and_describes_every_key():
     keys += [("Study", key) for key in schema["properties"].items()]
     assert len(keys) > 60
     assert [(name, key) for name, (key, about) in keys if not about.get("description")] == []
+
+
+def test_the_page_of_the_configuration_has_every_key():
+    page = runpy.run_path(str(REPOSITORY / ".ci" / "configuration.py"))["write_page"]()
+    assert read_document("docs/configuration.md") == page, "the page is stale: run `make docs`, commit it"
+    schema = yaml.safe_load(json_schema())
+    for table in (schema, *schema["$defs"].values()):
+        assert all(f"| `{key}` | " in page for key in table["properties"])
 
 
 NAMES = ["../x", "a/b", "..", ".hidden", "", "x" * 81, "x\n", "x\0", "-x", "x y"]
