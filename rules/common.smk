@@ -101,6 +101,14 @@ def evaluation_inputs(wildcards):
     return {"model": f"{folder}/model.json", **masks}
 
 
+def drift_inputs(wildcards):
+    """Return the inputs for the error of blocks: the base model, the sequences, and a checkpoint or masks."""
+    base = {"model": "<results>/{model}/model.json", "samples": "<results>/<draw>/samples.safetensors"}
+    if GRID.has_checkpoint(wildcards.method):
+        return base | {"checkpoint": "<results>/<cell>/checkpoint"}
+    return base | {"masks": "<results>/<cell>/masks.safetensors"}
+
+
 def of_cells(ending):
     """The artifact of that name of every cell."""
     return [f"<results>/{cell.folder}/{ending}" for cell in GRID.cells]

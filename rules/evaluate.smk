@@ -42,3 +42,25 @@ rule harness:
         **provenance("harness"),
     script:
         "../scripts/harness.py"
+
+
+rule drift:
+    """Measure the relative error of every block's output in a cell, on held-out calibration sequences."""
+    input:
+        unpack(drift_inputs),
+    output:
+        drift="<results>/<cell>/drift.csv",
+    log:
+        "<logs>/<cell>/drift.log",
+    benchmark:
+        "<logs>/<cell>/drift.tsv"
+    conda:
+        ENVIRONMENT
+    threads: STUDY.threads
+    resources:
+        **resources("drift"),
+        gpu=GPU,
+    params:
+        **provenance("drift"),
+    script:
+        "../scripts/drift.py"

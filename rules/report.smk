@@ -6,12 +6,14 @@ rule tables:
         epochs=epochs(),
         perplexity=[f"<results>/{v.folder}/perplexity/{text}.json" for v in GRID.variants for text in TEXTS],
         scores=[f"<results>/{v.folder}/lm_eval.json" for v in GRID.variants if HARNESS],
+        drift=of_cells("drift.csv") if STUDY.evaluation.drift else [],
         published=PUBLISHED,
     output:
         cells=table_files("cells"),
         layers=multiext("<report>/tables/layers", ".csv", ".md", ".tex"),
         curves=multiext("<report>/tables/curves", ".csv", ".md", ".tex"),
         epochs=multiext("<report>/tables/epochs", ".csv", ".md", ".tex"),
+        drift=multiext("<report>/tables/drift", ".csv", ".md", ".tex"),
         summary=table_files("summary"),
         comparison=table_files("comparison"),
         published=table_files("published") if PUBLISHED else [],
@@ -36,6 +38,7 @@ rule figures:
         layers="<report>/tables/layers.csv",
         curves="<report>/tables/curves.csv",
         epochs="<report>/tables/epochs.csv",
+        drift="<report>/tables/drift.csv",
     output:
         figures=report(
             directory("<report>/figures"),

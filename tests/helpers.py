@@ -139,6 +139,7 @@ def tiny_study(model: Path, **changes) -> dict:
         "evaluation": {
             "perplexity": {"held_out": {"text": "embedded", "seqlen": 32, "windows": 8, "documents": 4}},
             "lm_eval": {"tasks": ["embedded_choice"], "limit": 4},
+            "drift": 2,
         },
     } | changes
 

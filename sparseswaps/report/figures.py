@@ -59,14 +59,16 @@ HOLLOW: Style = {"markerfacecolor": "white"}  # white, so that no line shows thr
 UNREFINED = HOLLOW | {"linestyle": (0, (3, 2)), "linewidth": 0.6}
 BAR = {"edgecolor": "black", "linewidth": 0.5, "error_kw": {"elinewidth": 0.7}}
 GREY: Style = {"color": "0.3", "marker": "o"}
-TEXTS: dict[str, Style] = {"calibration text": {}, "held-out text": HOLLOW | {"linewidth": 0.6}}
+THIN = HOLLOW | {"linewidth": 0.6}
+TEXTS: dict[str, Style] = {"calibration text": {}, "held-out text": THIN}
+PATHS: dict[str, Style] = {"pruned path": {}, "dense path": THIN}
 
 
 class Kind(NamedTuple):
     """A kind of figure: what the report says about it, and the function that draws it.
 
-    `rows` are "layers" (of the principal refinement), "curves", "epochs" or "cells" of one model and calibration, or
-    "calibrations", which are the cells of all calibrations of a model.
+    `rows` are "layers" (of the principal refinement), "curves", "epochs", "drift" or "cells" of one model and
+    calibration, or "calibrations", which are the cells of all calibrations of a model.
     """
 
     rows: str
@@ -90,18 +92,24 @@ def figure(rows: str, title: str, caption: str) -> Callable[[Callable], Callable
 
 
 def draw_all(
-    cells: pd.DataFrame, layers: pd.DataFrame, curves: pd.DataFrame, epochs: pd.DataFrame, width: float
+    cells: pd.DataFrame,
+    layers: pd.DataFrame,
+    curves: pd.DataFrame,
+    epochs: pd.DataFrame,
+    drift: pd.DataFrame,
+    width: float,
 ) -> Iterator[tuple[str, Figure]]:
     """Yield the path ("<model>/<calibration>/<kind>-<text>") and the figure, for every figure that has data.
 
     The frames are the study's tables of that name, and `width` is the width of the page in inches.
     """
+    of_calibration = {"cells": cells, "layers": layers, "curves": curves, "epochs": epochs, "drift": drift}
     studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
     for model in studies["model"].unique():
         yield from _draw_kinds(model, {"calibrations": cells[cells["model"] == model]}, width)
     for model, calibration in studies.itertuples(index=False):
         tables = {}
-        for name, table in (("cells", cells), ("layers", layers), ("curves", curves), ("epochs", epochs)):
+        for name, table in of_calibration.items():
             drawn = table["calibration"].eq(calibration) | table["pattern"].eq("dense")
             tables[name] = table[drawn & (table["model"] == model)]
         principal = tables["layers"]["refinement"] == principal_refinement(tables["cells"])
@@ -338,6 +346,28 @@ def training_curve(epochs: pd.DataFrame, width: float) -> Figure:
 
 
 @figure(
+    "drift",
+    "Error by block",
+    "The squared error of each block's output on held-out text, in percent of the squared output of the dense block. "
+    "On the dense path a pruned block reads the dense model's hidden states, so the error is the block's own. On the "
+    "pruned path it reads the outputs of the pruned blocks before it, so the errors of all blocks accumulate.",
+)
+def error_by_block(drift: pd.DataFrame, width: float) -> Figure:
+    """Draw a panel per warm start (row) and pattern (column), with a line per method and path."""
+    drift = drift[drift["refinement"].isin(["none", *headline_refinements(drift)])]
+    drift = drift.replace({"refinement": {"none": WARM_START}})
+    columns = {"block": "decoder block", "pruned_path": "pruned path", "dense_path": "dense path"}
+    drift = drift.rename(columns=columns)
+    names = ("warmstart", "refinement")
+    panels, drawing = _draw_pairs(drift, names, "decoder block", PATHS, "of a block's output (%)", width)
+    for (start, _), axis in panels.items():
+        errors = drift.loc[drift["warmstart"] == start, list(PATHS)].to_numpy()
+        _use_log_scale_if_wide(axis, "y", list(errors[errors > 0]))  # panels of a row share the y axis
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    return drawing
+
+
+@figure(
     "calibrations",
     "Perplexity and error against the number of calibration samples",
     "The error is relative to the warm start of the same calibration, a mean over the layers. The distance between "
@@ -393,17 +423,32 @@ def _draw_setting(cells: pd.DataFrame, setting: str, label: str, text: str, widt
 
 def _draw_both_texts(rows: pd.DataFrame, along: str, label: str, unit: str, width: float) -> tuple[Axes, Figure]:
     """Draw the error on calibration text and on held-out text, and return one of the axes: they share the x axis."""
-    row, line = ("refinement", "warmstart") if rows["warmstart"].nunique() > 1 else ("warmstart", "refinement")
+    several = rows["warmstart"].nunique() > 1
+    names = ("refinement", "warmstart") if several else ("warmstart", "refinement")
+    rows = rows.rename(columns={along: label, "error": "calibration text", "held_out_error": "held-out text"})
+    panels, drawing = _draw_pairs(rows, names, label, TEXTS, unit, width)
+    return next(iter(panels.values())), drawing
+
+
+def _draw_pairs(
+    rows: pd.DataFrame, names: tuple[str, str], along: str, pair: dict[str, Style], unit: str, width: float
+) -> tuple[dict[tuple[str, str], Axes], Figure]:
+    """Draw two errors for each line of a panel, and return the panels by row and pattern.
+
+    `names` are the columns that tell the rows of panels and the lines of a panel apart. `along` and the keys of `pair`
+    are columns, under the names that the figure shows.
+    """
+    row, line = names
     styles = {name: _line_style(k, k) for k, name in enumerate(rows[line].unique())}
     labels = {name: f"{name}: error\n{unit}" for name in rows[row].unique()}
-    drawing, panels = _panel_grid(labels, list(rows["pattern"].unique()), label, width)
+    drawing, panels = _panel_grid(labels, list(rows["pattern"].unique()), along, width)
     for (name, pattern, kind), points in rows.groupby([row, "pattern", line], sort=False):
-        for column, style in zip(("error", "held_out_error"), TEXTS.values(), strict=True):
+        for column, style in pair.items():
             by_seed = align_curves(points.pivot(index="seed", columns=along, values=column))
             means = by_seed.agg(["mean", "std"]).T.fillna({"std": 0.0})
             _draw_line(panels[name, pattern], means, styles[kind] | style)
-    _add_legend(drawing, _handles(styles) + _handles(TEXTS, GREY), 1.3)
-    return panels[name, pattern], drawing
+    _add_legend(drawing, _handles(styles) + _handles(pair, GREY), 1.3)
+    return panels, drawing
 
 
 def _pareto_front(points: pd.DataFrame) -> pd.DataFrame:

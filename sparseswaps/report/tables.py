@@ -48,6 +48,7 @@ class Measured:
         scores: for each lm-eval task its metrics.
         epochs: the columns block, epoch, level, error and held_out, a row per block and epoch of its training. None
             where no blocks were trained.
+        drift: the columns block, dense_path and pruned_path, a row per block. None where it was not measured.
     """
 
     facts: dict[str, Any]
@@ -56,6 +57,7 @@ class Measured:
     perplexities: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     epochs: pd.DataFrame | None = None
+    drift: pd.DataFrame | None = None
 
 
 def error_reduction(before: pd.Series, after: pd.Series, if_zero: float = 0.0) -> pd.Series:
@@ -128,6 +130,14 @@ def epochs_table(measured: list[Measured]) -> pd.DataFrame:
     return _set_types(_join(means, COORDINATES, ["epoch", "error", "held_out_error"]))
 
 
+def drift_table(measured: list[Measured]) -> pd.DataFrame:
+    """Return the errors of each block's output: the six COORDINATES, max_swaps, block, dense_path and pruned_path (in
+    percent of the sum of squares of the dense block's output)."""
+    errors = ["dense_path", "pruned_path"]
+    drifts = [(m, m.drift.assign(**100 * m.drift[errors])) for m in measured if m.drift is not None]
+    return _set_types(_join(drifts, [*COORDINATES, "max_swaps"], ["block", *errors]))
+
+
 def _join(tables: list[tuple[Measured, pd.DataFrame]], facts: list[str], columns: list[str]) -> pd.DataFrame:
     """Return the tables of several models as one, with columns for the `facts` of each model."""
     parts = [table.assign(**{name: model.facts[name] for name in facts}) for model, table in tables]
@@ -197,6 +207,7 @@ def write_all(measured: list[Measured], folder: str | Path, published: str | Pat
     write_table(layers_table(measured), folder / "layers")
     write_table(curves_table(measured), folder / "curves")
     write_table(epochs_table(measured), folder / "epochs")
+    write_table(drift_table(measured), folder / "drift")
     summarised, compared = summary(cells), comparison(cells)
     write_measures(summarised, mark_best_of_summary(summarised), folder / "summary")
     write_measures(compared, mark_best_of_comparison(compared), folder / "comparison")

@@ -177,6 +177,11 @@ class Evaluation(Settings):
 
     perplexity: dict[Name, EvaluationText] = Field(default={}, description="The evaluation texts by name.")
     lm_eval: LmEval = Field(default=LmEval(), description="Tasks of lm-eval.")
+    drift: int = Field(
+        default=0,
+        ge=0,
+        description="Held-out calibration sequences on which the error of every block's output is measured. 0: none.",
+    )
 
 
 class Figures(Settings):

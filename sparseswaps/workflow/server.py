@@ -39,6 +39,7 @@ _LATE_IMPORTS = {
     "capture": _LLAMA,
     "chain": _LLAMA,
     "perplexity": ["datasets", *_LLAMA],
+    "drift": _LLAMA,
     "harness": ["datasets", *_LLAMA, "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks"],
 }
 _servers: list[subprocess.Popen] = []  # keeps the pipes to the servers open

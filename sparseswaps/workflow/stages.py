@@ -327,12 +327,38 @@ class Harness(OfVariant):
         yield from super().jobs(grid) if grid.study.evaluation.lm_eval.tasks else ()
 
 
+class Drift(Stage):
+    """Measure the relative error of every block's output in a cell."""
+
+    packages = ("torch", "transformers")
+    code = ("calibration", "evaluation", "layer", "model")
+    after = ("model", "samples", "masks", "assemble")
+    wildcards = CELL
+
+    def settings(self):
+        return {
+            "sequences": self.study.evaluation.drift,
+            "batch_size": self.study.batch_size,
+            "checkpoint": self.grid.has_checkpoint(self.where["method"]),
+            "activations": self.study.activations,
+            **self.compute_model,
+        }
+
+    def needs(self):
+        draw = self.draw._replace(samples=0, held_out=self.study.evaluation.drift)
+        return needs.drift(self.sizes, draw, self.study.batch_size, self.machine)
+
+    @classmethod
+    def jobs(cls, grid):
+        yield from super().jobs(grid) if grid.study.evaluation.drift else ()
+
+
 class Tables(Stage):
     """Gather every measurement of the study."""
 
     packages = ("pandas", "tabulate")
     code = ("report",)
-    after = ("refine", "reconstruct", "chain", "perplexity", "harness")
+    after = ("refine", "reconstruct", "chain", "perplexity", "harness", "drift")
 
     def settings(self):
         cells = {f"cell {variant.folder}": self.facts(variant) for variant in self.grid.variants}
@@ -381,5 +407,5 @@ class Report(Stage):
 
 
 IN_ORDER = [Model, Samples, Capture, Allocation, Warmstart, Refine, Reconstruct, Chain, Masks, Assemble]
-IN_ORDER += [Perplexity, Harness, Tables, Figures, Report]
+IN_ORDER += [Perplexity, Harness, Drift, Tables, Figures, Report]
 STAGES: dict[str, type[Stage]] = {stage.__name__.lower(): stage for stage in IN_ORDER}

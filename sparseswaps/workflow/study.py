@@ -72,6 +72,11 @@ def _check_cells(grid: Grid) -> None:
         if refinement.stop == "held_out" and not calibration.held_out:
             key = f"config key calibrations.{cell.calibration}.held_out"
             raise InputError(f"{key}: is 0, but refinement {cell.refinement} stops by it; set 1 or more")
+        if calibration.held_out < (sequences := grid.study.evaluation.drift):
+            raise InputError(
+                f"config key evaluation.drift: {sequences} sequences, but calibrations.{cell.calibration}.held_out is "
+                f"{calibration.held_out}; raise held_out, or lower evaluation.drift (0: off)"
+            )
         reconstruction = grid.study.reconstructions.get(cell.reconstruction)
         if calibration.dense_target and reconstruction is None:
             raise InputError(

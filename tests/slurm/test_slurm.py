@@ -31,7 +31,7 @@ STUDY = os.environ.get("SPARSESWAPS_SLURM_STUDY", "config.yaml")
 GROUPS = {
     "draw": ["model", "samples", "capture"],
     "start": ["warmstart", "refine", "reconstruct", "masks", "assemble"],
-    "evaluations": ["perplexity", "harness"],
+    "evaluations": ["perplexity", "harness", "drift"],
     "page": ["tables", "figures", "report"],
 }
 START = Path("results/tiny/stdlib/seed0/60pct/wanda")
@@ -163,7 +163,7 @@ def test_gpus_are_for_the_rules_that_compute(local, unrefined):
     planned = unrefined.run(whole, "-n", *THROUGH_SLURM).stdout.split("\nrule ")[1:]
     asking = {rule.partition(":")[0] for rule in planned if re.search(r"resources: .*\bgpu=1\b", rule)}
     computing = {"capture", "warmstart", "refine", "reconstruct", "chain"}
-    assert asking == computing | {"perplexity", "harness"}
+    assert asking == computing | {"perplexity", "harness", "drift"}
 
     # Through a profile as a user would edit it.
     shutil.copytree(REPOSITORY / "profiles" / "slurm", unrefined.folder / "mine")

@@ -76,7 +76,7 @@ def test_a_job_of_every_stage_killed_in_mid_write(study, finished):
     """The same command until it ends well."""
     workflow, config = study
     stages = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity"}
-    stages |= {"harness", "tables", "figures", "report"}
+    stages |= {"harness", "drift", "tables", "figures", "report"}
     with killing(stages) as marks:
         left = len(stages)
         while (done := workflow.run(config, "--cores", "2", check=False)).returncode != 0:

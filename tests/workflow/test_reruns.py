@@ -15,8 +15,8 @@ from helpers import DRAW, REPOSITORY, Workflow
 PAGES = {"figures": 1, "report": 1}
 REPORT = {"tables": 1} | PAGES
 MASKS = {"masks": 4, "assemble": 4}
-CELLS_EVALUATED = {"perplexity": 4, "harness": 4}
-EVALUATED = {"perplexity": 5, "harness": 5}
+CELLS_EVALUATED = {"perplexity": 4, "harness": 4, "drift": 4}
+EVALUATED = {"perplexity": 5, "harness": 5, "drift": 4}
 REFINED = {"refine": 8} | MASKS | CELLS_EVALUATED | REPORT
 MASKED = {"warmstart": 4} | REFINED
 CAPTURED = {"capture": 1} | MASKED
@@ -33,13 +33,14 @@ def nested(config: dict, path: str, value) -> dict:
     return changed
 
 
-OF_TWO_CELLS = {"refine": 4, "masks": 2, "assemble": 2, "perplexity": 2, "harness": 2} | REPORT
+OF_TWO_CELLS = {"refine": 4, "masks": 2, "assemble": 2, "perplexity": 2, "harness": 2, "drift": 2} | REPORT
 SETTINGS = {
     "models.tiny.trust_remote_code": (True, EVERYTHING),
     "calibrations.stdlib.samples": (9, SAMPLED),
     "activations": ("disk", CAPTURED | EVALUATED),
     "dtype": ("checkpoint", CAPTURED | EVALUATED),
     "batch_size": (2, CAPTURED | {"perplexity": 5}),
+    "evaluation.drift": (3, {"drift": 4} | REPORT),
     "threads": (2, CAPTURED | EVALUATED),
     "gpu": (True, CAPTURED | EVALUATED),
     "refinements.swaps.max_swaps": (3, OF_TWO_CELLS),
@@ -144,6 +145,7 @@ CODE = {
     f"{JOBS}/masks.py": MASKS | CELLS_EVALUATED | REPORT,
     f"{JOBS}/assemble.py": {"assemble": 4} | CELLS_EVALUATED | REPORT,
     "sparseswaps/evaluation/perplexity.py": {"perplexity": 5} | REPORT,
+    "sparseswaps/evaluation/drift.py": {"drift": 4} | REPORT,
     "sparseswaps/evaluation/scores.py": {"perplexity": 5, "harness": 5} | REPORT,
     "sparseswaps/evaluation/harness.py": {"harness": 5} | REPORT,
     "sparseswaps/evaluation/lm.py": {"harness": 5} | REPORT,

@@ -112,7 +112,7 @@ def test_the_report_has_it_all(finished, tiny_model):
     assert ran["refine"]["jobs"] == 8
     assert all(stage["seconds"] > 0 for stage in ran.values())
     figures = {path.name for path in (report / "figures" / "tiny" / "stdlib").iterdir()}
-    named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve")
+    named = ("error_reduction_by_layer", "error_reduction_by_type", "held_out_curve", "error_by_block")
     assert figures == {f"{name}.{kind}" for name in named for kind in ("pdf", "png")}
     links = re.findall(r'<a href="(\.\./[^"]+)">', page)
     assert len(links) == 4 * 3  # masks, checkpoint and logs of each cell
@@ -160,7 +160,7 @@ def test_a_large_grid_is_listed(tmp_path):
     jobs = Workflow(tmp_path).planned(tiny_study(tmp_path / "a", models=models, **many))
     cells = 3 * 5 * 4 * 3 * 2
     assert jobs["refine"] == 4 * cells
-    assert jobs["perplexity"] == jobs["harness"] == cells + 3
+    assert jobs["perplexity"] == jobs["harness"] == jobs["drift"] + 3 == cells + 3
     assert sum(jobs.values()) > 3000
 
 
@@ -269,15 +269,18 @@ def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
     shutil.rmtree(folder / "checkpoint")
     results = [folder / "lm_eval.json", folder / "perplexity" / "held_out.json"]
     of_checkpoint = [json.loads(path.read_text()) for path in results]
-    after = {"tables": 1, "figures": 1, "report": 1}
+    drift = folder / "drift.csv"
+    drift_of_checkpoint = drift.read_text()
+    after, evaluated = {"tables": 1, "figures": 1, "report": 1}, {"perplexity": 1, "harness": 1, "drift": 1}
     one = config | {"patterns": ["2:4"], "refinements": {"swaps": {}}, "checkpoints": False}
-    assert workflow.planned(one) == {"perplexity": 1, "harness": 1} | after  # the dense model's stay as they are
-    workflow.run(one, "--cores", "2", "--", *(path.relative_to(workflow.folder) for path in results))
+    assert workflow.planned(one) == evaluated | after  # the dense model's stay as they are
+    workflow.run(one, "--cores", "2", "--", *(path.relative_to(workflow.folder) for path in (*results, drift)))
+    assert drift.read_text() == drift_of_checkpoint
     for path, expected in zip(results, of_checkpoint, strict=True):
         found = json.loads(path.read_text())
         assert found.pop("provenance") != expected.pop("provenance")
         assert found == expected
     assert not (folder / "checkpoint").exists()
-    assert workflow.planned(config) == {"assemble": 1, "perplexity": 1, "harness": 1} | after
+    assert workflow.planned(config) == {"assemble": 1} | evaluated | after
     assert workflow.planned(config | {"evaluation": {}}) == {"assemble": 1} | after  # also where nothing is evaluated
     assert workflow.planned(config | {"evaluation": {}, "checkpoints": False}) == after

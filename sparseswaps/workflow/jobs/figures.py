@@ -6,7 +6,7 @@ from sparseswaps.report.tables import read_table
 
 
 def run(inputs, outputs, settings, context):
-    tables = {name: read_table(inputs[name]) for name in ("cells", "layers", "curves", "epochs")}
+    tables = {name: read_table(inputs[name]) for name in ("cells", "layers", "curves", "epochs", "drift")}
     drawn = 0
     with write_atomically(outputs["figures"]) as folder:
         folder.mkdir()

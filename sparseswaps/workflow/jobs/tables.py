@@ -28,4 +28,5 @@ def measurements(folder, facts, inputs):
         epochs=read_tables(files("epochs")),
         perplexities={Path(path).stem: read_json(path) for path in files("perplexity")},
         scores=read_json(scores[0])["results"] if scores else {},
+        drift=read_tables(files("drift")),
     )

@@ -408,10 +408,11 @@ def assemble(sizes: Sizes) -> Needs:
 
 
 def _evaluation_needs(
-    sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, start: str
+    sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, start: str, blocks: int = 3
 ) -> Needs:
     """Return the needs of an evaluation: a block, a batch within it, embeddings or head, and a slice of logits.
 
+    `blocks` is how many times the memory of a block is held: a block takes three times its memory while it is read.
     The hidden states of the sequences that go through together are on the host, or `on_disk`.
     """
     value = machine.value(sizes)
@@ -419,7 +420,9 @@ def _evaluation_needs(
     # Logits are held as the model makes them, in float32, and as log-probabilities.
     logits = min(batch * seqlen * sizes.vocabulary, _LOGITS) * (value + 8)
     computing = (
-        (3 * sizes.block + sizes.embedding) * value + batch * seqlen * _bytes_per_token(sizes, seqlen, value) + logits
+        (blocks * sizes.block + sizes.embedding) * value
+        + batch * seqlen * _bytes_per_token(sizes, seqlen, value)
+        + logits
     )
     host = _all_masks(sizes) + (0 if on_disk else hidden)
     if machine.gpu:
@@ -438,6 +441,18 @@ def perplexity(
     size = min(batch_size, count)
     needs = _evaluation_needs(sizes, count * seqlen, size, seqlen, on_disk, machine, "transformers")
     return needs._replace(seconds=needs.seconds + _TOKENISING)
+
+
+def drift(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
+    """Return the needs of stage drift: three runs of each block, two blocks at a time, and hidden states of two paths.
+
+    `draw` has only the sequences that are run, as held-out text.
+    """
+    size = min(batch_size, draw.held_out)
+    needs = _evaluation_needs(sizes, 3 * draw.tokens, size, draw.seqlen, True, machine, "transformers", blocks=4)
+    hidden = 2 * draw.tokens * sizes.hidden * machine.value(sizes)
+    host, scratch = (0, hidden) if draw.on_disk else (hidden, 0)
+    return needs._replace(host=needs.host + host, seconds=needs.seconds + sizes.checkpoint / _DISK, scratch=scratch)
 
 
 def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, on_disk: bool, machine: Machine) -> Needs:

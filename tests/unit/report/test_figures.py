@@ -222,6 +222,37 @@ def test_training_curve_is_the_mean_over_the_blocks():
     assert held_out == pytest.approx([76.5, 61.5, 46.5, 31.5])
 
 
+def by_blocks(seeds: int = 1) -> pd.DataFrame:
+    """A table of drift over three blocks, of every cell."""
+    study = []
+    for measured in make_study(seeds):
+        if measured.losses is not None:
+            budget = measured.facts["max_swaps"]
+            own = 0.0 if budget is None else (10 - budget + measured.facts["seed"]) / 100
+            table = pd.DataFrame({"block": range(3), "dense_path": own})
+            study.append(replace(measured, drift=table.assign(pruned_path=own * (1 + table["block"] / 2))))
+    return tables.drift_table(study)
+
+
+def test_error_by_block_is_drawn_on_both_paths():
+    figure = figures.error_by_block(by_blocks(seeds=2).query("refinement != 'swaps'"), WIDTH)
+    assert legend_texts(figure) == ["warm start", "swaps-5", "pruned path", "dense path"]  # swaps-1 went less far
+    assert [axis.get_title().partition(" ")[0] for axis in figure.axes[:2]] == ["60%", "2:4"]
+    assert [axis.get_ylabel().partition(":")[0] for axis in figure.axes] == ["magnitude", "", "wanda", ""]
+    pruned, dense, *refined = figure.axes[3].get_lines()
+    assert list(pruned.get_xdata()) == [0, 1, 2]
+    assert list(pruned.get_ydata()) == pytest.approx([10.5, 15.75, 21])
+    assert list(dense.get_ydata()) == pytest.approx([10.5] * 3)
+    assert list(refined[0].get_ydata()) == pytest.approx([5.5, 8.25, 11])
+    assert [line.get_markerfacecolor() == "white" for line in (pruned, dense)] == [False, True]
+    assert len(figure.axes[3].collections) == 4  # two seeds
+    assert {axis.get_yscale() for axis in figure.axes} == {"linear"}
+    far = by_blocks().assign(pruned_path=lambda table: 10.0 ** table["block"])
+    figure = figures.error_by_block(far, WIDTH)  # where an error of zero is on no scale
+    figure.draw_without_rendering()
+    assert {axis.get_yscale() for axis in figure.axes} == {"log"}
+
+
 def test_the_front_holds_the_methods_that_beat_every_faster_one(one_seed):
     dense = one_seed[0].query("pattern == 'dense'")
     cell = one_seed[0].query("pattern == '60%' and warmstart == 'wanda' and refinement == 'swaps'")
@@ -287,7 +318,8 @@ def test_without_held_out_text_or_dense_model_or_refinement(one_seed):
     assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
     assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
     cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
-    drawn = dict(figures.draw_all(cells, one_seed[1].iloc[:0], by_swaps().iloc[:0], by_epochs().iloc[:0], WIDTH))
+    empty = [table.iloc[:0] for table in (one_seed[1], by_swaps(), by_epochs(), by_blocks())]
+    drawn = dict(figures.draw_all(cells, *empty, WIDTH))
     assert list(drawn) == ["pico/perplexity_by_pattern-held_out"]
     assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
@@ -308,6 +340,7 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_see
         figures.swaps_curve(cells, "held_out", width),
         figures.samples_curve(with_samples(cells), "held_out", width),
         figures.held_out_curve(by_swaps(), width),
+        figures.error_by_block(by_blocks(), width),
     ]
     for figure in drawn:
         figure.draw_without_rendering()
@@ -344,7 +377,7 @@ def test_all_figures_of_a_study(one_seed):
     study = pd.concat([study, study.query("pattern == 'dense' or calibration == 'wiki'").assign(model="nano")])
     layers = layers.assign(calibration="c4-16")
     curves_of, epochs_of = by_swaps().assign(calibration="wiki"), by_epochs().assign(calibration="wiki")
-    drawn = figures.draw_all(study, layers, curves_of, epochs_of, WIDTH)
+    drawn = figures.draw_all(study, layers, curves_of, epochs_of, by_blocks().assign(calibration="wiki"), WIDTH)
     paths = [path for path, _ in drawn]
     expected = {f"{name}-held_out" for name in ("pico/perplexity_by_pattern", "pico/samples_curve")}
     expected |= {"nano/perplexity_by_pattern-held_out"}
@@ -353,5 +386,6 @@ def test_all_figures_of_a_study(one_seed):
         expected |= {f"{folder}/freeze_curve-held_out"} if "c4" in folder else set()
     expected |= {f"pico/c4-16/error_reduction_by_{name}" for name in ("layer", "type")}
     expected |= {f"{model}/perplexity_by_seconds-held_out" for model in ("pico", "nano")}
-    assert sorted(paths) == sorted(expected | {"pico/wiki/held_out_curve", "pico/wiki/training_curve"})
+    expected |= {f"pico/wiki/{name}" for name in ("held_out_curve", "training_curve", "error_by_block")}
+    assert sorted(paths) == sorted(expected)
     assert {path.rpartition("/")[2].partition("-")[0] for path in paths} <= figures.KINDS.keys()

@@ -95,6 +95,15 @@ def test_curves_are_means_over_the_layers_with_a_value(study):
     assert list(tables.curves_table(study[:1])) == list(table)
 
 
+def test_drift_is_in_percent_and_only_where_it_was_measured(study):
+    drift = pd.DataFrame({"block": [0, 1], "dense_path": [0.25, 0.5], "pruned_path": [0.25, 1.0]})
+    table = tables.drift_table([study[0], replace(study[4], drift=drift), study[5]])
+    assert list(table) == [*tables.COORDINATES, "max_swaps", "block", "dense_path", "pruned_path"]
+    assert table["refinement"].tolist() == ["swaps"] * 2
+    assert table[["block", "dense_path", "pruned_path"]].to_numpy().tolist() == [[0, 25, 25], [1, 50, 100]]
+    assert list(tables.drift_table(study)) == list(table)
+
+
 @pytest.fixture
 def published():
     cell = {"model": "pico", "pattern": "60%", "warmstart": "wanda", "refinement": "none", "source": "a paper"}
@@ -306,8 +315,9 @@ def test_all_tables_of_a_study_are_written(study, cells, published, tmp_path):
     published.to_csv(tmp_path / "numbers.csv", index=False)
     written = tables.write_all(study, tmp_path / "out", tmp_path / "numbers.csv")
     pd.testing.assert_frame_equal(written, cells)
-    names = product(["cells", "layers", "curves", "epochs", "summary", "comparison", "published"], ["csv", "md", "tex"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(map(".".join, names))
+    names = ["cells", "layers", "curves", "epochs", "drift", "summary", "comparison", "published"]
+    files = set(map(".".join, product(names, ["csv", "md", "tex"])))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
     assert list(pd.read_csv(tmp_path / "out" / "summary.csv")) == list(summary.summary(cells))
     markdown = (tmp_path / "out" / "summary.md").read_text()
     assert re.findall("### (.*)\n", markdown) == [PERPLEXITY, *ONCE, *TASKS]

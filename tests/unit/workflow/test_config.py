@@ -146,6 +146,8 @@ def test_a_missing_key_is_named(config, key):
         ({"refinements": {"early": {"stop": "held_out"}}}, {"held_out": 0}, "calibrations.stdlib.held_out"),
         ({"patterns": [{"name": "x", "sparsity": 0.6, "owl": {}}]}, {"propagate": "pruned"}, "patterns"),
         ({}, {"propagate": "pruned", "dense_target": 0.5}, "calibrations.stdlib.dense_target"),
+        ({"evaluation": {"drift": 1}}, {"held_out": 0}, "evaluation.drift"),
+        ({"evaluation": {"drift": 3}}, {"held_out": 2}, "evaluation.drift"),
     ],
 )
 def test_what_does_not_go_together_is_named_unless_it_is_excluded(config, changes, calibration, key):

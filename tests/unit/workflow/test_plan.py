@@ -80,7 +80,7 @@ def test_the_plan_is_printed_and_sums_its_lines_and_does_nothing(tmp_path, tiny_
     lines = table(grid).splitlines()
     first, last = (i for i, line in enumerate(lines) if line.startswith("---"))
     jobs = [int(re.search(r"\b\d+\b", line)[0]) for line in lines[first + 1 : last]]
-    assert len(jobs) == len(plan_rows(grid)) == 13
+    assert len(jobs) == len(plan_rows(grid)) == 14
     assert lines[last + 1].split()[:3] == ["in", "all", str(sum(jobs))]
     assert sum(jobs) == count_jobs(config).total()
 
@@ -158,6 +158,7 @@ def jobs(sizes, machine):
         needs.chain(sizes, PAPER, OPTIMUM, PrunedInputs(), Reconstruction(), 8, machine),
         needs.perplexity(sizes, 2048, None, 8, False, machine),
         needs.harness(sizes, 7, None, 16, False, machine),
+        needs.drift(sizes, Draw(0, 8, 2048), 8, machine),
     ]
 
 
@@ -171,9 +172,9 @@ def test_a_job_computes_on_the_gpu_or_on_the_host():
 
 def test_pruning_and_evaluation_need_a_part_of_the_model_on_the_gpu():
     llama = sizes_of(LLAMA)
-    *pruning, perplexity, harness = (job.gpu for job in jobs(llama, GPU))
+    *pruning, perplexity, harness, drift = (job.gpu for job in jobs(llama, GPU))
     assert min(pruning) > 5e9
-    for evaluation in (perplexity, harness):
+    for evaluation in (perplexity, harness, drift):
         assert 1e9 + 2 * (3 * llama.block + llama.embedding) < evaluation < 2 * llama.parameters / 2
 
 

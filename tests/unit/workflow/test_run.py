@@ -180,6 +180,7 @@ def test_an_unknown_artifact_and_a_broken_one_are_one_line(refinement, tmp_path)
 def test_every_stage_ends_with_its_line_of_result(finished):
     logs = list((finished[0].folder / "logs").rglob("*.log"))
     expected = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity", "harness"}
+    expected |= {"drift"}
     assert {path.name.split(".")[0] for path in logs} >= expected | {"tables", "figures", "report"}
     for path in logs:
         text = path.read_bytes().decode()

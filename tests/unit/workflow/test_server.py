@@ -79,7 +79,7 @@ def test_a_forked_job_has_the_folder_the_streams_and_the_exit_status_of_its_scri
 def endless(job, tmp_path) -> Job:
     """A job that waits for ever: its input is a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "cells.csv")
-    inputs = {"cells": "cells.csv", "layers": "cells.csv", "curves": "cells.csv", "epochs": "cells.csv"}
+    inputs = dict.fromkeys(["cells", "layers", "curves", "epochs", "drift"], "cells.csv")
     return replace(job, stage="figures", inputs=inputs, outputs={"figures": "figures"}, params=[])
 
 
