@@ -1,14 +1,53 @@
-"""The scripts of examples/ run; tests/unit/pruning/test_prune.py runs examples/prune.py."""
+"""The notebook and the scripts of examples/ run; tests/unit/pruning/test_prune.py runs examples/prune.py."""
 
+import json
 import runpy
 from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers import REPOSITORY, write_tiny_model
+from helpers import REPOSITORY, read_document, write_tiny_model
 
 import sparseswaps
 from sparseswaps.model.loading import load_model
+
+NOTEBOOK = json.loads(read_document("examples/tour.ipynb"))
+CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_tour_runs_and_shows_what_its_cells_give(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    names = {}
+    for number, cell in enumerate(CODE):
+        exec(compile("".join(cell["source"]), f"examples/tour.ipynb, code cell {number}", "exec"), names)
+    dense, wanda, swaps = names["perplexities"].values()
+    assert dense < swaps < wanda
+    assert (names["layers"]["rows_certified"] == names["layers"]["rows"]).all()
+    assert (names["reduction"] > 0).all(axis=None)
+    assert names["axes"].containers
+    refined = names["refined"]
+    assert refined.certified.all()
+    assert names["changes"].min() > -1e-6 * refined.loss_after[0]
+    assert names["same_bits"]
+    assert names["same_masks"]
+    assert not list(tmp_path.iterdir())
+    shown = [line for cell in CODE for output in cell["outputs"] for line in output.get("text", [])]
+    printed = capsys.readouterr().out
+    assert shown
+    assert all(line.rpartition(" ")[0][:20] in printed for line in shown)  # figures depend on the processor
+    tables = [output["data"]["text/plain"] for cell in CODE for output in cell["outputs"] if "data" in output]
+    stored = [float(line.split()[-1]) for line in tables[0][1:]]
+    assert stored == pytest.approx([dense, wanda, swaps], rel=0.01)
+
+
+def test_the_tour_is_stored_as_it_ran_once_from_the_top():
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    outputs = [output for cell in CODE for output in cell["outputs"]]
+    assert "error" not in {output["output_type"] for output in outputs}
+    assert "stderr" not in {output.get("name") for output in outputs}
+    assert set(NOTEBOOK["metadata"]) == {"kernelspec", "language_info"}
+    assert (REPOSITORY / "examples" / "tour.ipynb").stat().st_size < 150_000
 
 
 @pytest.mark.parametrize("method", ["train_all", "train_lora"])
