@@ -118,25 +118,33 @@ def _prune(options: argparse.Namespace) -> None:
 
     import sparseswaps
     from sparseswaps.base.files import write_atomically
-    from sparseswaps.model.directory import is_hub_id, locate
+    from sparseswaps.model.directory import is_hub_id, locate, read_config
     from sparseswaps.model.hub import download, resolve
     from sparseswaps.model.loading import load_model, load_tokenizer
 
     disable_progress_bar()  # of transformers; those of this project stay
     if options.out.exists():
         raise InputError(f"--out: {options.out} exists; take another, or delete it")
+    hub = is_hub_id(options.model)
+    if options.revision is not None and not hub:
+        raise InputError(f"--revision: {options.model!r} is no model of the hub, so it has no revision; leave it out")
     settings = {name: getattr(options, name) for name in (*_CALIBRATION, *_METHOD) if name != "text"}
     if isinstance(reconstruction := options.reconstruction, str):
         reconstruction = {"method": reconstruction}
     PruneSettings(**settings, reconstruction=reconstruction)  # an error comes before the model is loaded
     sparseswaps.parse_pattern(options.pattern)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    hub = is_hub_id(options.model)
+    _check_device(device)
     folder = download(options.model, resolve(options.model, options.revision)) if hub else locate(options.model, None)
+    read_config(folder)  # a wrong path is reported as such, and not as a missing tokenizer
     tokenizer = load_tokenizer(str(folder), options.trust_remote_code)
     model = load_model(str(folder), "cpu", options.trust_remote_code, "checkpoint")
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    model = model.float() if device == "cpu" else model.to(device)
+    try:
+        model = model.float() if device == "cpu" else model.to(device)
+    except torch.OutOfMemoryError:
+        remedy = "take --device cpu, or run a study, which loads one block at a time"
+        raise InputError(f"--device {device}: the model is larger than its free memory; {remedy}") from None
     result = sparseswaps.prune(
         model,
         tokenizer,
@@ -153,6 +161,18 @@ def _prune(options: argparse.Namespace) -> None:
     _print_losses(result.losses)
     kept, all_weights = (sum(count(mask) for mask in result.masks.values()) for count in (torch.sum, torch.numel))
     print(f"\n{options.out}: {1 - kept / all_weights:.1%} of {all_weights:,} weights are zero")
+
+
+def _check_device(device: str) -> None:
+    """Raise InputError when torch has no such device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        built_for_cpu = device.startswith("cuda") and not torch.backends.cuda.is_built()
+        problem = "this torch is built without CUDA" if built_for_cpu else "torch finds no such device here"
+        raise InputError(f"--device {device}: {problem}; take cpu, or a device that torch finds, as cuda") from None
 
 
 def _print_losses(losses: list[dict[str, Any]]) -> None:
@@ -212,6 +232,8 @@ def _compress(options: argparse.Namespace) -> None:
         for folder in (options.checkpoint, options.out)
     )
     print(f"{options.out}: {after / 1e6:,.1f} MB of weights instead of {before / 1e6:,.1f} MB ({after / before:.1%})")
+    if after >= before:
+        print(f"No matrix is smaller without its zeros: {options.checkpoint} is not pruned, or not enough")
 
 
 def _print_table(header: list[str], rows: list[list[Any]]) -> None:

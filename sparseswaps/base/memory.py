@@ -26,7 +26,7 @@ def halve_until_it_fits(step: Callable[[int], T], size: int, what: str, lower: s
         except torch.OutOfMemoryError:
             pass  # the error holds the failed frames and their tensors until this block ends
         if size == 1:
-            instead = f"lower {lower}, or set gpu: false" if lower else "set gpu: false"
+            instead = f"lower {lower}, or use the CPU (gpu: false)" if lower else "use the CPU (gpu: false)"
             raise InputError(f"out of GPU memory with one of the {what} at a time; {instead}")
         logging.warning("out of memory at %d %s: going on with %d", size, what, size // 2)
         gc.collect()

@@ -57,12 +57,12 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
     return f"{checksum:08x}"
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+def read_tensors(path: str | Path, remedy: str = BrokenFileError.RERUN) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """Read the tensors and the header that `write_tensors` wrote; both are empty if another program wrote the file.
 
     Raises BrokenFileError when the file was damaged or edited.
     """
-    with open_tensors(path, remedy=BrokenFileError.RERUN) as file:
+    with open_tensors(path, remedy=remedy) as file:
         try:
             header = json.loads((file.metadata() or {})["sparseswaps"])
             written = header.pop("crc32")
@@ -74,5 +74,5 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "Tensor"], dict[str, str]]
         except UNREADABLE:
             same = False
     if not same:
-        raise BrokenFileError(path, "checksum mismatch: the file was damaged or edited")
+        raise BrokenFileError(path, "checksum mismatch: the file was damaged or edited", remedy)
     return tensors, header

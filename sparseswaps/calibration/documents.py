@@ -10,7 +10,8 @@ from typing import Any
 
 from sparseswaps import embedded
 from sparseswaps.base.errors import InputError, one_line
-from sparseswaps.calibration.settings import TextSource, is_file
+from sparseswaps.calibration.settings import FILES, TextSource, is_file
+from sparseswaps.model.directory import HUB_ID
 
 PRESETS = {"c4": "allenai/c4", "wikitext2": "Salesforce/wikitext"}
 _SEPARATOR = "<|endoftext|>"  # between the documents of a .txt file
@@ -29,7 +30,11 @@ def load(source: str | TextSource, use: str) -> Sequence[str]:
     if text == "embedded":
         return list(_read_file(embedded.TEXT / f"{use}.jsonl", "text").values())
     if not is_file(text):
+        if Path(text).is_file() or not (Path(text).exists() or HUB_ID.fullmatch(text)):
+            raise InputError(f"text {text!r}: neither a data set of the hub nor a file that ends in {', '.join(FILES)}")
         return _load_from_hub(PRESETS.get(text, text), source)
+    if not Path(text).is_file():
+        raise InputError(f"text {text!r}: no such file; check the path")
     try:
         documents = _read_file(Path(text), field)
     except InputError:
@@ -88,7 +93,8 @@ def _load_from_hub(name: str, source: TextSource) -> Sequence[str]:
     except Exception as error:  # a data set, the hub or the network may raise anything
         raise InputError(
             f"the data set {name!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); check its id, "
-            "`subset`, `split`, `files` and `revision`, log in with `hf auth login` if it is gated, or name a file"
+            "`subset`, `split`, `files` and `revision`, log in with `hf auth login` if it is gated, or name a file "
+            f"that ends in {', '.join(FILES)}"
         ) from None
     if getattr(rows.features.get(field), "dtype", None) not in ("string", "large_string"):
         columns = ", ".join(rows.features)

@@ -58,7 +58,8 @@ def draw(
     if len(windows) < wanted:
         raise InputError(
             f"the calibration text is too short: it gives {len(windows)} of {samples} samples and {held_out} held-out "
-            f"samples of {seqlen} tokens; ask for fewer or shorter samples, or give more text"
+            f"samples of {seqlen} tokens, each from a document that is longer; lower samples, held_out or seqlen, or "
+            "give more or longer documents"
         )
     drawn = torch.stack(windows)
     return drawn[:samples], drawn[samples:]

@@ -87,7 +87,7 @@ def parse_pattern(value: str | float) -> Pattern:
         raise InputError(f"pattern {text!r}: expected a sparsity such as 60% or 0.6, or N:M such as 2:4")
     sparsity = Fraction(match[1]) / (100 if match[2] else 1)
     if not 0 <= sparsity < 1:
-        raise InputError(f"pattern {text!r}: the sparsity {float(sparsity):g} is outside [0, 1)")
+        raise InputError(f"pattern {text!r}: the sparsity {float(sparsity):g} is outside [0, 1); write 60% or 0.6")
     return PerRow(sparsity)
 
 

@@ -101,6 +101,9 @@ def entry_file(source: str, names: Collection[str]) -> str:
     for name in (SINGLE, INDEX):
         if name in names:
             return name
+    if any(name.endswith(".sparse.safetensors") for name in names):
+        remedy = f"save the model of sparseswaps.load_compressed({source!r}) in another folder"
+        raise InputError(f"{source!r} is a compressed checkpoint; {remedy}")
     if any(Path(name).suffix in _PICKLES for name in names):
         target = f"{Path(source).name}-safetensors"
         convert = (
@@ -133,6 +136,8 @@ def indexed_files(index: Path) -> list[str]:
 
 def weight_files(folder: Path) -> list[str]:
     """Return the names of the safetensors files that transformers reads. Raises InputError when one is missing."""
+    if not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is not a directory; check the path")
     entry = entry_file(str(folder), [path.name for path in folder.iterdir()])
     names = [SINGLE] if entry == SINGLE else indexed_files(folder / entry)
     for path in (folder / name for name in names):

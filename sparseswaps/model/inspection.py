@@ -53,7 +53,8 @@ def _matrices_of_checkpoint(folder: Path) -> Iterator[Matrix]:
     from sparseswaps.model.blocks import find_layers, skeleton  # takes seconds to import
 
     checkpoint = Checkpoint(folder)
-    for layers in find_layers(skeleton(folder, trust_remote_code=False), checkpoint.shapes()):
+    shapes = checkpoint.shapes()  # names a missing file, before transformers builds the model
+    for layers in find_layers(skeleton(folder, trust_remote_code=False), shapes):
         for layer in layers:
             name = layer.tensor if layer.expert is None or not layer.fused else f"{layer.tensor}.{layer.expert}"
             yield _describe(name, layer.read_with(checkpoint.tensor) != 0)

@@ -35,4 +35,6 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> PreTrainedTo
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # a broken file makes transformers and tokenizers raise anything
-        raise InputError(f"{folder}: transformers finds no tokenizer in it: {transformers_message(error)}") from None
+        message = transformers_message(error).rstrip(" .:")
+        remedy = "copy the model's tokenizer files (tokenizer.json, tokenizer_config.json) there"
+        raise InputError(f"{folder}: transformers finds no tokenizer in it ({message}); {remedy}") from None

@@ -46,7 +46,7 @@ def read_mask_file(path: str | Path) -> tuple[Masks, dict[str, Any]]:
 
     Raises InputError when the file cannot be read, or is not a mask file of a whole model.
     """
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors(path, "copy or make it again, or name another file")
     try:
         more = header["more"]
         base = more["base"] | {"tensors": {name: more["base"]["tensors"][name] for name in tensors}}

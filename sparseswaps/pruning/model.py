@@ -145,7 +145,7 @@ def prune(
     if dense_target and reconstruction is None:
         raise InputError("dense_target: is for new weights; pass a reconstruction, or leave it out")
     if stop == "held_out" and not len(unseen):
-        raise InputError("stop: held_out stops by held-out text, of which there is none")
+        raise InputError("stop: held_out stops by held-out text, of which there is none; set held_out to 1 or more")
     counted = counting_rule(warmstart, between_rows)
     first, refine = WarmStart(warmstart, None, counted), Refine(settings, counted)
     prefix, blocks = find_blocks(model)
@@ -213,7 +213,7 @@ def _token_ids(
         seqlen = calibration.shape[1]
     config = model.config.get_text_config().to_dict()
     if (most := context_length(config)) is not None and seqlen > most:
-        raise InputError(f"samples of {seqlen} tokens (seqlen), but the model takes {most}")
+        raise InputError(f"samples of {seqlen} tokens, but the model takes {most}; set seqlen to {most} or less")
     if has_ids:
         ids, unseen = calibration, calibration[:0]
     else:

@@ -129,7 +129,7 @@ def _resolve(study: Study, name: str) -> ModelSource:
         sizes = sizes_of(config)
     for key, text in study.texts().items():
         if (most := context_length(config)) is not None and text.seqlen > most:
-            raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}")
+            raise InputError(f"config key {key}.seqlen: {text.seqlen} tokens, but model {name} takes {most}; lower it")
     for d_in in sorted(sizes.widths):  # a layer of another width is checked when it is masked
         for index, entry in enumerate(study.patterns):
             with prefix_errors(f"config key patterns[{index}], model {name}"):

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import sparseswaps
 from sparseswaps.__main__ import main
@@ -40,20 +41,71 @@ def test_a_model_is_pruned_as_by_the_function_and_saved_in_its_dtype(model, tmp_
         (["--pattern", "50%", "--warmstart", "wand"], "wanda"),
         (["--pattern", "50%", "--samples", "no"], "samples"),
         (["--pattern", "50%", "--reconstruction", "lstsq"], "least_squares"),
+        (["--pattern", "60"], "60%"),
         (["--pattern", "50%", "--calibration", "missing.txt"], "missing.txt"),
+        (["--pattern", "50%", "--calibration", "./missing"], ".jsonl"),  # another ending than those of files
+        (["--pattern", "50%", "--seqlen", "2048"], "64"),  # tokens that the model takes
+        (["--pattern", "50%", "--samples", "100000"], "100000"),
+        (["--pattern", "50%", "--device", "gpu"], "gpu"),
+        (["--pattern", "50%", "--revision", "main"], "revision"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_nothing_is_written(options, name, model, tmp_path):
+    out = tmp_path / "pruned"
+    assert name in error_line("prune", model, "--out", out, *SIZES, *options)
+    assert not out.exists()
+
+
+def error_line(*arguments):
+    """Return the line with which a command ends."""
     with pytest.raises(SystemExit) as error:
-        main(["prune", str(model), "--out", str(tmp_path / "pruned"), *SIZES, *options])
-    assert name in str(error.value)
+        main(list(map(str, arguments)))
+    assert str(error.value).startswith("error: ")
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "pruned").exists()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("command", ["prune", "inspect", "compress"])
+def test_a_path_that_is_no_checkpoint_is_named(command, model, tmp_path):
+    (tmp_path / "file").write_text("no model")
+    (tmp_path / "empty").mkdir()
+    sparseswaps.compress(model, tmp_path / "compressed")
+    more = {"prune": ["--pattern", "50%", *SIZES, "--out", tmp_path / "out"], "compress": [tmp_path / "out"]}
+    for name in ("missing", "a/missing/model", "file", "empty", "compressed"):
+        line = error_line(command, tmp_path / name, *more.get(command, []))
+        assert str(tmp_path / name) in line
+        assert "snakemake" not in line
+        assert "tokenizer" not in line
+        assert ("load_compressed" in line) == (name == "compressed")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_tokenizer_is_told_which_files_it_needs(model, tmp_path):
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    assert "tokenizer.json" in error_line("prune", model, "--pattern", "50%", "--out", tmp_path / "pruned", *SIZES)
+
+
+def test_a_model_that_is_too_large_for_the_device_is_one_line(model, tmp_path, monkeypatch):
+    def move(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", move)
+    monkeypatch.setattr("sparseswaps.model.loading.load_model", lambda *_: AutoModelForCausalLM.from_pretrained(model))
+    options = ["--pattern", "50%", "--out", tmp_path / "pruned", "--device", "meta", *SIZES]
+    assert "--device" in error_line("prune", model, *options)
 
 
 def test_an_existing_folder_is_not_overwritten(model):
-    with pytest.raises(SystemExit, match="exists"):
-        main(["prune", str(model), "--pattern", "50%", "--out", str(model)])
+    assert "exists" in error_line("prune", model, "--pattern", "50%", "--out", model)
+
+
+def test_a_dense_checkpoint_that_is_compressed_is_said_to_be_no_smaller(model, tmp_path, capsys):
+    main(["compress", str(model), str(tmp_path / "dense")])
+    assert f"{model} is not pruned" in capsys.readouterr().out
+    main(["prune", str(model), "--pattern", "2:4", "--out", str(tmp_path / "pruned"), *SIZES])
+    main(["compress", str(tmp_path / "pruned"), str(tmp_path / "small")])
+    assert "is not pruned" not in capsys.readouterr().out
 
 
 def test_masks_and_checkpoints_of_the_workflow_are_shown(finished, capsys):
