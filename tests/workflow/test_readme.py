@@ -1,5 +1,6 @@
 """The commands and code of the documents run as they are."""
 
+import ast
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 import networkx
 import pandas
 import pytest
+import snakemake.exceptions
 import torch
 import yaml
 from helpers import (
@@ -153,6 +155,20 @@ def test_the_picture_of_the_rules_is_that_of_snakemake(tmp_path):
     assert set(nodes.values()) == {"all", *STAGES}
     graph, picture = (networkx.transitive_closure(networkx.DiGraph(pairs)) for pairs in (edges, arrows))
     assert set(picture.edges) == set(graph.edges), "the picture is stale: run `make rulegraph`, commit it"
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    """Between their variable parts, which the page writes as three dots."""
+    sources = [*(REPOSITORY / "sparseswaps").rglob("*.py"), Path(snakemake.exceptions.__file__)]
+    nodes = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    sections = read_document("docs/troubleshooting.md").split("\n## ")
+    rows = [line for part in sections if part.startswith("It does not run") for line in part.splitlines()]
+    messages = [quote for row in rows for quote in re.findall(r"`([^`]* [^`]*)`", row.partition(" | ")[0])]
+    assert len(messages) > 20
+    for message in messages:
+        for fixed in message.split("..."):
+            assert any(fixed.strip() in text for text in texts), message
 
 
 def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_table():
