@@ -1,8 +1,10 @@
 """The benchmarks run to their end, and what they compare agrees; the speeds that they print here mean nothing."""
 
+import importlib
 import json
 import sys
 
+import pytest
 from helpers import REPOSITORY, execute
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -47,6 +49,19 @@ def test_memory(tmp_path):
     stages = {"model", "capture", "warmstart", "refine", "masks", "assemble", "perplexity", "harness"}
     assert stages <= set(measured["peak_resident_mb"]) == set(measured["bound_mb"])
     assert max(measured["bound_mb"].values()) < sum(measured["terms_mb"].values())
+
+
+@pytest.mark.slow
+def test_decode(tmp_path, monkeypatch):
+    """The benchmark fails where the sparse model does not write the text of the dense model with zeros."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    if not importlib.import_module("kept_weights").processor_can_run():
+        pytest.skip("the kernel needs AVX2")
+    (alone,) = run("decode.py", "--quick", folder=tmp_path)["runs"]
+    dense, _, sparse = alone["variants"]
+    assert sparse["weights_mb"] < dense["weights_mb"] / 2
+    assert sparse["logits_error"] < 1e-5
+    assert all(row["tokens_per_s"]["median"] > 0 for row in alone["variants"])
 
 
 def test_documents_quote_the_committed_figures():
