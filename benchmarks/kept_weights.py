@@ -21,7 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from torch import Tensor, nn
 
-_FEW = 4  # tokens up to which the kernel is faster than the dense weight made for a call
+_FEW = 8  # tokens up to which the kernel is faster than the dense weight made for a call
 _SPARE = 8  # values that a load may read behind the last one
 _PART = 2**20  # weights from which another thread gains more than it costs
 
@@ -87,19 +87,19 @@ class KeptWeights:
         return torch.from_numpy(dense)[:, : self.columns].to(self.dtype)
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """Return the products of all rows and a few inputs: [..., columns] to float32 [..., rows]."""
-        outputs = torch.empty(*inputs.shape[:-1], self.rows)
+        """Return the products of all rows and a few inputs: [tokens, columns] to float32 [tokens, rows]."""
+        x, outputs = inputs.float(), np.empty((len(inputs), self.rows), np.float32)
         if self.columns % 8:
-            inputs = nn.functional.pad(inputs, (0, -self.columns % 8))
-        x = np.ascontiguousarray(inputs.float().numpy()).reshape(-1, 8 * self.positions.shape[1])
-        arrays = self.positions, self.values, self.starts, self.table, x, outputs.numpy().reshape(-1, self.rows)
+            x = nn.functional.pad(x, (0, -self.columns % 8))
+        x = x.contiguous().numpy()
         parts = min(torch.get_num_threads(), self.rows * self.columns // _PART)
         if parts < 2:
-            _multiply(*arrays, 0, self.rows)
+            _multiply(self.positions, self.values, self.starts, self.table, x, outputs, 0, self.rows)
         else:
             ends = [self.rows * part // parts for part in range(parts + 1)]
+            arrays = self.positions, self.values, self.starts, self.table, x, outputs
             list(_pool().map(partial(_multiply, *arrays), ends[:-1], ends[1:]))
-        return outputs
+        return torch.from_numpy(outputs)
 
 
 class SparseLinear(nn.Module):
@@ -119,10 +119,10 @@ class SparseLinear(nn.Module):
         """Return the outputs [..., out_features] of inputs [..., in_features]."""
         if inputs.numel() > _FEW * self.in_features:
             return nn.functional.linear(inputs, self.weight, self.bias)
-        outputs = self.kept.multiply(inputs)
+        outputs = self.kept.multiply(inputs.reshape(-1, self.in_features))
         if self.bias is not None:
             outputs += self.bias
-        return outputs.to(inputs.dtype)
+        return outputs.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -145,7 +145,7 @@ class _Embedding(nn.Module):
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor()
+    return ThreadPoolExecutor(torch.get_num_threads())
 
 
 @cache
@@ -269,44 +269,29 @@ def _ones(context, bits):
 
 @_compiled
 def _dot(bits, values, start, table, x):
-    """Return the product of a row and the inputs of a token."""
-    total = _zero()
-    for i in range(len(bits)):
-        byte = np.int64(bits[i])
-        total = _multiply_add(total, _weights(table, byte, values, start), x, 8 * i)
-        start += _ones(byte)
-    return _sum(total)
-
-
-@_compiled
-def _dot_four(bits, values, starts, table, x, out):
-    """Set `out` to the products of four rows, which hide the latency of each other's additions and share the inputs."""
+    """Return the product of one row and one token's inputs. Four sums in turns hide the latency of an addition."""
     first, second, third, fourth = _zero(), _zero(), _zero(), _zero()
-    a, b, c, d = starts[0], starts[1], starts[2], starts[3]
-    for i in range(bits.shape[1]):
-        byte = np.int64(bits[0, i])
-        first = _multiply_add(first, _weights(table, byte, values, a), x, 8 * i)
-        a += _ones(byte)
-        byte = np.int64(bits[1, i])
-        second = _multiply_add(second, _weights(table, byte, values, b), x, 8 * i)
-        b += _ones(byte)
-        byte = np.int64(bits[2, i])
-        third = _multiply_add(third, _weights(table, byte, values, c), x, 8 * i)
-        c += _ones(byte)
-        byte = np.int64(bits[3, i])
-        fourth = _multiply_add(fourth, _weights(table, byte, values, d), x, 8 * i)
-        d += _ones(byte)
-    out[0], out[1], out[2], out[3] = _sum(first), _sum(second), _sum(third), _sum(fourth)
+    whole = len(bits) // 4 * 4
+    for i in range(0, whole, 4):
+        a, b, c, d = np.int64(bits[i]), np.int64(bits[i + 1]), np.int64(bits[i + 2]), np.int64(bits[i + 3])
+        first = _multiply_add(first, _weights(table, a, values, start), x, 8 * i)
+        start += _ones(a)
+        second = _multiply_add(second, _weights(table, b, values, start), x, 8 * i + 8)
+        start += _ones(b)
+        third = _multiply_add(third, _weights(table, c, values, start), x, 8 * i + 16)
+        start += _ones(c)
+        fourth = _multiply_add(fourth, _weights(table, d, values, start), x, 8 * i + 24)
+        start += _ones(d)
+    for i in range(whole, len(bits)):
+        a = np.int64(bits[i])
+        first = _multiply_add(first, _weights(table, a, values, start), x, 8 * i)
+        start += _ones(a)
+    return _sum(_add(_add(first, second), _add(third, fourth)))
 
 
 @_compiled
 def _multiply(positions, values, starts, table, x, out, first, last):
-    whole = first + (last - first) // 4 * 4
-    for row in range(first, whole, 4):
-        four = slice(row, row + 4)
-        for token in range(len(x)):
-            _dot_four(positions[four], values, starts[four], table, x[token], out[token, four])
-    for row in range(whole, last):
+    for row in range(first, last):
         for token in range(len(x)):
             out[token, row] = _dot(positions[row], values, starts[row], table, x[token])
 

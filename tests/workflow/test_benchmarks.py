@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from helpers import REPOSITORY, execute
+from helpers import REPOSITORY, execute, read_document
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 STAGES = ["capture", "perplexity", "block training", "least squares", "least squares"]
@@ -107,3 +107,15 @@ def test_documents_quote_the_committed_figures():
     assert f"{forked['wall_s']:.0f} s instead of {started['wall_s']:.0f} s" in decisions
     assert f"{forked['cpu_s']:.0f} s of CPU time instead of {started['cpu_s']:.0f} s" in decisions
     assert f"{forked['jobs_cpu_s']:.0f} s of them work" in decisions
+
+
+def test_the_page_on_zeros_quotes_the_committed_figures_of_decoding():
+    (alone,) = json.loads((BENCHMARKS / "results" / "decode-cpu.json").read_text())["runs"]
+    variants = {row["variant"]: row for row in alone["variants"]}
+    page = read_document("docs/worth.md")
+    few, many = (variants[f"{label}, float32"] for label in ("10%", "60%"))
+    quoted = [f"{many['ratio']:.2f} times", f"{many['cpu_ratio']:.2f} times", f"{few['cpu_ratio']:.2f} times"]
+    quoted += [f"add {many['cpu_ratio'] / few['cpu_ratio'] - 1:.0%}".replace("%", " %")]
+    quoted += [f"{many['weights_mb']:.0f} MB of weights instead of {variants['dense, bfloat16']['weights_mb']:.0f} MB"]
+    assert [text for text in quoted if text not in page.replace("\n", " ")] == []
+    assert many["ratio"] < 1.3  # the reason why the kernel is not in the package
