@@ -117,5 +117,7 @@ def test_the_page_on_zeros_quotes_the_committed_figures_of_decoding():
     quoted = [f"{many['ratio']:.2f} times", f"{many['cpu_ratio']:.2f} times", f"{few['cpu_ratio']:.2f} times"]
     quoted += [f"add {many['cpu_ratio'] / few['cpu_ratio'] - 1:.0%}".replace("%", " %")]
     quoted += [f"{many['weights_mb']:.0f} MB of weights instead of {variants['dense, bfloat16']['weights_mb']:.0f} MB"]
+    resident = [f"{row['resident_mb']:.0f} MB" for row in (many, variants["dense, bfloat16"])]
+    quoted.append(" instead of ".join(resident))
     assert [text for text in quoted if text not in page.replace("\n", " ")] == []
     assert many["ratio"] < 1.3  # the reason why the kernel is not in the package
