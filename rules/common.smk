@@ -92,21 +92,17 @@ def start_files(wildcards):
     return list(map(str, mask_files(path))) if path else []
 
 
+def checkpoint_or_masks(variant, folder):
+    """The files of an evaluated model beside its base: its checkpoint if it has one, else its masks if it is pruned."""
+    if GRID.has_checkpoint(variant):
+        return {"checkpoint": f"{folder}/checkpoint"}
+    return {} if variant == "dense" else {"masks": f"{folder}/masks.safetensors"}
+
+
 def evaluation_inputs(wildcards):
-    """Return the inputs of an evaluation: a checkpoint, or the base model's description and a cell's masks."""
-    folder = f"<results>/{wildcards.model}"
-    if GRID.has_checkpoint(wildcards.variant):
-        return {"checkpoint": f"{folder}/{wildcards.variant}/checkpoint"}
-    masks = {} if wildcards.variant == "dense" else {"masks": f"{folder}/{wildcards.variant}/masks.safetensors"}
-    return {"model": f"{folder}/model.json", **masks}
-
-
-def drift_inputs(wildcards):
-    """Return the inputs for the error of blocks: the base model, the sequences, and a checkpoint or masks."""
-    base = {"model": "<results>/{model}/model.json", "samples": "<results>/<draw>/samples.safetensors"}
-    if GRID.has_checkpoint(wildcards.method):
-        return base | {"checkpoint": "<results>/<cell>/checkpoint"}
-    return base | {"masks": "<results>/<cell>/masks.safetensors"}
+    """The inputs of an evaluation: a checkpoint, or the base model's description and a cell's masks."""
+    files = checkpoint_or_masks(wildcards.variant, "<results>/{model}/{variant}")
+    return files if "checkpoint" in files else {"model": "<results>/{model}/model.json", **files}
 
 
 def of_cells(ending):

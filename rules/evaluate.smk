@@ -47,7 +47,9 @@ rule harness:
 rule drift:
     """Measure the relative error of every block's output in a cell, on held-out calibration sequences."""
     input:
-        unpack(drift_inputs),
+        unpack(lambda wildcards: checkpoint_or_masks(wildcards.method, "<results>/<cell>")),
+        model="<results>/{model}/model.json",
+        samples="<results>/<draw>/samples.safetensors",
     output:
         drift="<results>/<cell>/drift.csv",
     log:

@@ -60,6 +60,8 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
 def read_tensors(path: str | Path, remedy: str = BrokenFileError.RERUN) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """Read the tensors and the header that `write_tensors` wrote; both are empty if another program wrote the file.
 
+    `remedy` is what the error tells the reader to do.
+
     Raises BrokenFileError when the file was damaged or edited.
     """
     with open_tensors(path, remedy=remedy) as file:

@@ -144,12 +144,14 @@ def render(report: Report) -> str:
 def _first_table(cells: pd.DataFrame) -> dict[str, Any] | None:
     """Return the perplexity on the first text: a row for each method, a column for each pattern."""
     table = comparison(pd.concat([cells[cells["pattern"] == "dense"], headline_cells(cells).drop(columns="which")]))
-    parts, best = split_by_measure(table), split_by_measure(mark_best_of_comparison(table))
-    for measure, part in parts.items():
-        names = [name for name in part if ": " not in name and part[name].nunique() < 2]
-        part = part.drop(columns=names).replace({"refinement": {"none": WARM_START}})
-        return _view(part.rename(columns={"refinement": "method"}), best[measure].drop(columns=names))
-    return None
+    parts, best = (split_by_measure(frame) for frame in (table, mark_best_of_comparison(table)))
+    measure = next(iter(parts), None)  # perplexity on the first text
+    if measure is None:
+        return None
+    part = parts[measure].replace({"refinement": {"none": WARM_START}})
+    constant = [name for name in part if ": " not in name and part[name].nunique() < 2]
+    part = part.drop(columns=constant).rename(columns={"refinement": "method"})
+    return _view(part, best[measure].drop(columns=constant))
 
 
 def overview(cells: pd.DataFrame) -> list[str]:

@@ -187,6 +187,24 @@ def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_tab
     assert f"and {gaps[1][0]:.2f} and {gaps[1][1]:.2f} of ADMM's" in quality
 
 
+def test_the_gains_that_are_quoted_of_dense_targets_in_order_are_those_of_the_table():
+    page = read_document("docs/quality.md")
+    section = page.partition("<!-- begin: smollm2-more -->")[2].partition("<!-- end -->")[0]
+    rows = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"
+    ]
+    table = {tuple(row[1:4]): [float(cell) for cell in row[5:]] for row in rows[2:] if "-" not in row[5:]}  # 60 %, 2:4
+    ordered = table["c4-ordered", "wanda", "swaps+ls"]
+    others = [table["c4", "admm", "none+admm"], table["c4-pruned", "sparsegpt", "none+sparsegpt"]]
+    gains = [[f"{1 - one / other:.0%}"[:-1] for one, other in zip(ordered, row, strict=True)] for row in others]
+    admm, sparsegpt = (" and ".join(pair) for pair in gains)
+    ends = "end at {:.1f} at 60 % and {:.1f} at 2:4".format(*ordered)
+    assert f"{ends}: {admm} % below ADMM, the next best, and {sparsegpt} % below SparseGPT" in " ".join(page.split())
+    pruned = [row for key, row in table.items() if key[2] != "dense"]
+    for column in range(2):
+        assert sorted(row[column] for row in pruned)[:2] == [ordered[column], others[0][column]]
+
+
 def recipes(model: str) -> tuple[pandas.Series, pandas.DataFrame]:
     """Return the table of a model's recipes in docs/quality.md: perplexities by pattern, dense and of each recipe."""
     section = (
