@@ -30,7 +30,7 @@ test-lowest: .venv-lowest/installed
 
 # Thirty kills at random moments; what comes out is compared with the results of `make run`.
 test-slow: .venv/installed-test run
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 # What SLURM gives is compared with the local run. As root, with Debian's packages (tests/slurm/slurm_cluster.py).
 test-slurm: .venv/installed-slurm run

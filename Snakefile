@@ -14,6 +14,7 @@ sys.path.insert(0, str(workflow.current_basedir))  # the package need not be ins
 from sparseswaps.base.errors import InputError
 from sparseswaps.workflow.server import start_server
 from sparseswaps.workflow.study import load_study
+from sparseswaps.workflow.terminal import show_time_left
 
 if not workflow.overwrite_configfiles:  # --configfile replaces the embedded default, it is not merged into it
 
@@ -75,6 +76,7 @@ wildcard_constraints:
 
 onstart:
     start_server(workflow)
+    show_time_left(workflow, side_by_side=1 if STUDY.gpu else max(1, (workflow.cores or 1) // STUDY.threads))
 
 
 onsuccess:

@@ -1,6 +1,6 @@
 """Compare the results of two runs of one study: every tensor, loss, perplexity and score must be equal to the bit.
 
-    python .ci/compare_results.py BEFORE AFTER    (two folders `results`)
+    python .ci/compare_results.py BEFORE AFTER [--part]    (two folders `results`; --part: AFTER has more files)
 
 Times and the records of what made a file may differ, and nothing else. Exits with 1 where a file differs or is missing.
 """
@@ -61,11 +61,11 @@ def files(folder: Path) -> set[Path]:
 
 
 def main() -> None:
-    before, after = map(Path, sys.argv[1:])
-    paths = files(before)
-    missing = sorted(map(str, paths ^ files(after)))
+    before, after, *part = map(Path, sys.argv[1:])
+    paths, others = files(before), files(after)
+    missing = sorted(map(str, paths - others if part else paths ^ others))
     compared, different = Counter(), []
-    for path in sorted(paths & files(after)):
+    for path in sorted(paths & others):
         compared[kind(path)] += 1
         if not equal(read(before / path), read(after / path)):
             different.append(str(path))

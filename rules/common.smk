@@ -50,7 +50,7 @@ def resources(stage):
         "mem_mb": megabytes("host"),
         "gpu_mb": megabytes("gpu"),
         "disk_mb": lambda wildcards: ceil((needs(wildcards).disk + needs(wildcards).scratch) / 1e6),
-        "estimate_ms": lambda wildcards: ceil(needs(wildcards).seconds * 1000),
+        "estimate_ms": lambda wildcards: ceil((needs(wildcards).start + needs(wildcards).seconds) * 1000),
         "runtime": lambda wildcards, attempt: ceil(max(10, needs(wildcards).seconds / 20) * 1.5 ** (attempt - 1)),
     }
 

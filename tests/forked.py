@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 _SNAKEMAKE = multiprocessing.get_context("forkserver")
-_SNAKEMAKE.set_forkserver_preload(["snakemake.cli"])
+_LATE = ["snakemake.report.html_reporter", "snakemake_logger_plugin_rich", "smart_open"]  # imported as Snakemake starts
+_SNAKEMAKE.set_forkserver_preload(["snakemake.cli", *_LATE])
 # What libraries read when they are imported: runs with other values of these start a server of their own.
 _READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "PYTHON")
 

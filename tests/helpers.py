@@ -32,6 +32,8 @@ from sparseswaps.report.tables import Measured
 from sparseswaps.workflow.artifacts import write_masks
 
 REPOSITORY = Path(__file__).parent.parent
+# The study of the tests that compare with results of `make run`; SPARSESWAPS_STUDY=configs/quick.yaml is a part of it.
+STUDY = os.environ.get("SPARSESWAPS_STUDY", "config.yaml")
 
 LLAMA = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
 LLAMA |= dict(num_key_value_heads=8, vocab_size=128256, torch_dtype="bfloat16", tie_word_embeddings=False)

@@ -1,6 +1,5 @@
 """The workflow on a SLURM of one node, through profiles/slurm, gives the results of a local run."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,17 @@ from pathlib import Path
 import pandas
 import pytest
 import yaml
-from helpers import REPOSITORY, Workflow, bash, checkout, cluster_commands, code_blocks, tiny_study, write_tiny_model
+from helpers import (
+    REPOSITORY,
+    STUDY,
+    Workflow,
+    bash,
+    checkout,
+    cluster_commands,
+    code_blocks,
+    tiny_study,
+    write_tiny_model,
+)
 from safetensors.torch import load_file, save
 from slurm_cluster import cluster, jobs, unavailable
 
@@ -25,9 +34,7 @@ CPUS, BLOCKS = 4, 6
 # The profile as it is, but for the seconds between two looks at the queue.
 LOOKS = ("--slurm-init-seconds-before-status-checks", 10)
 THROUGH_SLURM = ("--workflow-profile", REPOSITORY / "profiles" / "slurm", *LOOKS)
-# What runs through SLURM beside the tiny study; SPARSESWAPS_SLURM_STUDY=configs/quick.yaml is less.
-STUDY = os.environ.get("SPARSESWAPS_SLURM_STUDY", "config.yaml")
-# Its stages that run many jobs to an allocation, one after another.
+# The stages of `STUDY` that run many jobs to an allocation, one after another.
 GROUPS = {
     "draw": ["model", "samples", "capture"],
     "start": ["warmstart", "refine", "reconstruct", "masks", "assemble"],
@@ -66,7 +73,7 @@ def unrefined(local, tmp_path) -> Workflow:
     return workflow
 
 
-def until(true, process: subprocess.Popen | None = None, seconds: float = 300):
+def until(true, process: subprocess.Popen | None = None, seconds: float = 900):
     """Return the value of `true()` once it is true; fail when a process has ended before, or after that time."""
     end = time.monotonic() + seconds
     while not (found := true()):
@@ -106,7 +113,7 @@ def test_blocks_run_side_by_side_and_a_cancelled_one_is_given_more(local, unrefi
     snakemake = unrefined.start(config, *THROUGH_SLURM, "--", MASKS)
     victim = until(lambda: refinements(before, "RUNNING"), snakemake)[0]
     subprocess.run(["scancel", victim.id], check=True)
-    assert snakemake.wait(300) == 0, (unrefined.folder / "output").read_text()
+    assert snakemake.wait(900) == 0, (unrefined.folder / "output").read_text()
 
     refined = refinements(before)
     again = [job for job in refined if job.what == victim.what]
@@ -145,7 +152,7 @@ def test_a_killed_snakemake_takes_up_where_it_was(local, unrefined):
 
     unrefined.run(config, unlock.removeprefix("snakemake "))
     snakemake = unrefined.start(config, *command)
-    assert snakemake.wait(300) == 0, output.read_text()
+    assert snakemake.wait(900) == 0, output.read_text()
 
     # A job that ended after Snakemake's last look may run again, or not.
     again = [job.what for job in refinements(before)[first:]]
@@ -196,7 +203,7 @@ def test_the_commands_of_the_document(local, tmp_path):
 
 
 def test_the_embedded_model_has_the_results_of_the_local_run(tmp_path):
-    """All of the default study, many jobs to an allocation."""
+    """All of the study, many jobs to an allocation."""
     reference = REPOSITORY / "results" / "embedded"
     assert reference.is_dir(), "`make run` first: its results are what these are compared with"
     config = yaml.safe_load((REPOSITORY / STUDY).read_text())

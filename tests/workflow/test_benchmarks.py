@@ -16,6 +16,7 @@ def run(script, *arguments, folder):
     return json.loads((folder / "figures.json").read_text())
 
 
+@pytest.mark.slow
 def test_engine(tmp_path, monkeypatch):
     """The benchmark fails where searches disagree or a row is not certified."""
     monkeypatch.delenv("SPARSESWAPS_ASSETS", raising=False)
@@ -25,6 +26,7 @@ def test_engine(tmp_path, monkeypatch):
     assert measured["model"]["matrices_done"] == measured["model"]["matrices"]
 
 
+@pytest.mark.slow
 def test_floors(tmp_path):
     measured = run("floors.py", "--quick", "--repeats", "1", folder=tmp_path)
     assert [row["stage"].split(",")[0] for row in measured["stages"]] == STAGES
@@ -32,6 +34,7 @@ def test_floors(tmp_path):
     assert measured["swaps_per_second"]["64"] > 0
 
 
+@pytest.mark.slow
 def test_refit(tmp_path):
     """The benchmark fails where a row is not certified."""
     measured = run("refit.py", "--quick", folder=tmp_path)
@@ -39,11 +42,13 @@ def test_refit(tmp_path):
     assert all(case["refit_error"] < 1 for case in measured["cases"])
 
 
+@pytest.mark.slow
 def test_capture(tmp_path):
     measured = run("capture.py", "cpu", "--quick", "--repeats", "1", folder=tmp_path)
     assert all(seconds > 0 for seconds in measured["seconds"].values())
 
 
+@pytest.mark.slow
 def test_memory(tmp_path):
     measured = run("memory.py", "--quick", "--work", tmp_path, folder=tmp_path)
     stages = {"model", "capture", "warmstart", "refine", "masks", "assemble", "perplexity", "harness"}

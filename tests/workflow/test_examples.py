@@ -1,12 +1,15 @@
-"""The notebook and the scripts of examples/ run; tests/unit/pruning/test_prune.py runs examples/prune.py."""
+"""The notebook and the scripts of examples/ run."""
 
 import json
+import os
+import re
 import runpy
+import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers import REPOSITORY, read_document, write_tiny_model
+from helpers import REPOSITORY, execute, read_document, write_tiny_model
 
 import sparseswaps
 from sparseswaps.model.loading import load_model
@@ -88,3 +91,15 @@ def test_the_script_of_fine_tuning_runs(capsys):
     assert len(rows) == (4 if find_spec("peft") else 2)
     assert all(perplexity < perplexities[0] for perplexity in perplexities[1:])
     assert {row[-1] for row in rows} == {"59.5%"}
+
+
+@pytest.mark.slow
+def test_the_package_as_pip_installs_it_runs_the_script_of_pruning(tmp_path):
+    execute(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, REPOSITORY)
+    said = execute(
+        sys.executable, REPOSITORY / "examples/prune.py", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    table = dict(re.findall(r"^(\S.*\S) +(\d+\.\d\d)$", said, re.MULTILINE))
+    dense, start, refined, fitted, of_blocks, trained_on = map(float, table.values())
+    assert dense < of_blocks < fitted < refined < start
+    assert dense < trained_on < refined

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.files import read_json
 
+_SHORTEST = 1  # seconds; most of a shorter job may be other than arithmetic, and tells nothing about larger models
+
 
 class Pace(NamedTuple):
     """How many times as long as expected the finished jobs of a stage took, and how many jobs there are."""
@@ -29,7 +31,7 @@ def read_paces(logs: Path, gpu: bool) -> dict[str, Pace]:
         with suppress(InputError, KeyError, TypeError):  # a job that did not end has no time; others' files may be here
             record = read_json(path)
             times = record["seconds"], record["estimate"]
-            if record["estimate"] and f"gpu={json.dumps(not gpu)}" not in record["params"]:
+            if times[0] >= _SHORTEST and times[1] and f"gpu={json.dumps(not gpu)}" not in record["params"]:
                 took[record["stage"]].append(times)
     return {
         stage: Pace(sum(seconds for seconds, _ in jobs) / sum(estimate for _, estimate in jobs), len(jobs))

@@ -16,13 +16,15 @@ _LIBRARIES = 1e9  # an interpreter with torch, transformers and lm-eval; 300 to 
 _CUDA = 2e9  # CUDA's libraries on the host, beside the others
 _CONTEXT = 1e9  # CUDA and its kernels on the GPU
 
-# Seconds until a job begins, by the largest library that it imports; measured in runs of config.yaml on two cores.
-_START = {"torch": 1.5, "numba": 2.5, "transformers": 4.5, "lm_eval": 12.0}
+# Seconds of Snakemake and of the fork until a job begins: measured in runs of config.yaml on two cores, and assumed for
+# a job that starts CUDA. A job that is not forked imports its libraries, which takes 2 to 12 s more.
+_START, _START_ON_GPU = 0.4, 3.0
 _DISK = 5e8  # bytes a second, read and hashed or written; assumed
 _CACHED = 0.1  # the time to read a file that the system has cached, of the time to read it from disk; assumed
 ITEMS = 2000  # items of an lm-eval task without a limit; this and the next two numbers are assumed
-_ANSWERS = 4  # answers to an item; each answer is a sequence
-_ITEM = 200  # tokens of a sequence
+# Tokens of an item with all its answers (70 in the tasks of configs/smollm2-zeroshot.yaml, 350 where answers are
+# sentences), and of the longest sequence.
+_ITEM, _LONGEST = 200, 400
 TEXT = 300_000  # tokens of an evaluation text without a limit of windows: about as many as WikiText-2 has
 _TOKENISING = 2.0  # seconds; assumed
 _TOGETHER, _LOGITS = 1 << 18, 1 << 25  # TOKENS and LOGITS of evaluation/scores.py
@@ -116,13 +118,18 @@ class Mask(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The needs of one job: bytes on the host, on the GPU (0: no GPU) and on disk for its artifacts, and seconds."""
+    """The needs of one job: bytes on the host, on the GPU (0: no GPU) and on disk for artifacts; seconds of work."""
 
     host: float
     gpu: float
     disk: float
     seconds: float
     scratch: float = 0  # bytes on disk that are deleted after the job, or after the next block's job
+
+    @property
+    def start(self) -> float:
+        """The seconds until the job begins, which are not in `seconds`."""
+        return _START_ON_GPU if self.gpu else _START
 
 
 def _split_by_device(machine: Machine, computing: float, host: float, disk: float, seconds: float) -> Needs:
@@ -134,17 +141,17 @@ def _split_by_device(machine: Machine, computing: float, host: float, disk: floa
 
 def small() -> Needs:
     """Return the needs of tables, figures and the report, which do not grow with the model."""
-    return Needs(_LIBRARIES, 0, 0, 1 + _START["torch"])
+    return Needs(_LIBRARIES, 0, 0, 2)
 
 
 def model(sizes: Sizes) -> Needs:
     """Return the needs of stage model, which reads and hashes one tensor at a time: three times the largest tensor."""
-    return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, _START["transformers"] + sizes.checkpoint / _DISK)
+    return Needs(_LIBRARIES + 3 * sizes.largest * sizes.bytes, 0, 0, sizes.checkpoint / _DISK)
 
 
 def samples(draw: Draw) -> Needs:
     """Return the needs of stage samples, which reads and tokenises a text; token ids are int64."""
-    return Needs(_LIBRARIES, 0, 8 * draw.tokens, _START["transformers"] + _TOKENISING)
+    return Needs(_LIBRARIES, 0, 8 * draw.tokens, _TOKENISING)
 
 
 def _bytes_per_token(sizes: Sizes, seqlen: int, value: int) -> int:
@@ -191,7 +198,7 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     disk, scratch = draw.gram_bytes(sizes) * sizes.blocks, hidden if draw.on_disk else 0
     passes = 2 if sizes.experts else 1  # an expert that saw too few tokens is given others the second time
     computing = sizes.blocks * _capture_seconds(sizes, draw, machine, passes)
-    seconds = _START["transformers"] + computing + (sizes.checkpoint + disk + scratch) / _DISK
+    seconds = computing + (sizes.checkpoint + disk + scratch) / _DISK
     return _split_by_device(machine, sum(terms.values()), host, disk, seconds)._replace(scratch=scratch)
 
 
@@ -226,7 +233,7 @@ def _search_bytes(sizes: Sizes, mask: Mask, machine: Machine) -> float:
     return _refit_bytes(sizes, 1 - mask.sparsity, machine) if mask.refit else 0
 
 
-def _block_needs(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds: float, further: float = 0) -> Needs:
+def _block_needs(sizes: Sizes, draw: Draw, machine: Machine, seconds: float, further: float = 0) -> Needs:
     """Return the needs of a job that reads a block's Gram matrices and one weight at a time, and writes masks.
 
     `further` is the bytes that the job computes with beside `_working_bytes`.
@@ -234,9 +241,7 @@ def _block_needs(sizes: Sizes, draw: Draw, machine: Machine, start: str, seconds
     grams, masks = draw.gram_bytes(sizes), sizes.prunable  # a mask has a byte a weight in memory, a bit on disk
     copied = draw.splits * 4 * sizes.widest**2 if machine.gpu else 0  # the largest layer's Gram matrices
     read = (grams + sizes.prunable * sizes.bytes) / _DISK
-    return _split_by_device(
-        machine, _working_bytes(sizes) + further + copied, grams + masks, masks / 8, _START[start] + read + seconds
-    )
+    return _split_by_device(machine, _working_bytes(sizes) + further + copied, grams + masks, masks / 8, read + seconds)
 
 
 def _start_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
@@ -282,7 +287,7 @@ def alps_seconds(sizes: Sizes, rates: Rates) -> float:
 def reconstruct(sizes: Sizes, draw: Draw, iterations: int, machine: Machine) -> Needs:
     """Return the needs of stage reconstruct, which holds and writes a block's new weights (`_block_needs`)."""
     weights = sizes.prunable * sizes.bytes
-    needs = _block_needs(sizes, draw, machine, "numba", _update_seconds(sizes, iterations, machine.rates))
+    needs = _block_needs(sizes, draw, machine, _update_seconds(sizes, iterations, machine.rates))
     return Needs(needs.host + weights, needs.gpu, weights, needs.seconds + weights / _DISK)
 
 
@@ -290,13 +295,13 @@ def allocation(sizes: Sizes, draw: Draw) -> Needs:
     """Return the needs of stage allocation: Gram matrices and Wanda scores in float32, one block at a time."""
     grams = draw.gram_bytes(sizes)
     read = (grams + sizes.prunable * sizes.bytes) * sizes.blocks
-    return Needs(_LIBRARIES + grams + 8 * sizes.prunable, 0, 0, _START["torch"] + read / _DISK)
+    return Needs(_LIBRARIES + grams + 8 * sizes.prunable, 0, 0, read / _DISK)
 
 
 def warmstart(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage warmstart (`_block_needs`)."""
     further = _start_bytes(sizes, mask, machine)
-    needs = _block_needs(sizes, draw, machine, "torch", _start_seconds(sizes, mask, machine.rates), further)
+    needs = _block_needs(sizes, draw, machine, _start_seconds(sizes, mask, machine.rates), further)
     return needs._replace(host=needs.host + _imported_mask_bytes(sizes, mask))
 
 
@@ -342,7 +347,7 @@ def _refine_seconds(sizes: Sizes, mask: Mask, rates: Rates) -> float:
 def refine(sizes: Sizes, draw: Draw, mask: Mask, machine: Machine) -> Needs:
     """Return the needs of stage refine (`_block_needs`)."""
     further = _search_bytes(sizes, mask, machine)
-    return _block_needs(sizes, draw, machine, "numba", _refine_seconds(sizes, mask, machine.rates), further)
+    return _block_needs(sizes, draw, machine, _refine_seconds(sizes, mask, machine.rates), further)
 
 
 def chain(
@@ -375,7 +380,7 @@ def chain(
         disk += weights
         masking += _update_seconds(sizes, reconstruction.iterations, rates)
     passes = (4 if inputs.order == "sequential" else 1) * (2 if inputs.dense_target else 1) + 1 + of_dense
-    seconds = _START["transformers"] + _capture_seconds(sizes, draw, machine, passes)
+    seconds = _capture_seconds(sizes, draw, machine, passes)
     seconds += ((sizes.block + sizes.embedding) * sizes.bytes + 2 * hidden) / _DISK
     if inputs.dense_target:  # a copy of the block, and its products with dense inputs in float64
         computing += sizes.block * machine.value(sizes) + 8 * sizes.gram
@@ -398,17 +403,17 @@ def _all_masks(sizes: Sizes) -> float:
 def masks(sizes: Sizes) -> Needs:
     """Return the needs of stage masks: all masks as bits, and the masks of one block as booleans."""
     held = _all_masks(sizes)
-    return Needs(_LIBRARIES + held + 2 * sizes.prunable, 0, held, _START["torch"] + 8 * held / _DISK)
+    return Needs(_LIBRARIES + held + 2 * sizes.prunable, 0, held, 8 * held / _DISK)
 
 
 def assemble(sizes: Sizes) -> Needs:
     """Return the needs of stage assemble: all masks as bits, and one tensor of the model at a time with its mask."""
     host = _LIBRARIES + _all_masks(sizes) + sizes.largest * (sizes.bytes + 2)
-    return Needs(host, 0, sizes.checkpoint, _START["torch"] + 2 * sizes.checkpoint / _DISK)
+    return Needs(host, 0, sizes.checkpoint, 2 * sizes.checkpoint / _DISK)
 
 
 def _evaluation_needs(
-    sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, start: str, blocks: int = 3
+    sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, blocks: int = 3
 ) -> Needs:
     """Return the needs of an evaluation: a block, a batch within it, embeddings or head, and a slice of logits.
 
@@ -429,7 +434,7 @@ def _evaluation_needs(
         host += max(sizes.block, sizes.embedding) * sizes.bytes
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
     again = tokens // _TOGETHER * _CACHED
-    seconds = _START[start] + sizes.checkpoint * (1 + again) / _DISK + operations / machine.products(sizes)
+    seconds = sizes.checkpoint * (1 + again) / _DISK + operations / machine.products(sizes)
     return _split_by_device(machine, computing, host, 0, seconds)._replace(scratch=hidden if on_disk else 0)
 
 
@@ -439,7 +444,7 @@ def perplexity(
     """Return the needs of stage perplexity (`_evaluation_needs`)."""
     count = max(1, TEXT // seqlen) if windows is None else windows
     size = min(batch_size, count)
-    needs = _evaluation_needs(sizes, count * seqlen, size, seqlen, on_disk, machine, "transformers")
+    needs = _evaluation_needs(sizes, count * seqlen, size, seqlen, on_disk, machine)
     return needs._replace(seconds=needs.seconds + _TOKENISING)
 
 
@@ -449,16 +454,16 @@ def drift(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
     `draw` has only the sequences that are run, as held-out text.
     """
     size = min(batch_size, draw.held_out)
-    needs = _evaluation_needs(sizes, 3 * draw.tokens, size, draw.seqlen, True, machine, "transformers", blocks=4)
+    needs = _evaluation_needs(sizes, 3 * draw.tokens, size, draw.seqlen, True, machine, blocks=4)
     hidden = 2 * draw.tokens * sizes.hidden * machine.value(sizes)
     host, scratch = (0, hidden) if draw.on_disk else (hidden, 0)
     return needs._replace(host=needs.host + host, seconds=needs.seconds + sizes.checkpoint / _DISK, scratch=scratch)
 
 
 def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, on_disk: bool, machine: Machine) -> Needs:
-    """Return the needs of stage harness (`_evaluation_needs`); items are short, with four answers each.
+    """Return the needs of stage harness (`_evaluation_needs`), whose sequences are short.
 
     A task that generates text needs the whole model on the device, which nothing here says.
     """
-    tokens = tasks * (limit or ITEMS) * _ANSWERS * _ITEM
-    return _evaluation_needs(sizes, tokens, batch_size, 2 * _ITEM, on_disk, machine, "lm_eval")
+    tokens = tasks * (limit or ITEMS) * _ITEM
+    return _evaluation_needs(sizes, tokens, batch_size, _LONGEST, on_disk, machine)

@@ -1,6 +1,7 @@
 """The plan of a study before it runs: its jobs by the table of stages, their needs, and the sums."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from sparseswaps.workflow.config import Study
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan.measured import UNKNOWN, Pace, read_paces
 from sparseswaps.workflow.plan.needs import ITEMS, SWAPS, TEXT, Needs
-from sparseswaps.workflow.stages import STAGES
+from sparseswaps.workflow.stages import STAGES, OfDenseInputs
 
 
 class Row(NamedTuple):
@@ -20,6 +21,7 @@ class Row(NamedTuple):
     most: Needs  # the largest need of one job, each kind by itself
     seconds: float  # of all jobs, one after the other
     disk: float  # bytes of all jobs
+    start: float  # seconds until the jobs begin, of `seconds`
 
 
 def plan_rows(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> list[Row]:
@@ -29,12 +31,10 @@ def plan_rows(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> list[Row]:
         factor = paces[name].factor if name in paces else 1
         for where in stage.jobs(grid):
             needs = stage(grid, where).needs()
-            scaled = needs._replace(seconds=needs.seconds * factor)
-            jobs.setdefault((name, where.get("model", "")), []).append(scaled)
-    return [
-        Row(*key, len(each), _most(each), sum(needs.seconds for needs in each), sum(needs.disk for needs in each))
-        for key, each in jobs.items()
-    ]
+            whole = needs._replace(seconds=needs.start + needs.seconds * factor)
+            jobs.setdefault((name, where.get("model", "")), []).append(whole)
+    sums = {key: [sum(getattr(n, kind) for n in each) for kind in Row._fields[4:]] for key, each in jobs.items()}
+    return [Row(*key, len(each), _most(each), *sums[key]) for key, each in jobs.items()]
 
 
 def _most(jobs: Iterable[Needs]) -> Needs:
@@ -53,8 +53,8 @@ def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
     The times of stages in `paces` are scaled by them.
     """
     rows = plan_rows(grid, paces)
-    jobs, most, seconds, disk = zip(*(row[2:] for row in rows), strict=True)
-    rows.append(Row("in all", "", sum(jobs), _most(most), sum(seconds), sum(disk)))
+    jobs, most, *sums = zip(*(row[2:] for row in rows), strict=True)
+    rows.append(Row("in all", "", sum(jobs), _most(most), *map(sum, sums)))
     lines = [("stage", "model", "jobs", "GPU memory", "host memory", "disk, all", "time, a job", "time, all")]
     for row in rows:
         sizes = map(_size, (row.most.gpu, row.most.host, row.disk))
@@ -65,15 +65,18 @@ def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
     form = "  ".join([stage, model, *(f"{{:>{width}}}" for width in widths[2:])])
     heading, *printed, total = (form.format(*line) for line in lines)
     rule = "-" * len(heading)
-    scratch = rows[-1].most.scratch
-    return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid, paces, scratch)])
+    return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid, paces, rows)])
 
 
-def _assumptions(grid: Grid, paces: Mapping[str, Pace], scratch: float) -> Iterator[str]:
-    study = grid.study
+def _assumptions(grid: Grid, paces: Mapping[str, Pace], rows: list[Row]) -> Iterator[str]:
+    study, whole = grid.study, rows[-1]
     yield "The whole study, from nothing; results that exist are not computed again. Memory and the time of a job are"
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
-    if scratch:
+    share = whole.start / whole.seconds
+    yield f"The start of the jobs, where they are forked, takes {_time(whole.start)} of it ({share:.1%})."
+    if shards := [f"{row.stage}={size}" for row in rows if (size := _shard(row)) > 1]:
+        yield f"On a cluster, as many blocks fill an allocation of a minute: {', '.join(shards)} (docs/slurm.md)."
+    if scratch := whole.most.scratch:
         yield f"Hidden states that wait for the next block take {_size(scratch)} of disk a job, until they are read."
     measured = [f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in STAGES if name in paces]
     if measured:
@@ -93,6 +96,12 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace], scratch: float) -> Itera
         yield f"Evaluation texts without `windows` are taken to have {TEXT:,} tokens."
     if evaluation.lm_eval.tasks and evaluation.lm_eval.limit is None:
         yield f"lm-eval tasks without `limit` are taken to have {ITEMS:,} items."
+
+
+def _shard(row: Row) -> int:
+    """Return the number of blocks that are worth a minute; 1 for a stage whose jobs are not blocks by themselves."""
+    most = min(row.jobs, ceil(60 * row.jobs / row.seconds))
+    return most if issubclass(STAGES.get(row.stage, object), OfDenseInputs) else 1
 
 
 def _size(size: float) -> str:

@@ -1,13 +1,12 @@
 import inspect
 import pkgutil
 import re
-import runpy
 from copy import deepcopy
 
 import pandas
 import pytest
 import torch
-from helpers import REPOSITORY, read_document
+from helpers import read_document
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sparseswaps
@@ -194,11 +193,3 @@ def test_public_names_are_there_and_none_is_a_modules():
 def test_the_page_of_the_package_has_every_public_name():
     names = re.findall(r"^::: sparseswaps\.(\w+)$", read_document("docs/api.md"), re.MULTILINE)
     assert sorted(names) == sorted(sparseswaps.__all__)
-
-
-def test_the_example_runs(capsys):
-    runpy.run_path(str(REPOSITORY / "examples" / "prune.py"))
-    table = dict(re.findall(r"^(\S.*\S) +(\d+\.\d\d)$", capsys.readouterr().out, re.MULTILINE))
-    dense, start, refined, fitted, of_blocks, trained_on = map(float, table.values())
-    assert dense < of_blocks < fitted < refined < start
-    assert dense < trained_on < refined

@@ -9,6 +9,7 @@ from helpers import LLAMA, REPOSITORY
 from safetensors.numpy import save_file
 
 from sparseswaps.workflow.grid import Grid
+from sparseswaps.workflow.plan import needs
 from sparseswaps.workflow.plan.plan import plan_rows, table
 from sparseswaps.workflow.plan.sizes import sizes_of
 from sparseswaps.workflow.study import load_study
@@ -96,6 +97,17 @@ def test_the_table_and_the_file_say_its_command_and_what_is_planned(file, local_
         (plan,) = (line for line in lines if line.startswith("# `snakemake plan`"))
         figures = [figure for figure in needed(grid) if figure != "-"]
         assert re.findall(r"[\d.]+ (?:d|h|min|s|TB|GB|MB)\b", plan) == [*figures, models]
+
+
+def test_a_page_quotes_what_fewer_jobs_would_save(local_models):
+    grid = Grid(load_study(load("configs/llama-3.1-8b.yaml")))
+    rows, (sizes,) = {row.stage: row for row in plan_rows(grid)}, grid.sizes.values()
+    (started,) = re.findall(r"\(([\d.]+)%\)", table(grid))
+    evaluated = sum(rows[stage].seconds / rows[stage].jobs for stage in ("perplexity", "harness"))
+    page = " ".join((REPOSITORY / "docs" / "snakemake.md").read_text(encoding="utf-8").split())
+    assert f"takes {started} % of the time of `configs/llama-3.1-8b.yaml`" in page
+    assert f"{100 * sizes.checkpoint / needs._DISK / evaluated:.0f} % less time for perplexity and seven tasks" in page
+    assert float(started) < 20
 
 
 def most(config):

@@ -85,6 +85,20 @@ def test_the_plan_is_printed_and_sums_its_lines_and_does_nothing(tmp_path, tiny_
     assert sum(jobs) == count_jobs(config).total()
 
 
+def test_a_plan_says_what_the_start_of_jobs_takes_and_how_many_blocks_are_worth_a_minute(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    save_file({"none": torch.zeros(1)}, tmp_path / "model.safetensors")
+    grid = grid_of(tiny_study(tmp_path, gpu=True, calibrations={"stdlib": TEXT | {"seqlen": 2048}}))
+    rows, said = plan_rows(grid), table(grid)
+    share = sum(row.start for row in rows) / sum(row.seconds for row in rows)
+    assert f"({share:.1%})" in said
+    jobs = {row.stage: (row.jobs, row.seconds) for row in rows}
+    assert set(dict(re.findall(r"(\w+)=(\d+)", said))) == {"warmstart", "refine"}
+    for stage, blocks in re.findall(r"(\w+)=(\d+)", said):
+        count, seconds = jobs[stage]
+        assert int(blocks) * seconds / count >= 60 > (int(blocks) - 1) * seconds / count
+
+
 def test_a_plan_says_what_it_assumed(tiny_model):
     config = tiny_study(tiny_model)
     assert "GPU times are estimates: not measured yet." in table(grid_of(config | {"gpu": True}))
@@ -291,7 +305,7 @@ def test_refit_needs_more_time_and_memory():
 
 def test_times_are_scaled_by_the_jobs_that_ended_here(tiny_model, tmp_path):
     records = [("refine", 4.0, 2.0, ["gpu=false"]), ("refine", 8.0, 1.0, []), ("capture", 1.0, 4.0, [])]
-    records += [("refine", 9.0, 1.0, ["gpu=true"]), ("masks", None, 1.0, [])]
+    records += [("refine", 9.0, 1.0, ["gpu=true"]), ("masks", None, 1.0, []), ("refine", 0.5, 0.1, [])]
     for number, (stage, seconds, estimate, params) in enumerate(records):
         record = {"stage": stage, "estimate": estimate, "params": params}
         (tmp_path / f"{number}.json").write_text(json.dumps(record | ({} if seconds is None else {"seconds": seconds})))
@@ -300,7 +314,7 @@ def test_times_are_scaled_by_the_jobs_that_ended_here(tiny_model, tmp_path):
     paces = read_paces(tmp_path, gpu=False)
     assert paces == {"refine": (4.0, 2), "capture": (0.25, 1)}
     grid = grid_of(tiny_study(tiny_model))
-    before, after = ({row.stage: row.seconds for row in plan_rows(grid, known)} for known in ({}, paces))
+    before, after = ({row.stage: row.seconds - row.start for row in plan_rows(grid, known)} for known in ({}, paces))
     factors = {stage: after[stage] / before[stage] for stage in before}
     assert factors == pytest.approx(dict.fromkeys(before, 1) | {"refine": 4, "capture": 0.25})
     assert "refine 4 (2)" in table(grid, paces)
