@@ -51,7 +51,17 @@ rule drift:
         model="<results>/{model}/model.json",
         samples="<results>/<draw>/samples.safetensors",
     output:
-        drift="<results>/<cell>/drift.csv",
+        drift=report(
+            "<results>/<cell>/drift.csv",
+            caption="../docs/captions/drift.rst",
+            category="Errors by block",
+            labels={
+                "model": "{model}",
+                "calibration": "{calibration}, seed {seed}",
+                "pattern": "{pattern}",
+                "method": "{warmstart}, {method}",
+            },
+        ),
     log:
         "<logs>/<cell>/drift.log",
     benchmark:
