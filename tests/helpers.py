@@ -172,12 +172,16 @@ class Workflow:
 
     def start(self, config: dict, *arguments: str) -> subprocess.Popen:
         """Start snakemake as its user does, in a process group of its own; its output is in the file `output`."""
-        command = [sys.executable, "-m", "snakemake", *self._arguments(config, arguments)]
+        command = self.command(config, *arguments)
         keyboard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores SIGINT
         with (self.folder / "output").open("w") as out:
             return subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=keyboard
             )
+
+    def command(self, config: dict, *arguments: str) -> list[str]:
+        """The command that runs snakemake on `config`."""
+        return [sys.executable, "-m", "snakemake", *self._arguments(config, arguments)]
 
     def _arguments(self, config: dict, arguments: tuple[str, ...]) -> list[str]:
         with NamedTemporaryFile("w", prefix="study", suffix=".yaml", dir=self.folder.parent, delete=False) as file:

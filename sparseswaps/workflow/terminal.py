@@ -7,6 +7,8 @@ from typing import Any
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
+from sparseswaps.workflow.plan.plan import duration
+
 _ALL = "Total Progress"  # the bar of all jobs
 _TRUST = 0.1  # the plan's pace counts as much as the run's, once this share of the work is done
 
@@ -52,7 +54,7 @@ class TimeLeft(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Return the time left as text, for the bar of all jobs; nothing for other bars."""
-        return Text(f"about {_clock(self.seconds())} left" if _ALL in task.description and not task.finished else "")
+        return Text(f"about {duration(self.seconds())} left" if _ALL in task.description and not task.finished else "")
 
     def seconds(self) -> float:
         """Return the seconds that are left."""
@@ -62,10 +64,3 @@ class TimeLeft(ProgressColumn):
         trust = _TRUST * self.all
         pace = (self.seen - self.began + trust / self.side_by_side) / ((self.done + trust) or 1)
         return max(0, (self.all - self.done) * pace - (now - self.seen))
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

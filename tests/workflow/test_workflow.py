@@ -1,9 +1,13 @@
 """The real workflow on a tiny model: what it writes, what it does again, and what it says of bad input."""
 
 import json
+import os
+import pty
 import re
 import shutil
+import subprocess
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pandas
@@ -180,6 +184,24 @@ def test_numbers_that_are_not_finite_stop_their_stage(model, tmp_path, count, va
     said = Workflow(tmp_path).fail(tiny_study(model, evaluation={}), "--cores", "1")
     assert re.search(f"{error}.*NaN or Inf", said)
     assert {path.name for path in (tmp_path / "results" / "tiny").rglob("*.*")} == finished_before
+
+
+def test_a_terminal_shows_the_time_left(tiny_model, tmp_path):
+    """In the bar of all jobs of `--logger rich`, as `make run` has it."""
+    command = Workflow(tmp_path).command(
+        tiny_study(tiny_model), "--logger", "rich", "--cores", "1", "--", DRAW / "samples.safetensors"
+    )
+    terminal, other = pty.openpty()
+    process = subprocess.Popen(
+        command, stdout=other, stderr=other, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    )
+    os.close(other)
+    said = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 1 << 16):
+            said += part
+    assert process.wait() == 0, said.decode()
+    assert re.search(rb"Total Progress.* about \d+ s left", said)
 
 
 def test_a_wrong_configuration_is_named_and_touches_nothing(finished):

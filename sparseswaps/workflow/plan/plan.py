@@ -58,7 +58,7 @@ def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
     lines = [("stage", "model", "jobs", "GPU memory", "host memory", "disk, all", "time, a job", "time, all")]
     for row in rows:
         sizes = map(_size, (row.most.gpu, row.most.host, row.disk))
-        times = map(_time, (row.most.seconds, row.seconds))
+        times = map(duration, (row.most.seconds, row.seconds))
         lines.append((row.stage, row.model, str(row.jobs), *sizes, *times))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     stage, model = (f"{{:{width}}}" for width in widths[:2])
@@ -73,7 +73,7 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace], rows: list[Row]) -> Iter
     yield "The whole study, from nothing; results that exist are not computed again. Memory and the time of a job are"
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
     share = whole.start / whole.seconds
-    yield f"The start of the jobs, where they are forked, takes {_time(whole.start)} of it ({share:.1%})."
+    yield f"The start of the jobs, where they are forked, takes {duration(whole.start)} of it ({share:.1%})."
     if shards := [f"{row.stage}={size}" for row in rows if (size := _shard(row)) > 1]:
         yield f"On a cluster, as many blocks fill an allocation of a minute: {', '.join(shards)} (docs/slurm.md)."
     if scratch := whole.most.scratch:
@@ -111,7 +111,8 @@ def _size(size: float) -> str:
     return f"{max(size / 1e6, 0.1):.1f} MB" if size else "-"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -44,7 +44,7 @@ def test_a_run_without_estimates():
     assert TimeLeft({}, bool, 2).seconds() == 0
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(42, "42 s"), (600, "10 min"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(("seconds", "said"), [(42, "42 s"), (600, "10 min"), (7500, "2.1 h")])
 def test_the_bar_of_all_jobs_says_it(seconds, said):
     output = StringIO()
     progress = Progress(console=Console(file=output, width=120))
