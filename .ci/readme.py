@@ -29,7 +29,8 @@ RECIPES = {  # warm start and method, by their names in README
     "swaps, weights refitted": ("wanda", "swaps+ls"),
     "blocks trained while masks tighten": ("wanda", "swaps+gradual"),
 }
-STUDIES = [REAL, "smollm2-more"]
+ZEROSHOT = "smollm2-zeroshot"
+STUDIES = [REAL, "smollm2-more", "smollm2-seeds"]
 STUDIES += [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
 STUDIES += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PICTURES = {
@@ -45,6 +46,9 @@ def main() -> None:
     if (real := REPORT.parent / REAL / "tables" / "cells.csv").is_file():
         replace_section(Path("README.md"), REAL_BEGIN, real_section(pandas.read_csv(real)))
     replace_section(Path("docs/quality.md"), "<!-- begin: embedded -->", [*default_section(cells), *copy_pictures()])
+    if (tasks := REPORT.parent / ZEROSHOT / "tables" / "cells.csv").is_file():
+        section = zeroshot_section(pandas.read_csv(tasks))
+        replace_section(Path("docs/quality.md"), f"<!-- begin: {ZEROSHOT} -->", section)
     for study in STUDIES:
         table = REPORT.parent / study / "tables" / "comparison.md"
         if table.is_file():
@@ -95,6 +99,22 @@ def real_section(cells: pandas.DataFrame) -> list[str]:
             value = named[f"perplexity/{text}"].get(key)
             row[f"{pattern}, {heading[text]}"] = "-" if value is None else f"{value:,.{0 if value >= 1000 else 1}f}"
         rows.append(row)
+    return markdown(rows, names=1)
+
+
+def zeroshot_section(cells: pandas.DataFrame) -> list[str]:
+    """Return the table of docs/quality.md of tasks: the accuracy of each recipe in percent, with its standard error."""
+    tasks = [name.removesuffix("/acc") for name in cells if name.endswith("/acc")]
+    named = cells.fillna({"warmstart": "", "refinement": ""}).set_index(["warmstart", "refinement"])
+    rows = []
+    for name, key in {"dense": ("", ""), **RECIPES}.items():
+        if key in named.index:
+            values, errors = (
+                [100 * float(named.loc[key, f"{task}/{measure}"]) for task in tasks]
+                for measure in ("acc", "acc_stderr")
+            )
+            row = {task: f"{value:.1f} ± {error:.1f}" for task, value, error in zip(tasks, values, errors, strict=True)}
+            rows.append({"accuracy, %": name, "mean": f"{sum(values) / len(values):.1f}"} | row)
     return markdown(rows, names=1)
 
 

@@ -142,10 +142,10 @@ def render(report: Report) -> str:
 
 
 def _first_table(cells: pd.DataFrame) -> dict[str, Any] | None:
-    """Return the perplexity on the first text: a row for each method, a column for each pattern."""
+    """Return the first measure, perplexity if there is any: a row for each method, a column for each pattern."""
     table = comparison(pd.concat([cells[cells["pattern"] == "dense"], headline_cells(cells).drop(columns="which")]))
     parts, best = (split_by_measure(frame) for frame in (table, mark_best_of_comparison(table)))
-    measure = next(iter(parts), None)  # perplexity on the first text
+    measure = next(iter(parts), None)
     if measure is None:
         return None
     part = parts[measure].replace({"refinement": {"none": WARM_START}})

@@ -106,7 +106,8 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the perplexity of every method as strings, one row per (model, calibration, warm start, refinement).
+    """Return the perplexities and accuracies of every method as strings, one row per (model, calibration, warm start,
+    refinement).
 
     A column is called "<measure>: <pattern>". A dense model has the same value at every pattern.
     """
@@ -116,7 +117,8 @@ def comparison(cells: pd.DataFrame) -> pd.DataFrame:
     dense = cells[is_dense].assign(refinement="dense").drop(columns="pattern")
     dense = dense.merge(pd.Series(patterns, name="pattern"), how="cross")
     rows = pd.concat([dense, cells[~is_dense]], ignore_index=True)
-    return _spread(rows, keys, "pattern", [(measure, list(patterns)) for measure in _perplexities(rows)])
+    measures = [*_perplexities(rows), *_accuracies(rows)]
+    return _spread(rows, keys, "pattern", [(measure, list(patterns)) for measure in measures])
 
 
 def _spread(

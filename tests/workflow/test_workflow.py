@@ -134,7 +134,7 @@ def test_snakemake_reports_show_tables_figures_and_the_page(finished, tmp_path):
     pictures = {path.relative_to(folder / "figures") for path in folder.glob("figures/**/*.png")}
     assert names == {Path("report.html"), Path("."), Path("drift.csv"), *tables, *pictures}
     assert all(f'"{label}": "{of}"' in page for label, of in (("pattern", "2of4"), ("method", "wanda, swaps")))
-    assert f"Perplexity in study {config['name']}" in page  # a caption
+    assert f"Perplexity and accuracy in study {config['name']}" in page  # a caption
 
 
 def test_artifacts_say_what_made_them(finished):

@@ -248,14 +248,20 @@ def test_the_best_values_of_a_summary(cells):
 def test_comparison_has_a_row_for_each_method_and_a_column_for_each_pattern(cells):
     table = summary.comparison(cells)
     measures = [f"{PERPLEXITY}: {pattern}" for pattern in ("60%", "2:4")]
-    assert list(table) == ["model", "calibration", "warm start", "refinement", *measures]
+    of_tasks = [f"{task}: {pattern}" for task in TASKS for pattern in ("60%", "2:4")]
+    assert list(table) == ["model", "calibration", "warm start", "refinement", *measures, *of_tasks]
     assert table.iloc[0][["refinement", *measures]].tolist() == ["dense", "8.02", "8.02"]
     assert len(table) == 1 + 2 * 4
     swaps = one_row(table, refinement="swaps", **{"warm start": "wanda"})
     assert swaps[measures].tolist() == ["16.84", "19.25"]
     marks = summary.mark_best_of_comparison(table)
-    assert table[marks.any(axis=1)].index.tolist() == [swaps.name]  # the dense model does not compete
+    assert table[marks[measures].any(axis=1)].index.tolist() == [swaps.name]  # the dense model does not compete
     assert marks.loc[swaps.name, measures].all()
+
+
+def test_a_study_of_tasks_alone_is_compared_by_their_accuracy(cells):
+    table = summary.comparison(cells.drop(columns=[name for name in cells if name.startswith("perplexity/")]))
+    assert [name.rpartition(": ")[0] for name in list(table)[4::2]] == TASKS
 
 
 def test_values_for_readers_and_columns_of_numbers():
