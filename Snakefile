@@ -76,7 +76,7 @@ wildcard_constraints:
 
 onstart:
     start_server(workflow)
-    show_time_left(workflow, side_by_side=1 if STUDY.gpu else max(1, (workflow.cores or 1) // STUDY.threads))
+    show_time_left(workflow, threads=STUDY.threads, gpu=STUDY.gpu)
 
 
 onsuccess:

@@ -13,11 +13,13 @@ _ALL = "Total Progress"  # the bar of all jobs
 _TRUST = 0.1  # the plan's pace counts as much as the run's, once this share of the work is done
 
 
-def show_time_left(workflow: Any, side_by_side: int) -> None:
+def show_time_left(workflow: Any, threads: int, gpu: bool) -> None:
     """Add the time left to the progress bars of a workflow of Snakemake, if its logger draws any.
 
-    `side_by_side` is how many of its jobs can run at a time.
+    `threads` are those of a job, and `gpu` says whether jobs run on a GPU, one at a time.
     """
+    limits = workflow.resource_settings  # `nodes` is set on a cluster, else `cores`
+    side_by_side = 1 if gpu else max(1, (limits.nodes or limits.cores or 1) // threads)
     for handler in workflow.logger_manager.get_log_handlers():
         progress = getattr(handler, "progress", None)
         if isinstance(progress, Progress):

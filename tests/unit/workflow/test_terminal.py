@@ -44,15 +44,17 @@ def test_a_run_without_estimates():
     assert TimeLeft({}, bool, 2).seconds() == 0
 
 
+@pytest.mark.parametrize("limit", ["cores", "nodes"], ids=["one machine", "cluster"])
 @pytest.mark.parametrize(("seconds", "said"), [(42, "42 s"), (600, "10 min"), (7500, "2.1 h")])
-def test_the_bar_of_all_jobs_says_it(seconds, said):
+def test_the_bar_of_all_jobs_says_it(seconds, said, limit):
     output = StringIO()
     progress = Progress(console=Console(file=output, width=120))
     workflow = Mock()
     workflow.logger_manager.get_log_handlers.return_value = [Mock(progress=progress), Mock()]  # one has no bars
-    workflow.dag.needrun_jobs.return_value = [Mock(resources={"estimate_ms": 1000 * seconds})]
+    workflow.dag.needrun_jobs.return_value = [Mock(resources={"estimate_ms": 2 * 1000 * seconds})]
     workflow.dag.finished.return_value = False
-    show_time_left(workflow, side_by_side=1)
+    workflow.resource_settings = Mock(**{"nodes": None, "cores": None, limit: 4})
+    show_time_left(workflow, threads=2, gpu=False)
     for name in ("Total Progress", "refine"):
         progress.add_task(name, total=2)
     progress.console.print(progress.get_renderable())
