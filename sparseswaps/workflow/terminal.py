@@ -40,7 +40,7 @@ class TimeLeft(ProgressColumn):
         clock: returns seconds.
     """
 
-    max_refresh = 1  # second between two looks at the jobs
+    max_refresh = 1  # seconds between two looks at the jobs
 
     def __init__(
         self,

@@ -159,14 +159,15 @@ def test_a_changed_configuration_of_the_model_is_seen(finished, tmp_path):
     assert "capture" in copy.planned(config)
 
 
+@pytest.mark.slow
 def test_a_large_grid_is_listed(tmp_path):
-    models = {name: {"source": str(write_tiny_model(tmp_path / name, num_hidden_layers=4))} for name in "ab"}
-    many = {"seeds": [*range(3)], "patterns": ["50%", "60%", "2:4"], "warmstarts": ["wanda", "ria", "greedy"]}
+    models = {name: {"source": str(write_tiny_model(tmp_path / name, num_hidden_layers=4))} for name in "abc"}
+    many = {"seeds": [*range(5)], "patterns": ["50%", "60%", "70%", "2:4"], "warmstarts": ["wanda", "ria", "greedy"]}
     jobs = Workflow(tmp_path).planned(tiny_study(tmp_path / "a", models=models, **many))
-    cells = 2 * 3 * 3 * 3 * 2
+    cells = 3 * 5 * 4 * 3 * 2
     assert jobs["refine"] == 4 * cells
-    assert jobs["perplexity"] == jobs["harness"] == jobs["drift"] + 2 == cells + 2
-    assert sum(jobs.values()) > 1000
+    assert jobs["perplexity"] == jobs["harness"] == jobs["drift"] + 3 == cells + 3
+    assert sum(jobs.values()) > 3000
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace], rows: list[Row]) -> Iter
     yield "those of the stage's largest job. Time in all is for one job after the other; side by side it is less."
     share = whole.start / whole.seconds
     yield f"The start of the jobs, where they are forked, takes {duration(whole.start)} of it ({share:.1%})."
-    if shards := [f"{row.stage}={size}" for row in rows if (size := _shard(row)) > 1]:
-        yield f"On a cluster, as many blocks fill an allocation of a minute: {', '.join(shards)} (docs/slurm.md)."
+    if several := [f"{row.stage}={blocks}" for row in rows if (blocks := _blocks_in_a_minute(row)) > 1]:
+        yield f"On a cluster, as many blocks fill an allocation of a minute: {', '.join(several)} (docs/slurm.md)."
     if scratch := whole.most.scratch:
         yield f"Hidden states that wait for the next block take {_size(scratch)} of disk a job, until they are read."
     measured = [f"{name} {paces[name].factor:.2g} ({paces[name].jobs})" for name in STAGES if name in paces]
@@ -98,8 +98,8 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace], rows: list[Row]) -> Iter
         yield f"lm-eval tasks without `limit` are taken to have {ITEMS:,} items."
 
 
-def _shard(row: Row) -> int:
-    """Return the number of blocks that are worth a minute; 1 for a stage whose jobs are not blocks by themselves."""
+def _blocks_in_a_minute(row: Row) -> int:
+    """Return the number of blocks that are worth a minute, at most all; 1 for a stage whose jobs are not blocks by themselves."""
     most = min(row.jobs, ceil(60 * row.jobs / row.seconds))
     return most if issubclass(STAGES.get(row.stage, object), OfDenseInputs) else 1
 
