@@ -99,7 +99,7 @@ def _assumptions(grid: Grid, paces: Mapping[str, Pace], rows: list[Row]) -> Iter
 
 
 def _blocks_in_a_minute(row: Row) -> int:
-    """Return the number of blocks that are worth a minute, at most all; 1 for a stage whose jobs are not blocks by themselves."""
+    """Return the number of blocks that are worth a minute; 1 for a stage whose jobs are not blocks by themselves."""
     most = min(row.jobs, ceil(60 * row.jobs / row.seconds))
     return most if issubclass(STAGES.get(row.stage, object), OfDenseInputs) else 1
 
