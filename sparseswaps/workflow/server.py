@@ -89,22 +89,28 @@ def spawn_server() -> subprocess.Popen:
 def run_forked(job: Job) -> int | None:
     """Have the server run a job, with this process's environment and streams. Return the job's exit status.
 
-    Returns None when there is no server; 137 when the job was killed or crashed.
+    Returns None when there is no server; 1 when Snakemake has ended; 137 when the job was killed or crashed.
     """
     path = os.environ.get(VARIABLE)
     if not path:
         return None
     with socket.socket(socket.AF_UNIX) as connection:
+        # Ctrl-C ends the script without a traceback, and the job with it.
+        handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
             connection.connect(path)
             request = json.dumps([os.getcwd(), dict(os.environ), asdict(job)]).encode()
             socket.send_fds(connection, [len(request).to_bytes(8, "big")], [1, 2])
             connection.sendall(request)
-            if connection.recv(1) != _STARTED:
-                return None
+            started = connection.recv(1) == _STARTED
         except OSError:  # the server has ended
-            return None
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback, and the job with it
+            started = False
+        if not started:
+            signal.signal(signal.SIGINT, handler)
+            if os.path.exists(path):  # the server cannot fork the job, or was killed
+                return None
+            print(f"{job.stage}: error: not run, since Snakemake has ended", file=sys.stderr)
+            return 1
         status = connection.recv(4)
         connection.recv(1)  # returns when the job's process has ended and its memory is free
     if not status:
@@ -125,7 +131,10 @@ def serve(listener: socket.socket) -> None:
                 while len(request) < int.from_bytes(size, "big") and (part := connection.recv(1 << 20)):
                     request += part
                 folder, environment, fields = json.loads(request)
-                if _import_for(fields["stage"]) and os.fork() == 0:
+                importable = _import_for(fields["stage"])
+                if select.select([0], [], [], 0)[0]:
+                    _delete_socket(listener)
+                elif importable and os.fork() == 0:
                     try:
                         listener.close()
                         connection.settimeout(None)
@@ -148,6 +157,11 @@ def _import_for(stage: str) -> bool:
         return False
     torch = sys.modules.get("torch")
     return torch is None or not torch.cuda.is_initialized()
+
+
+def _delete_socket(listener: socket.socket) -> None:
+    """Tell scripts that still wait that Snakemake has ended: they read the end of their connection after this."""
+    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
 
 
 def _load_kernels() -> None:
@@ -198,7 +212,6 @@ def _end_with(connection: socket.socket, snakemake: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        serve(socket.socket(fileno=int(sys.argv[1])))
-    finally:
-        shutil.rmtree(Path(sys.argv[2]).parent, ignore_errors=True)
+    with socket.socket(fileno=int(sys.argv[1])) as jobs:
+        serve(jobs)
+        _delete_socket(jobs)

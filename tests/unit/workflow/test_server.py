@@ -131,21 +131,42 @@ def test_jobs_outlive_their_server_and_later_ones_find_none(server, endless, job
     worker.wait(20)
 
 
-def test_server_and_jobs_end_with_snakemake(endless, tmp_path):
-    """Here another Python stands for Snakemake."""
+@pytest.fixture
+def snakemake():
+    """A Python that stands for Snakemake, and its server."""
     code = "from sparseswaps.workflow.server import spawn_server; print(spawn_server().args[-1], flush=True)"
     command = [sys.executable, "-c", f"{code}; import time; time.sleep(600)"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    snakemake = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    path = snakemake.stdout.readline().strip()
-    [server] = psutil.Process(snakemake.pid).children()
-    process = script(subprocess.Popen(["true", path]), endless, tmp_path)
-    worker = job_process(server, process, endless, tmp_path)
-    snakemake.kill()
-    worker.wait(20)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    path = process.stdout.readline().strip()
+    [server] = psutil.Process(process.pid).children()
+    yield process, server, subprocess.Popen(["true", path])
+    process.kill()
     server.wait(20)
-    assert process.wait(20) != 0
     assert not Path(path).parent.exists()
+
+
+def test_server_and_jobs_end_with_snakemake(snakemake, endless, tmp_path):
+    process, server, place = snakemake
+    waiting = script(place, endless, tmp_path)
+    worker = job_process(server, waiting, endless, tmp_path)
+    process.kill()
+    worker.wait(20)
+    assert waiting.wait(20) == 1
+
+
+def test_no_script_that_waits_for_the_server_runs_its_job_after_the_end_of_snakemake(snakemake, job, tmp_path):
+    """As at a SIGKILL of Snakemake while the server imports torch; here the server is stopped meanwhile."""
+    process, server, place = snakemake
+    server.suspend()
+    waiting = [script(place, job, tmp_path) for _ in range(2)]
+    while not all(psutil.Process(one.pid).net_connections("unix") for one in waiting):
+        time.sleep(0.05)
+    process.kill()
+    server.resume()
+    for one in waiting:
+        assert "Snakemake has ended" in one.communicate(timeout=20)[1]
+        assert one.returncode == 1
 
 
 def test_a_run_of_snakemake_starts_a_server_for_its_jobs(tiny_model, finished, tmp_path, monkeypatch):
