@@ -32,7 +32,7 @@ def seconds(usage: resource.struct_rusage) -> float:
 
 def run(study: Path, server: bool) -> dict[str, float]:
     """Run a study from nothing. Return its wall and CPU seconds, the CPU seconds of the jobs, and their number."""
-    environment = dict(os.environ) if server else os.environ | {VARIABLE: "none"}
+    environment = dict(os.environ) if server else os.environ | {VARIABLE: ""}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--quiet", "all"]
     command += ["--configfile", str(study), "--cores", "2", "--scheduler", "greedy"]
     with tempfile.TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ from typing import Any
 
 from sparseswaps.workflow.job import Job, run_job
 
-VARIABLE = "SPARSESWAPS_JOB_SERVER"  # the environment variable with the path of the server's socket
+VARIABLE = "SPARSESWAPS_JOB_SERVER"  # the environment variable with the path of the server's socket; empty for none
 _STARTED, _KILLED = b"s", 137
 _GRACE = 5  # seconds that an interrupted job has to delete its partial files
 _LLAMA = ["transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"]
@@ -52,9 +52,10 @@ def start_server(workflow: Any) -> None:
     libraries do not survive a fork, and where there is no place for a socket.
     """
     main = workflow.exec_mode == type(workflow.exec_mode).DEFAULT and workflow.local_exec and not workflow.touch
-    if sys.platform == "linux" and main and not workflow.deployment_settings.deployment_method:
+    forks = sys.platform == "linux" and main and not workflow.deployment_settings.deployment_method
+    if forks and VARIABLE not in os.environ:
         with suppress(OSError):
-            os.environ[VARIABLE] = os.environ.get(VARIABLE) or spawn_server().args[-1]
+            os.environ[VARIABLE] = spawn_server().args[-1]
 
 
 def spawn_server() -> subprocess.Popen:

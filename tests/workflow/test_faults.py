@@ -46,7 +46,7 @@ def killing(stages: set[str]) -> Iterator[Path]:
             (marks / stage).touch()
         patch.setenv("PYTHONPATH", folder)
         patch.setenv("TO_DIE", str(marks))
-        patch.setenv(VARIABLE, "none")  # a job then starts by itself, with the killer in it
+        patch.setenv(VARIABLE, "")  # a job then starts by itself, with the killer in it
         yield marks
 
 
