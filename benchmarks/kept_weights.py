@@ -38,11 +38,19 @@ def processor_can_run() -> bool:
 
 def leave_zeros_out(model: nn.Module) -> None:
     """Replace the linear layers of a model that take less memory without their zeros or in two bytes a value."""
+    _replace_layers(model)
+    model.requires_grad_(False)
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)  # returns the memory of the dense weights to the system, which the C library would keep
+
+
+def _replace_layers(model: nn.Module) -> None:
     owners = defaultdict(list)
     for name, module in model.named_modules():
         if isinstance(getattr(module, "weight", None), Tensor):
             owners[id(module.weight)].append((name, module))
-    for modules in owners.values():
+    while owners:  # so that each dense weight is freed before the next one is replaced
+        modules = owners.popitem()[1]
         if not _can_be_replaced([type(module) for _, module in modules]):
             continue
         kept = KeptWeights(modules[0][1].weight.detach())
@@ -50,9 +58,6 @@ def leave_zeros_out(model: nn.Module) -> None:
             for name, module in modules:  # two of them if the embedding is the head as well
                 part = SparseLinear(kept, module.bias) if type(module) is nn.Linear else _Embedding(kept)
                 model.set_submodule(name, part)
-    model.requires_grad_(False)
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)  # returns the memory of the dense weights to the system, which the C library would keep
 
 
 def _can_be_replaced(kinds: list[type]) -> bool:
