@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint envs/lock.txt --editable
 
-.PHONY: run smollm2 test test-lowest test-slow test-slurm lint format readme docs rulegraph lock clean
+.PHONY: run smollm2 test test-lowest test-newest test-slow test-slurm lint format readme docs rulegraph lock clean
 
 run: .venv/installed
 	TQDM_DISABLE=1 $(BIN)/snakemake --logger rich
@@ -27,6 +27,10 @@ test: .venv/installed-test
 # The unit tests on the lowest versions that pyproject.toml allows.
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pytest tests/unit --numprocesses 2 --dist worksteal
+
+# The unit tests on the newest Python. As root, with Debian's package debootstrap.
+test-newest:
+	.ci/newest.sh
 
 # Thirty kills at random moments; what comes out is compared with the results of `make run`.
 test-slow: .venv/installed-test run

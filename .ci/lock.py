@@ -1,8 +1,9 @@
 """Write the files of envs/: the versions of all packages that this environment has installed, and the lowest versions.
 
-lock.txt pins what published figures were made with, and the tools that check the code. sparseswaps.yaml is the conda
-environment of the workflow's jobs: what the package and its extra `workflow` need, at the versions of the lock.
-lowest.txt pins the lowest versions that pyproject.toml allows.
+lock.txt pins what published figures were made with, and the tools that check the code. The conda environments of the
+workflow's jobs are at the versions of the lock, too: sparseswaps.yaml is what the package and its extra `workflow`
+need; report.yaml is what the rules of rules/report.smk need, which do without torch. lowest.txt pins the lowest versions
+that pyproject.toml allows.
 """
 
 import subprocess
@@ -25,6 +26,9 @@ dependencies:
   - pip
   - pip:
 """
+ENVIRONMENTS = {"sparseswaps.yaml": ["sparseswaps[workflow]"]}
+ENVIRONMENTS["report.yaml"] = ["jinja2", "lazy_loader", "matplotlib", "pandas", "pydantic", "pyyaml", "safetensors"]
+ENVIRONMENTS["report.yaml"] += ["tabulate", "tqdm"]
 
 
 def installed_versions() -> dict[str, str]:
@@ -33,9 +37,10 @@ def installed_versions() -> dict[str, str]:
     return {name: versions[name] for name in sorted(versions.keys() - {"sparseswaps", "pip", "uv"})}
 
 
-def names_needed(extra: str) -> set[str]:
-    """Return the names of the packages that this package with an extra needs, directly or not."""
-    names, waiting = set(), [Requirement(f"sparseswaps[{extra}]")]
+def names_needed(requirements: list[str]) -> set[str]:
+    """Return the names of packages, and of the packages that these need, directly or not."""
+    waiting = [Requirement(requirement) for requirement in requirements]
+    names = {canonicalize_name(requirement.name) for requirement in waiting}
     while waiting:
         requirement = waiting.pop()
         for line in requires(requirement.name) or []:
@@ -66,8 +71,9 @@ def write_lowest() -> None:
 
 if __name__ == "__main__":
     versions = installed_versions()
-    needed = [name for name in versions if name in names_needed("workflow")]
     (ENVS / "lock.txt").write_text(LOCK + "".join(f"{name}=={version}\n" for name, version in versions.items()))
-    pins = "".join(f"      - {name}=={versions[name]}\n" for name in needed)
-    (ENVS / "sparseswaps.yaml").write_text(ENVIRONMENT + pins)
+    for name, requirements in ENVIRONMENTS.items():
+        needed = names_needed(requirements)
+        pins = "".join(f"      - {name}=={version}\n" for name, version in versions.items() if name in needed)
+        (ENVS / name).write_text(ENVIRONMENT + pins)
     write_lowest()

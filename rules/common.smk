@@ -16,6 +16,7 @@ from sparseswaps.workflow.provenance import Provenance
 from sparseswaps.workflow.stages import STAGES
 
 ENVIRONMENT = "../envs/sparseswaps.yaml"
+REPORT_ENVIRONMENT = "../envs/report.yaml"  # without torch
 GPU = int(STUDY.gpu)
 GRID = Grid(STUDY)
 provenance = Provenance(GRID)

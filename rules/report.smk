@@ -22,7 +22,7 @@ rule tables:
     benchmark:
         "<logs>/<study>/tables.tsv"
     conda:
-        ENVIRONMENT
+        REPORT_ENVIRONMENT
     resources:
         **resources("tables"),
     params:
@@ -52,7 +52,7 @@ rule figures:
     benchmark:
         "<logs>/<study>/figures.tsv"
     conda:
-        ENVIRONMENT
+        REPORT_ENVIRONMENT
     resources:
         **resources("figures"),
     params:
@@ -81,7 +81,7 @@ rule report:
     benchmark:
         "<logs>/<study>/report.tsv"
     conda:
-        ENVIRONMENT
+        REPORT_ENVIRONMENT
     resources:
         **resources("report"),
     params:

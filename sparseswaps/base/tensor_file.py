@@ -65,11 +65,10 @@ def read_tensors(path: str | Path, remedy: str = BrokenFileError.RERUN) -> tuple
     Raises BrokenFileError when the file was damaged or edited.
     """
     with open_tensors(path, remedy=remedy) as file:
-        try:
-            header = json.loads((file.metadata() or {})["sparseswaps"])
-            written = header.pop("crc32")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # another program's file
+        header = _header_of(file)
+        if not header:
             return {}, {}
+        written = header.pop("crc32")
         try:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             same = written == _checksum(tensors, header)
@@ -78,3 +77,17 @@ def read_tensors(path: str | Path, remedy: str = BrokenFileError.RERUN) -> tuple
     if not same:
         raise BrokenFileError(path, "checksum mismatch: the file was damaged or edited", remedy)
     return tensors, header
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Read the header that `write_tensors` wrote, without its check and without torch; empty as in `read_tensors`."""
+    with open_tensors(path, "np", BrokenFileError.RERUN) as file:
+        return _header_of(file)
+
+
+def _header_of(file: safe_open) -> dict[str, Any]:
+    try:
+        header = json.loads((file.metadata() or {})["sparseswaps"])
+        return header if "crc32" in header else {}
+    except (KeyError, TypeError, ValueError, RecursionError):  # another program's file
+        return {}
