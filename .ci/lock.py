@@ -2,8 +2,8 @@
 
 lock.txt pins what published figures were made with, and the tools that check the code. The conda environments of the
 workflow's jobs are at the versions of the lock, too: sparseswaps.yaml is what the package and its extra `workflow`
-need; report.yaml is what the rules of rules/report.smk need, which do without torch. lowest.txt pins the lowest versions
-that pyproject.toml allows.
+need; report.yaml is what the rules of rules/report.smk need, which do without torch. lowest.txt pins the lowest
+versions that pyproject.toml allows.
 """
 
 import subprocess
