@@ -15,10 +15,10 @@ prepare() {
         git clone --quiet . "$ROOT/project"
 }
 
-# A command in the root file system, with /proc and /dev as long as it runs.
+# A command in the root file system, with /proc and /dev as long as it runs. The shell stays, to reap orphans.
 inside() {
     unshare --mount --pid --fork bash -c '
-        mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"' "$ROOT" "$@"
+        mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && chroot "$0" "$@"; exit' "$ROOT" "$@"
 }
 
 if ! { prepare && inside make --directory project .venv/installed-test; } >"$WORK/log" 2>&1; then

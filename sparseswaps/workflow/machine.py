@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 
 
 def tame_bars() -> None:
@@ -22,6 +23,7 @@ def tame_bars() -> None:
     visible = sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
     init, forced = tqdm.__init__, {"leave": False} if visible else {"disable": True}
     tqdm.__init__ = lambda self, *args, **kwargs: init(self, *args, **kwargs | forced)
+    tqdm.set_lock(RLock())  # tqdm's own lock also has a semaphore between processes, which a forked job would leak
 
 
 def take_gpu() -> None:

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
@@ -135,7 +136,7 @@ def serve(listener: socket.socket) -> None:
                 importable = _import_for(fields["stage"])
                 if select.select([0], [], [], 0)[0]:
                     _delete_socket(listener)
-                elif importable and os.fork() == 0:
+                elif importable and _fork() == 0:
                     try:
                         listener.close()
                         connection.settimeout(None)
@@ -158,6 +159,12 @@ def _import_for(stage: str) -> bool:
         return False
     torch = sys.modules.get("torch")
     return torch is None or not torch.cuda.is_initialized()
+
+
+def _fork() -> int:
+    """Fork without Python's warning of threads (3.12 and later): those of imported libraries wait for work."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return os.fork()
 
 
 def _delete_socket(listener: socket.socket) -> None:
