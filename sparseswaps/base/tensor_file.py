@@ -88,6 +88,6 @@ def read_header(path: str | Path) -> dict[str, Any]:
 def _header_of(file: safe_open) -> dict[str, Any]:
     try:
         header = json.loads((file.metadata() or {})["sparseswaps"])
-        return header if "crc32" in header else {}
-    except (KeyError, TypeError, ValueError, RecursionError):  # another program's file
-        return {}
+    except (KeyError, ValueError, RecursionError):
+        header = None
+    return header if isinstance(header, dict) and "crc32" in header else {}  # else another program's file

@@ -161,7 +161,7 @@ def test_no_script_that_waits_for_the_server_runs_its_job_after_the_end_of_snake
     server.suspend()
     waiting = [script(place, job, tmp_path) for _ in range(2)]
     while not all(psutil.Process(one.pid).net_connections("unix") for one in waiting):
-        time.sleep(0.05)
+        assert all(one.poll() is None for one in waiting)
     process.kill()
     server.resume()
     for one in waiting:
