@@ -6,6 +6,7 @@ import pty
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from helpers import DRAW, TEXT, Workflow, read_losses, same, tiny_study, write_tiny_model
+from helpers import DRAW, REPOSITORY, TEXT, Workflow, read_losses, same, tiny_study, write_tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, MixtralConfig
@@ -308,3 +309,35 @@ def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
     assert workflow.planned(config) == {"assemble": 1} | evaluated | after
     assert workflow.planned(config | {"evaluation": {}}) == {"assemble": 1} | after  # also where nothing is evaluated
     assert workflow.planned(config | {"evaluation": {}, "checkpoints": False}) == after
+
+
+# Imports only packages of an environment, whose names are the first argument.
+ONLY = """
+import re, sys
+from importlib.metadata import packages_distributions
+owners, allowed = packages_distributions(), sys.argv.pop(1).split()
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        names = [re.sub("[-_.]+", "-", owner).lower() for owner in owners.get(name.partition(".")[0], [])]
+        if names and not {*allowed, "sparseswaps"}.intersection(names):
+            raise ImportError(f"{name} is not in the environment")
+
+sys.meta_path.insert(0, Refusal())
+from sparseswaps.workflow.run import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("stage", ["tables", "figures", "report"])
+def test_a_report_is_written_with_the_packages_of_its_conda_environment(stage, finished, tmp_path):
+    workflow = finished[0].copy(tmp_path / "copy")
+    packages = re.findall(r"- ([\w-]+)==", (REPOSITORY / "envs" / "report.yaml").read_text())
+    assert not {"torch", "transformers", "numba", "snakemake"}.intersection(packages)
+    output = {"tables": "tables/cells.csv", "figures": "figures", "report": "report.html"}[stage]
+    made = workflow.folder / "results/reports/tiny" / output
+    before = made.stat().st_mtime_ns
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", ONLY, " ".join(packages), stage, str(made.relative_to(workflow.folder))]
+    subprocess.run(command, cwd=workflow.folder, env=environment, check=True)
+    assert made.stat().st_mtime_ns > before

@@ -177,37 +177,6 @@ def test_an_unknown_artifact_and_a_broken_one_are_one_line(refinement, tmp_path)
         assert name in line
 
 
-# Imports only packages of an environment, which the first argument names.
-ONLY = """
-import re, sys
-from importlib.metadata import packages_distributions
-owners, allowed = packages_distributions(), sys.argv.pop(1).split()
-
-class Refusal:
-    def find_spec(self, name, path=None, target=None):
-        names = [re.sub("[-_.]+", "-", owner).lower() for owner in owners.get(name.partition(".")[0], [])]
-        if names and not {*allowed, "sparseswaps"}.intersection(names):
-            raise ImportError(f"{name} is not in the environment")
-
-sys.meta_path.insert(0, Refusal())
-from sparseswaps.workflow.run import main
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.parametrize("stage", ["tables", "figures", "report"])
-def test_a_report_is_written_with_the_packages_of_its_conda_environment(stage, finished, tmp_path):
-    workflow = finished[0].copy(tmp_path / "copy")
-    packages = re.findall(r"- ([\w-]+)==", (REPOSITORY / "envs" / "report.yaml").read_text())
-    assert not {"torch", "transformers", "numba", "snakemake"}.intersection(packages)
-    output = {"tables": "tables/cells.csv", "figures": "figures", "report": "report.html"}[stage]
-    made = workflow.folder / "results/reports/tiny" / output
-    before = made.stat().st_mtime_ns
-    command = [sys.executable, "-c", ONLY, " ".join(packages), stage, str(made.relative_to(workflow.folder))]
-    subprocess.run(command, cwd=workflow.folder, env=ENVIRONMENT, check=True)
-    assert made.stat().st_mtime_ns > before
-
-
 def test_every_stage_ends_with_its_line_of_result(finished):
     logs = list((finished[0].folder / "logs").rglob("*.log"))
     expected = {"model", "samples", "capture", "warmstart", "refine", "masks", "assemble", "perplexity", "harness"}
