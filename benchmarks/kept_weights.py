@@ -45,12 +45,12 @@ def leave_zeros_out(model: nn.Module) -> None:
 
 
 def _replace_layers(model: nn.Module) -> None:
+    """Replace the layers. No reference to a dense weight is left when this returns."""
     owners = defaultdict(list)
     for name, module in model.named_modules():
         if isinstance(getattr(module, "weight", None), Tensor):
             owners[id(module.weight)].append((name, module))
-    while owners:  # so that each dense weight is freed before the next one is replaced
-        modules = owners.popitem()[1]
+    for modules in owners.values():
         if not _can_be_replaced([type(module) for _, module in modules]):
             continue
         kept = KeptWeights(modules[0][1].weight.detach())

@@ -80,7 +80,10 @@ def read_tensors(path: str | Path, remedy: str = BrokenFileError.RERUN) -> tuple
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Read the header that `write_tensors` wrote, without its check and without torch; empty as in `read_tensors`."""
+    """Read the header that `write_tensors` wrote, unchecked and without torch; empty if another program wrote the file.
+
+    Raises BrokenFileError when the file is not in safetensors format.
+    """
     with open_tensors(path, "np", BrokenFileError.RERUN) as file:
         return _header_of(file)
 

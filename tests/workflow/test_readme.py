@@ -188,6 +188,19 @@ def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_tab
     assert f"and {gaps[1][0]:.2f} and {gaps[1][1]:.2f} of ADMM's" in quality
 
 
+def test_what_is_quoted_of_70_percent_is_of_the_table():
+    page = read_document("docs/quality.md")
+    section = page.partition("<!-- begin: smollm2-70 -->")[2].partition("<!-- end -->")[0]
+    dense, _, _, refitted, sparsegpt = zip(
+        *(map(float, re.findall(r"([\d.]+)\*{0,2} \|$", text, re.M)) for text in section.split("###")[1:]), strict=True
+    )
+    wikitext2, c4 = (one / other for one, other in zip(refitted, dense, strict=True))
+    words = " ".join(page.split())
+    assert f"is {wikitext2:.1f} times the dense model's on WikiText-2 and {c4:.1f} times on C4" in words
+    wikitext2, c4 = (f"{100 * (1 - one / other):.0f} %" for one, other in zip(refitted, sparsegpt, strict=True))
+    assert f"by {wikitext2} on WikiText-2 and {c4} on C4" in words
+
+
 def test_the_gains_that_are_quoted_of_dense_targets_in_order_are_those_of_the_table():
     page = read_document("docs/quality.md")
     section = page.partition("<!-- begin: smollm2-more -->")[2].partition("<!-- end -->")[0]
