@@ -34,7 +34,7 @@ from sparseswaps.report.summary import (
 )
 from sparseswaps.report.tables import SETTINGS, align_curves, error_reduction
 
-STYLE: dict[str, Any] = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.title_fontsize": 8}
+STYLE: dict[str, Any] = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 STYLE |= {"legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7}
 STYLE |= {"lines.linewidth": 1.1, "lines.markersize": 4, "axes.linewidth": 0.6, "hatch.linewidth": 0.5}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.handlelength": 2.8}
@@ -46,6 +46,7 @@ STYLE["pdf.fonttype"] = 42  # TrueType: text in the PDF stays text, and publishe
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
+FILLINGS = ["full", "left", "bottom"]
 HATCHES = ["", "////", "....", "xxxx", "----", "\\\\\\\\"]
 LEGEND_PITCH = 0.16  # inches between two rows of a legend
 NEAR = 10  # perplexities up to this multiple of the best ones are drawn where they are, larger ones as numbers
@@ -91,40 +92,33 @@ def figure(rows: str, title: str, caption: str) -> Callable[[Callable], Callable
     return register
 
 
-def draw_all(
-    cells: pd.DataFrame,
-    layers: pd.DataFrame,
-    curves: pd.DataFrame,
-    epochs: pd.DataFrame,
-    drift: pd.DataFrame,
-    width: float,
-) -> Iterator[tuple[str, Figure]]:
+def draw_all(tables: dict[str, pd.DataFrame], width: float) -> Iterator[tuple[str, Figure]]:
     """Yield the path ("<model>/<calibration>/<kind>-<text>") and the figure, for every figure that has data.
 
-    The frames are the study's tables of that name, and `width` is the width of the page in inches.
+    `tables` are the study's tables cells, layers, curves, epochs and drift, and `width` is the width of the page in
+    inches.
     """
-    of_calibration = {"cells": cells, "layers": layers, "curves": curves, "epochs": epochs, "drift": drift}
+    cells = tables["cells"]
     studies = cells.loc[cells["pattern"] != "dense", ["model", "calibration"]].drop_duplicates()
     for model in studies["model"].unique():
         yield from _draw_kinds(model, {"calibrations": cells[cells["model"] == model]}, width)
     for model, calibration in studies.itertuples(index=False):
-        tables = {}
-        for name, table in of_calibration.items():
-            drawn = table["calibration"].eq(calibration) | table["pattern"].eq("dense")
-            tables[name] = table[drawn & (table["model"] == model)]
-        principal = tables["layers"]["refinement"] == principal_refinement(tables["cells"])
-        tables["layers"] = tables["layers"][principal]
-        yield from _draw_kinds(f"{model}/{calibration}", tables, width)
+        drawn = {}
+        for name, table in tables.items():
+            of_calibration = table["calibration"].eq(calibration) | table["pattern"].eq("dense")
+            drawn[name] = table[of_calibration & (table["model"] == model)]
+        principal = drawn["layers"]["refinement"] == principal_refinement(drawn["cells"])
+        drawn["layers"] = drawn["layers"][principal]
+        yield from _draw_kinds(f"{model}/{calibration}", drawn, width)
 
 
 def _draw_kinds(folder: str, tables: dict[str, pd.DataFrame], width: float) -> Iterator[tuple[str, Figure]]:
     for name, kind in KINDS.items():
-        table = tables.get(kind.rows)
-        if table is None or table.empty:
+        if kind.rows not in tables or tables[kind.rows].empty:
             continue
         of_cells = kind.rows in ("cells", "calibrations")
-        for text in [[text] for text in perplexity_texts(table)] if of_cells else [[]]:
-            if drawing := kind.draw(table, *text, width):
+        for text in [[text] for text in perplexity_texts(tables[kind.rows])] if of_cells else [[]]:
+            if drawing := kind.draw(tables[kind.rows], *text, width):
                 yield f"{folder}/{'-'.join([name, *text])}", drawing
 
 
@@ -152,17 +146,15 @@ def error_reduction_by_layer(layers: pd.DataFrame, width: float) -> Figure:
     low, high = min(0.0, means.min()), means.max()
     drawing = Figure(figsize=(width, 0.5 + (0.3 + 0.16 * len(types)) * len(starts)))
     axes = drawing.subplots(len(starts), len(patterns), sharex=True, sharey=True, squeeze=False)
-    panels = dict(zip(product(starts, patterns), axes.flat, strict=True))
-    for case in product(starts, patterns):
-        axis = panels[case]
+    for (start, pattern), axis in zip(product(starts, patterns), axes.flat, strict=True):
         axis.grid(False)
-        axis.set_xlabel("decoder block" if case[0] == starts[-1] else "")
+        axis.set_xlabel("decoder block" if start == starts[-1] else "")
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        axis.set_title(f"{case[1]} sparsity, from {case[0]}")
+        axis.set_title(f"{pattern} sparsity, from {start}")
         axis.set_yticks(range(len(types)), types)
-        if case not in means.index.droplevel([2, 3]):
+        if (start, pattern) not in means.index.droplevel([2, 3]):
             continue
-        table = means[case].unstack("block").reindex(types)
+        table = means[start, pattern].unstack("block").reindex(types)
         image = axis.imshow(table, aspect="auto", cmap="Blues", vmin=low, vmax=high, interpolation="none")
         if table.shape[1] * 0.22 * len(patterns) < width - 1.5:  # a number has room in its field
             for (y, x), value in np.ndenumerate(table.to_numpy()):
@@ -214,12 +206,11 @@ def perplexity_by_pattern(cells: pd.DataFrame, text: str, width: float) -> Figur
     """Draw the `headline_cells`: a group of markers for each pattern, in it one for each method and warm start."""
     points = headline_cells(cells).rename(columns={f"perplexity/{text}": "perplexity"})
     patterns, methods, starts = (list(points[name].unique()) for name in ("pattern", "which", "warmstart"))
-    order = {"which": methods.index, "warmstart": starts.index}
-    slots = points[["which", "warmstart"]].drop_duplicates()
-    slots = slots.sort_values(list(order), key=lambda names: names.map(order[names.name]), ignore_index=True)
-    slots["x"] = slots.index + 1.5 * slots["which"].map(methods.index)  # a gap between two methods
-    offsets = slots.set_index(["which", "warmstart"])["x"]
-    pitch = offsets.max() + 5  # from one pattern to the next
+    drawn = set(zip(points["which"], points["warmstart"], strict=True))
+    slots = [slot for slot in product(methods, starts) if slot in drawn]
+    offsets = {slot: k + 1.5 * methods.index(slot[0]) for k, slot in enumerate(slots)}  # a gap between two methods
+    last = max(offsets.values())
+    pitch = last + 5  # from one pattern to the next
 
     values = points.groupby(["pattern", "which", "warmstart"], sort=False)["perplexity"].agg(["mean", "std"])
     values = values.dropna(subset="mean")
@@ -227,13 +218,14 @@ def perplexity_by_pattern(cells: pd.DataFrame, text: str, width: float) -> Figur
     drawing = Figure(figsize=(min(width, max(5.2, 0.06 * pitch * len(patterns))), 2.8))
     axis = drawing.subplots()
     dense = _draw_dense(axis, cells, text)
-    colours = {
-        method: _method_style(k) | (HOLLOW if method.startswith(WARM_START) else {}) for k, method in enumerate(methods)
-    }
-    markers = {
-        start: GREY | {"marker": MARKERS[k % len(MARKERS)], "linestyle": "none"} for k, start in enumerate(starts)
-    }
-    for (pattern, method, start), (mean, std) in zip(values.index, values.to_numpy(), strict=True):
+    colours, markers = {}, {}
+    for k, method in enumerate(methods):
+        filling = FILLINGS[k // len(COLOURS) % len(FILLINGS)]  # another one when all colours were used once
+        colours[method] = {"color": COLOURS[k % len(COLOURS)], "fillstyle": filling}
+        colours[method] |= HOLLOW if method.startswith(WARM_START) else {}
+    for k, start in enumerate(starts):
+        markers[start] = GREY | {"marker": MARKERS[k % len(MARKERS)], "linestyle": "none"}
+    for (pattern, method, start), mean, std in values.itertuples():
         x = patterns.index(pattern) * pitch + offsets[method, start]
         axis.plot(x, min(mean, edge), clip_on=False, **markers[start] | colours[method])
         if mean > edge:
@@ -241,8 +233,7 @@ def perplexity_by_pattern(cells: pd.DataFrame, text: str, width: float) -> Figur
             axis.annotate(f"{mean:.0f}", (x, edge), fontsize=6, **offset)
         elif std > 0:
             axis.vlines(x, mean - std, mean + std, color="black", linewidth=0.7)
-    middle = offsets.max() / 2
-    axis.set_xticks([middle + k * pitch for k in range(len(patterns))], [f"{name} sparsity" for name in patterns])
+    axis.set_xticks([last / 2 + k * pitch for k in range(len(patterns))], [f"{name} sparsity" for name in patterns])
     axis.set_xlim(-3, len(patterns) * pitch - 2)
     axis.tick_params(axis="x", length=0)
     axis.set_ylabel(_perplexity_label(cells, text))
@@ -276,7 +267,7 @@ def perplexity_by_seconds(cells: pd.DataFrame, text: str, width: float) -> Figur
     if max(map(len, fronts.values()), default=0) < 2:
         return None
     numbers = {name: k for k, name in enumerate(dict.fromkeys(n for front in fronts.values() for n in front.index), 1)}
-    down = math.ceil(len(panels) / _number_per_row(len(panels), width, 2.2))
+    down = math.ceil(len(panels) / int(width / 2.2))  # a panel takes 2.2 inches
     across = math.ceil(len(panels) / down)
     drawing = Figure(figsize=(width, 2.5 * down))
     axes = list(drawing.subplots(down, across, squeeze=False).flat)
@@ -324,7 +315,8 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
     curves = curves[curves["refinement"].isin(headline_refinements(curves))]
     if curves["held_out_error"].isna().all():
         return None
-    axis, drawing = _draw_both_texts(curves, "budget", "swaps per row, at most", "relative to warm start (%)", width)
+    drawing = _draw_both_texts(curves, "budget", "swaps per row, at most", "relative to warm start (%)", width)
+    axis = drawing.axes[0]
     axis.set_xscale("symlog", linthresh=1, linscale=0.4)
     ticks = [budget for budget in SWAP_TICKS if budget <= curves["budget"].max()]
     axis.set_xticks(ticks, map(str, ticks))
@@ -340,8 +332,8 @@ def held_out_curve(curves: pd.DataFrame, width: float) -> Figure | None:
 )
 def training_curve(epochs: pd.DataFrame, width: float) -> Figure:
     """Draw a panel per method (row) and pattern (column), with a line per warm start, as `held_out_curve` does."""
-    axis, drawing = _draw_both_texts(epochs, "epoch", "epoch", "of a block's output (%)", width)
-    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    drawing = _draw_both_texts(epochs, "epoch", "epoch", "of a block's output (%)", width)
+    drawing.axes[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return drawing
 
 
@@ -357,9 +349,8 @@ def error_by_block(drift: pd.DataFrame, width: float) -> Figure:
     drift = drift[drift["refinement"].isin(["none", *headline_refinements(drift)])]
     drift = drift.replace({"refinement": {"none": WARM_START}})
     columns = {"block": "decoder block", "pruned_path": "pruned path", "dense_path": "dense path"}
-    drift = drift.rename(columns=columns)
-    names = ("warmstart", "refinement")
-    panels, drawing = _draw_pairs(drift, names, "decoder block", PATHS, "of a block's output (%)", width)
+    drift, names = drift.rename(columns=columns), ("warmstart", "refinement")
+    drawing, panels = _draw_pairs(drift, names, "decoder block", PATHS, "of a block's output (%)", width)
     for (start, _), axis in panels.items():
         errors = drift.loc[drift["warmstart"] == start, list(PATHS)].to_numpy()
         _use_log_scale_if_wide(axis, "y", list(errors[errors > 0]))  # panels of a row share the y axis
@@ -421,34 +412,44 @@ def _draw_setting(cells: pd.DataFrame, setting: str, label: str, text: str, widt
     return _draw_perplexity_and_error(lines, {}, label, cells, text, width)
 
 
-def _draw_both_texts(rows: pd.DataFrame, along: str, label: str, unit: str, width: float) -> tuple[Axes, Figure]:
-    """Draw the error on calibration text and on held-out text, and return one of the axes: they share the x axis."""
+def _draw_both_texts(rows: pd.DataFrame, along: str, label: str, unit: str, width: float) -> Figure:
+    """Draw the error on calibration text and on held-out text, in panels that share the x axis."""
     several = rows["warmstart"].nunique() > 1
     names = ("refinement", "warmstart") if several else ("warmstart", "refinement")
     rows = rows.rename(columns={along: label, "error": "calibration text", "held_out_error": "held-out text"})
-    panels, drawing = _draw_pairs(rows, names, label, TEXTS, unit, width)
-    return next(iter(panels.values())), drawing
+    drawing, _ = _draw_pairs(rows, names, label, TEXTS, unit, width)
+    return drawing
 
 
 def _draw_pairs(
     rows: pd.DataFrame, names: tuple[str, str], along: str, pair: dict[str, Style], unit: str, width: float
-) -> tuple[dict[tuple[str, str], Axes], Figure]:
-    """Draw two errors for each line of a panel, and return the panels by row and pattern.
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """Draw two errors for each line of a panel. Return the figure, and its panels by row and pattern.
 
     `names` are the columns that tell the rows of panels and the lines of a panel apart. `along` and the keys of `pair`
     are columns, under the names that the figure shows.
     """
     row, line = names
+    starts, patterns = rows[row].unique(), rows["pattern"].unique()
+    drawing = Figure(figsize=(min(width, 1.2 + 2.9 * len(patterns)), 0.4 + 1.75 * len(starts)))
+    axes = drawing.subplots(len(starts), len(patterns), sharex=True, sharey="row", squeeze=False)
+    panels = dict(zip(product(starts, patterns), axes.flat, strict=True))
+    for (name, pattern), axis in panels.items():
+        axis.set_ylabel(f"{name}: error\n{unit}" if pattern == patterns[0] else "")
+        axis.set_title(f"{pattern} sparsity" if name == starts[0] else "")
+        axis.set_xlabel(along if name == starts[-1] else "")
     styles = {name: _line_style(k, k) for k, name in enumerate(rows[line].unique())}
-    labels = {name: f"{name}: error\n{unit}" for name in rows[row].unique()}
-    drawing, panels = _panel_grid(labels, list(rows["pattern"].unique()), along, width)
     for (name, pattern, kind), points in rows.groupby([row, "pattern", line], sort=False):
+        axis = panels[name, pattern]
         for column, style in pair.items():
             by_seed = align_curves(points.pivot(index="seed", columns=along, values=column))
-            means = by_seed.agg(["mean", "std"]).T.fillna({"std": 0.0})
-            _draw_line(panels[name, pattern], means, styles[kind] | style)
+            mean, deviation = by_seed.mean(), by_seed.std().fillna(0.0)
+            axis.plot(mean.index, mean, **styles[kind] | style)
+            if deviation.any():
+                shade = {"color": styles[kind]["color"], "alpha": 0.15, "linewidth": 0}
+                axis.fill_between(mean.index, mean - deviation, mean + deviation, **shade)
     _add_legend(drawing, _handles(styles) + _handles(pair, GREY), 1.3)
-    return panels, drawing
+    return drawing, panels
 
 
 def _pareto_front(points: pd.DataFrame) -> pd.DataFrame:
@@ -462,17 +463,20 @@ def _pareto_front(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _group_lines(rows: pd.DataFrame, equal: list[str]) -> Lines:
-    """Return the rows of each line with at least three values of `x`, where all columns of `equal` have one value."""
-    names = ["pattern", "warmstart", *equal]
+    """Return the rows of each line with at least three values of `x`, where all columns of `equal` have one value.
+
+    A line's name is its pattern, its warm start, and its values of the columns in which lines differ.
+    """
+    start = ["pattern", "warmstart"]
+    lengths = rows.groupby([*start, *equal], dropna=False)["x"].transform("nunique")
+    rows = rows[lengths >= 3]
+    rows = rows.iloc[rows.groupby(start, sort=False).ngroup().argsort(kind="stable")]
+    names = start + [name for name in equal if rows[name].nunique(dropna=False) > 1]
     lines = {}
     for key, group in rows.groupby(names, sort=False, dropna=False):
-        if group["x"].nunique() >= 3:
-            values = zip(names, key, strict=True)
-            lines[tuple(value if isinstance(value, str) else f"{name} {value}" for name, value in values)] = group
-    differing = [k for k in range(len(names)) if k < 2 or len({key[k] for key in lines}) > 1]
-    order = list(dict.fromkeys(key[:2] for key in lines))
-    keys = sorted(lines, key=lambda key: order.index(key[:2]))
-    return {tuple(key[k] for k in differing): lines[key] for key in keys}
+        values = zip(names, key, strict=True)
+        lines[tuple(value if isinstance(value, str) else f"{name} {value}" for name, value in values)] = group
+    return lines
 
 
 def _draw_perplexity_and_error(
@@ -490,18 +494,17 @@ def _draw_perplexity_and_error(
         rows = rows.assign(x=rows["x"].map(position))
         # a pattern is a colour and a dash, a warm start (and kind of refinement) a marker
         style = _line_style(patterns.index(key[0]), others.index(key[1:]), patterns.index(key[0]))
-        line = _mean_over_seeds(rows, "x", f"perplexity/{text}")
-        _draw_line(left, line, style, bars=True, label=", ".join(key))
+        _draw_line(left, rows, f"perplexity/{text}", style | {"label": ", ".join(key)})
         reductions = ("error_reduction", "held_out_error_reduction")
         for reduction, style_of_text in zip(reductions, TEXTS.values(), strict=True):
             error = rows.assign(error=100 - rows[reduction]).dropna(subset="error")
             if len(error):
-                _draw_line(right, _mean_over_seeds(error, "x", "error"), style | style_of_text, bars=True)
+                _draw_line(right, error, "error", style | style_of_text)
     handles = left.get_lines()
     for key, rows in starts.items():
         rows = rows.assign(x=rows["x"].map(position)).dropna(subset="x")
         style = _line_style(patterns.index(key[0]), others.index(key[1:])) | UNREFINED
-        _draw_line(left, _mean_over_seeds(rows, "x", f"perplexity/{text}"), style, bars=True)
+        _draw_line(left, rows, f"perplexity/{text}", style)
     start_handles = _handles({WARM_START: UNREFINED}, GREY) if starts else []
     left.legend(handles=start_handles + _draw_dense(left, cells, text), loc="best")
     _use_log_scale_if_wide(left, "y", [y for line in left.get_lines() for y in line.get_ydata()])
@@ -516,37 +519,11 @@ def _draw_perplexity_and_error(
     return drawing
 
 
-def _panel_grid(
-    rows: dict[str, str], patterns: list[str], label: str, width: float
-) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """Return a figure and its panels by row and pattern, with the labels of each row's y axes and of all x axes."""
-    drawing = Figure(figsize=(min(width, 1.2 + 2.9 * len(patterns)), 0.4 + 1.75 * len(rows)))
-    axes = drawing.subplots(len(rows), len(patterns), sharex=True, sharey="row", squeeze=False)
-    for axis, row_label in zip(axes[:, 0], rows.values(), strict=True):
-        axis.set_ylabel(row_label)
-    for top, bottom, pattern in zip(axes[0], axes[-1], patterns, strict=True):
-        top.set_title(f"{pattern} sparsity")
-        bottom.set_xlabel(label)
-    return drawing, dict(zip(product(rows, patterns), axes.flat, strict=True))
-
-
-def _add_legend(
-    drawing: Figure, handles: list[Any], entry_width: float, most: int | None = None, title: str | None = None
-) -> None:
+def _add_legend(drawing: Figure, handles: list[Any], entry_width: float, most: int | None = None) -> None:
     """Add a legend below the panels, with at most `most` entries in a row, and the height that it takes."""
-    columns = _number_per_row(min(len(handles), most or len(handles)), drawing.get_figwidth(), entry_width)
+    columns = min(len(handles), most or len(handles), int(drawing.get_figwidth() / entry_width))
     drawing.set_figheight(drawing.get_figheight() + LEGEND_PITCH * math.ceil(len(handles) / columns))
-    drawing.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
-
-
-def _number_per_row(number: int, width: float, each: float) -> int:
-    """Return how many of `number` panels or legend entries fit into a row, where one takes `each` inches."""
-    return min(number, int(width / each))
-
-
-def _method_style(index: int) -> Style:
-    """Return the colour of a method, and a filling for the methods that come when all colours were used once."""
-    return {"color": COLOURS[index % len(COLOURS)], "fillstyle": ("full", "left", "bottom")[index // len(COLOURS) % 3]}
+    drawing.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _handles(styles: dict[str, Style], shared: Style | None = None) -> list[Line2D]:
@@ -575,29 +552,21 @@ def _layer_types(names: list[str]) -> dict[str, str]:
     return {name: last[kind] if ends.count(last[kind]) == 1 else kind for name, kind in full.items()}
 
 
-def _mean_over_seeds(rows: pd.DataFrame, by: str, column: str) -> pd.DataFrame:
-    """Return the columns `mean` and `std` over the seeds at each value of `by`. One seed has the deviation zero."""
-    seeds = rows.groupby([by, "seed"], dropna=False)[column].mean()
-    return seeds.groupby(level=by).agg(["mean", "std"]).fillna({"std": 0.0})
-
-
-def _draw_line(axis: Axes, line: pd.DataFrame, style: Style, bars: bool = False, **options: Any) -> None:
-    """Draw the means of a line, and the deviations as bars or as a band."""
-    axis.plot(line.index, line["mean"], **style, **options)
-    if (line["std"] > 0).any():
+def _draw_line(axis: Axes, rows: pd.DataFrame, column: str, style: Style) -> None:
+    """Draw the means of a column over the seeds at each `x`, and their standard deviations as bars."""
+    seeds = rows.groupby(["x", "seed"], dropna=False)[column].mean()
+    line = seeds.groupby(level="x").agg(["mean", "std"]).fillna({"std": 0.0})
+    axis.plot(line.index, line["mean"], **style)
+    if line["std"].any():
         low, high = line["mean"] - line["std"], line["mean"] + line["std"]
-        if bars:
-            axis.vlines(line.index, low, high, color=style["color"], linewidth=0.7)
-        else:
-            axis.fill_between(line.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.vlines(line.index, low, high, color=style["color"], linewidth=0.7)
 
 
-def _draw_dense(axis: Axes, cells: pd.DataFrame, text: str, along: str = "y") -> list[Line2D]:
+def _draw_dense(axis: Axes, cells: pd.DataFrame, text: str) -> list[Line2D]:
     """Draw the dense model's perplexity as a line across the axis, if it was measured."""
     values = cells.loc[cells["pattern"] == "dense", f"perplexity/{text}"].dropna()
-    draw = axis.axhline if along == "y" else axis.axvline
     style = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 0.9, "zorder": 1}
-    return [draw(value, label=f"dense ({value:.2f})", **style) for value in values.iloc[:1]]
+    return [axis.axhline(value, label=f"dense ({value:.2f})", **style) for value in values.iloc[:1]]
 
 
 def _perplexity_label(cells: pd.DataFrame, text: str) -> str:

@@ -6,11 +6,11 @@ from sparseswaps.report.tables import read_table
 
 
 def run(inputs, outputs, settings, context):
-    tables = {name: read_table(inputs[name]) for name in ("cells", "layers", "curves", "epochs", "drift")}
+    tables = {name: read_table(path) for name, path in inputs.items()}
     drawn = 0
     with write_atomically(outputs["figures"]) as folder:
         folder.mkdir()
-        for path, figure in draw_all(**tables, width=settings["width"]):
+        for path, figure in draw_all(tables, settings["width"]):
             save(figure, folder / path, settings["dpi"])
             drawn += 1
     return f"{drawn} figures"

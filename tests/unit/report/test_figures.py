@@ -318,8 +318,9 @@ def test_without_held_out_text_or_dense_model_or_refinement(one_seed):
     assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
     assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
     cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
-    empty = [table.iloc[:0] for table in (one_seed[1], by_swaps(), by_epochs(), by_blocks())]
-    drawn = dict(figures.draw_all(cells, *empty, WIDTH))
+    empty = {"layers": one_seed[1], "curves": by_swaps(), "epochs": by_epochs(), "drift": by_blocks()}
+    empty = {name: table.iloc[:0] for name, table in empty.items()}
+    drawn = dict(figures.draw_all({"cells": cells} | empty, WIDTH))
     assert list(drawn) == ["pico/perplexity_by_pattern-held_out"]
     assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
@@ -375,10 +376,10 @@ def test_all_figures_of_a_study(one_seed):
     other = cells.query("pattern != 'dense'").assign(calibration="wiki")
     study = join(with_samples(join(cells, *kept)), other)
     study = pd.concat([study, study.query("pattern == 'dense' or calibration == 'wiki'").assign(model="nano")])
-    layers = layers.assign(calibration="c4-16")
-    curves_of, epochs_of = by_swaps().assign(calibration="wiki"), by_epochs().assign(calibration="wiki")
-    drawn = figures.draw_all(study, layers, curves_of, epochs_of, by_blocks().assign(calibration="wiki"), WIDTH)
-    paths = [path for path, _ in drawn]
+    of_study = {"cells": study, "layers": layers.assign(calibration="c4-16")}
+    for name, table in (("curves", by_swaps()), ("epochs", by_epochs()), ("drift", by_blocks())):
+        of_study[name] = table.assign(calibration="wiki")
+    paths = [path for path, _ in figures.draw_all(of_study, WIDTH)]
     expected = {f"{name}-held_out" for name in ("pico/perplexity_by_pattern", "pico/samples_curve")}
     expected |= {"nano/perplexity_by_pattern-held_out"}
     for folder in ("pico/c4-16", "pico/c4-32", "pico/c4-64", "pico/wiki", "nano/wiki"):
