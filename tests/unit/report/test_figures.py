@@ -13,19 +13,15 @@ WIDTH = 6.9
 TYPES = [name.partition(".")[2] for name in LAYERS]
 
 
-def frames(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    study = make_study(seeds)
+@pytest.fixture(scope="module")
+def two_seeds() -> tuple[pd.DataFrame, pd.DataFrame]:
+    study = make_study(2)
     return tables.cells_table(study), tables.layers_table(study).query("refinement == 'swaps'")
 
 
 @pytest.fixture(scope="module")
-def one_seed():
-    return frames(1)
-
-
-@pytest.fixture(scope="module")
-def two_seeds():
-    return frames(2)
+def layers(layers) -> pd.DataFrame:
+    return layers.query("refinement == 'swaps'")
 
 
 def join(*frames: pd.DataFrame) -> pd.DataFrame:
@@ -40,8 +36,8 @@ def curves(axis) -> dict[str, list[float]]:
     return {line.get_label(): [round(float(y), 6) for y in line.get_ydata()] for line in axis.get_lines()}
 
 
-def test_by_layer_is_a_heat_map_of_types_and_blocks_per_warmstart_and_pattern(one_seed):
-    figure = figures.error_reduction_by_layer(one_seed[1], WIDTH)
+def test_by_layer_is_a_heat_map_of_types_and_blocks_per_warmstart_and_pattern(layers):
+    figure = figures.error_reduction_by_layer(layers, WIDTH)
     *panels, bar = figure.axes
     titles = [re.findall(r"60%|2:4|magnitude|wanda", axis.get_title()) for axis in panels]
     assert titles == [["60%", "magnitude"], ["2:4", "magnitude"], ["60%", "wanda"], ["2:4", "wanda"]]
@@ -51,13 +47,13 @@ def test_by_layer_is_a_heat_map_of_types_and_blocks_per_warmstart_and_pattern(on
     assert [text.get_text() for text in panels[2].texts[:4]] == ["30", "31", "32", "33"]
     assert len({image.get_clim() for axis in panels for image in axis.get_images()}) == 1  # one scale
     assert bar.get_ylim() == (0, pytest.approx(63))
-    deep = join(*(one_seed[1].assign(block=one_seed[1]["block"] + 2 * k) for k in range(20)))
+    deep = join(*(layers.assign(block=layers["block"] + 2 * k) for k in range(20)))
     assert not figures.error_reduction_by_layer(deep, WIDTH).axes[0].texts  # numbers would overlap
 
 
-def test_by_layer_leaves_a_panel_empty_where_a_cell_was_excluded(one_seed):
-    layers = one_seed[1].query("not (warmstart == 'wanda' and pattern == '2:4')")
-    *panels, _ = figures.error_reduction_by_layer(layers, WIDTH).axes
+def test_by_layer_leaves_a_panel_empty_where_a_cell_was_excluded(layers):
+    fewer = layers.query("not (warmstart == 'wanda' and pattern == '2:4')")
+    *panels, _ = figures.error_reduction_by_layer(fewer, WIDTH).axes
     assert [len(axis.get_images()) for axis in panels] == [1, 1, 1, 0]
 
 
@@ -73,8 +69,8 @@ def test_several_seeds_are_a_mean_with_a_whisker(two_seeds):
     assert dots(axis)[x] == pytest.approx((low + high) / 2)
 
 
-def test_by_type_bars_are_means_over_blocks(one_seed):
-    figure = figures.error_reduction_by_type(one_seed[1], WIDTH)
+def test_by_type_bars_are_means_over_blocks(layers):
+    figure = figures.error_reduction_by_type(layers, WIDTH)
     _, wanda = figure.axes
     assert [axis.get_title().rpartition(" ")[2] for axis in figure.axes] == ["magnitude", "wanda"]
     bars = [bars for bars in wanda.containers if isinstance(bars, BarContainer)]
@@ -102,8 +98,8 @@ def markers_of(axis) -> list[Line2D]:
     return sorted((line for line in axis.get_lines() if len(line.get_xdata()) == 1), key=Line2D.get_xdata)
 
 
-def test_perplexity_by_pattern(one_seed):
-    figure = figures.perplexity_by_pattern(one_seed[0], "held_out", WIDTH)
+def test_perplexity_by_pattern(cells):
+    figure = figures.perplexity_by_pattern(cells, "held_out", WIDTH)
     (axis,) = figure.axes
     assert re.findall(r"held_out|\d+", axis.get_ylabel()) == ["held_out", "256"]
     assert [label.get_text().split(" ")[0] for label in axis.get_xticklabels()] == ["60%", "2:4"]
@@ -115,12 +111,12 @@ def test_perplexity_by_pattern(one_seed):
     assert [line.get_markerfacecolor() == "white" for line in markers[:4]] == [True, True, False, False]
     assert [line.get_marker() for line in markers[:4]] == ["o", "s"] * 2
     assert len({line.get_color() for line in markers}) == 2
-    narrow = figures.perplexity_by_pattern(one_seed[0].query("warmstart != 'magnitude'"), "held_out", WIDTH)
+    narrow = figures.perplexity_by_pattern(cells.query("warmstart != 'magnitude'"), "held_out", WIDTH)
     assert narrow.axes[0].get_yscale() == "linear"
 
 
-def test_a_pattern_has_its_methods_and_numbers_for_what_is_far(one_seed):
-    cells = one_seed[0].query("refinement not in ['swaps-1', 'swaps-5']")
+def test_a_pattern_has_its_methods_and_numbers_for_what_is_far(cells):
+    cells = cells.query("refinement not in ['swaps-1', 'swaps-5']")
     rival = cells.query("refinement == 'swaps' and warmstart == 'wanda'").assign(refinement="dsnot", method="dsnot")
     cells = join(cells, rival)
     cells.loc[(cells["warmstart"] == "magnitude") & (cells["refinement"] == "none"), "perplexity/held_out"] = 54321
@@ -135,8 +131,8 @@ def test_a_pattern_has_its_methods_and_numbers_for_what_is_far(one_seed):
     assert len({(line.get_color(), line.get_fillstyle()) for line in markers_of(axis)}) == 3 + 10
 
 
-def test_calibrations_of_other_families_are_methods_of_their_own(one_seed):
-    cells = one_seed[0].query("refinement in ['none', 'swaps'] or pattern == 'dense'")
+def test_calibrations_of_other_families_are_methods_of_their_own(cells):
+    cells = cells.query("refinement in ['none', 'swaps'] or pattern == 'dense'")
     less = cells.query("pattern != 'dense'").assign(calibration="c4-16", samples=16)
     names = legend_texts(figures.perplexity_by_pattern(join(cells, less), "held_out", WIDTH))
     assert names[:2] == ["warm start", "swaps"]
@@ -157,8 +153,8 @@ def with_samples(cells: pd.DataFrame) -> pd.DataFrame:
     return join(dense, *parts).astype({"samples": "Int64"})
 
 
-def test_samples_curve(one_seed):
-    figure = figures.samples_curve(with_samples(one_seed[0]), "held_out", WIDTH)
+def test_samples_curve(cells):
+    figure = figures.samples_curve(with_samples(cells), "held_out", WIDTH)
     perplexity, error = figure.axes
     assert [label.get_text() for label in perplexity.get_xticklabels()] == ["16", "32", "64"]
     assert legend_texts(figure) == ["60%, magnitude", "60%, wanda", "2:4, magnitude", "2:4, wanda"]
@@ -169,7 +165,7 @@ def test_samples_curve(one_seed):
         assert start.get_ydata() == pytest.approx({"o": 3, "s": 1.5}[line.get_marker()] * expected)
         assert start.get_linewidth() < line.get_linewidth()
     assert len(error.get_lines()) == 2 * 4
-    assert figures.samples_curve(one_seed[0], "held_out", WIDTH) is None
+    assert figures.samples_curve(cells, "held_out", WIDTH) is None
 
 
 @pytest.mark.parametrize("setting", ["freeze", "shrinkage"])
@@ -253,9 +249,9 @@ def test_error_by_block_is_drawn_on_both_paths():
     assert {axis.get_yscale() for axis in figure.axes} == {"log"}
 
 
-def test_the_front_holds_the_methods_that_beat_every_faster_one(one_seed):
-    dense = one_seed[0].query("pattern == 'dense'")
-    cell = one_seed[0].query("pattern == '60%' and warmstart == 'wanda' and refinement == 'swaps'")
+def test_the_front_holds_the_methods_that_beat_every_faster_one(cells):
+    dense = cells.query("pattern == 'dense'")
+    cell = cells.query("pattern == '60%' and warmstart == 'wanda' and refinement == 'swaps'")
     methods = {"a": (1, 30), "b": (20, 20), "c": (4, 29.9), "d": (3, 40), "e": (40, 10), "f": (0, 50)}
     cells = [
         cell.assign(**{"refinement": name, "seconds": float(seconds), "perplexity/held_out": float(perplexity)})
@@ -285,8 +281,8 @@ def test_held_out_curve():
     assert legend_texts(figures.held_out_curve(table, WIDTH))[:2] == ["swaps", "early"]
 
 
-def test_swaps_curve(one_seed):
-    figure = figures.swaps_curve(one_seed[0], "held_out", WIDTH)
+def test_swaps_curve(cells):
+    figure = figures.swaps_curve(cells, "held_out", WIDTH)
     perplexity, error = figure.axes
     assert [label.get_text() for label in perplexity.get_xticklabels()] == ["0", "1", "5", "optimum"]
     assert legend_texts(figure) == ["60%, magnitude", "60%, wanda", "2:4, magnitude", "2:4, wanda"]
@@ -295,14 +291,12 @@ def test_swaps_curve(one_seed):
     calibration, held_out = (line.get_ydata() for line in error.get_lines()[2:4])
     assert calibration == pytest.approx([100, 100 - 0.3 * 36.5, 100 - 0.7 * 36.5, 100 - 36.5])
     assert held_out == pytest.approx([100, 100 - 0.24 * 36.5, 100 - 0.56 * 36.5, 100 - 0.8 * 36.5])
-    cells = one_seed[0]
     few = cells[cells["refinement"].isin(["none", "swaps"]) | (cells["pattern"] == "dense")]
     assert figures.swaps_curve(few, "held_out", WIDTH) is None  # it needs three budgets
     assert figures.swaps_curve(cells[cells["warmstart"] != "wanda"], "held_out", WIDTH) is not None
 
 
-def test_another_refinement_or_reconstruction_is_another_line(one_seed):
-    cells = one_seed[0]
+def test_another_refinement_or_reconstruction_is_another_line(cells):
     other = cells[cells["refinement"].str.startswith("swaps", na=False)]
     other = other.assign(refinement=other["refinement"].str.replace("swaps", "frozen"))
     figure = figures.swaps_curve(join(cells, other), "held_out", WIDTH)
@@ -313,22 +307,21 @@ def test_another_refinement_or_reconstruction_is_another_line(one_seed):
     assert curves(figure.axes[0])["60%, wanda, swaps+ls"] == [1, 1, 1, 1]  # it begins at none+ls
 
 
-def test_without_held_out_text_or_dense_model_or_refinement(one_seed):
-    cells = one_seed[0].query("pattern != 'dense'").assign(held_out_error_reduction=float("nan"))
-    assert len(figures.swaps_curve(cells, "held_out", WIDTH).axes[1].get_lines()) == 4
-    assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(cells, "held_out", WIDTH)))
-    cells = one_seed[0].query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
-    empty = {"layers": one_seed[1], "curves": by_swaps(), "epochs": by_epochs(), "drift": by_blocks()}
+def test_without_held_out_text_or_dense_model_or_refinement(cells, layers):
+    less = cells.query("pattern != 'dense'").assign(held_out_error_reduction=float("nan"))
+    assert len(figures.swaps_curve(less, "held_out", WIDTH).axes[1].get_lines()) == 4
+    assert "dense" not in "".join(legend_texts(figures.perplexity_by_pattern(less, "held_out", WIDTH)))
+    cells = cells.query("refinement == 'none' or pattern == 'dense'")  # of a study that refined nothing
+    empty = {"layers": layers, "curves": by_swaps(), "epochs": by_epochs(), "drift": by_blocks()}
     empty = {name: table.iloc[:0] for name, table in empty.items()}
     drawn = dict(figures.draw_all({"cells": cells} | empty, WIDTH))
     assert list(drawn) == ["pico/perplexity_by_pattern-held_out"]
     assert legend_texts(*drawn.values())[-1] == "dense (8.02)"
 
 
-def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_seed):
+def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(cells, layers):
     width = 5.5
-    dense, cells = (one_seed[0].query(f"pattern {sign} 'dense'") for sign in ("==", "!="))
-    layers = one_seed[1]
+    dense, cells = (cells.query(f"pattern {sign} 'dense'") for sign in ("==", "!="))
     for name, more in (("warmstart", ("ria", "greedy", "sparsegpt", "admm")), ("pattern", ("50%", "70%", "4:8"))):
         first = cells[name].iloc[0]
         cells = pd.concat([cells, *(cells[cells[name] == first].assign(**{name: value}) for value in more)])
@@ -344,17 +337,17 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(one_see
         figures.error_by_block(by_blocks(), width),
     ]
     for figure in drawn:
-        figure.draw_without_rendering()
         assert figure.get_figwidth() <= width
         if not figure.legends:
             continue
+        figure.draw_without_rendering()  # places the legend
         legend = figure.legends[0].get_window_extent()
         assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
 
 
-def test_saved_files(one_seed, tmp_path):
+def test_saved_files(cells, tmp_path):
     for name in ("first", "second"):
-        figures.save(figures.perplexity_by_pattern(one_seed[0], "held_out", WIDTH), tmp_path / name, dpi=150)
+        figures.save(figures.perplexity_by_pattern(cells, "held_out", WIDTH), tmp_path / name, dpi=150)
     assert {path.name for path in tmp_path.iterdir()} == {"first.pdf", "first.png", "second.pdf", "second.png"}
     pdf = (tmp_path / "first.pdf").read_bytes()
     assert pdf == (tmp_path / "second.pdf").read_bytes()
@@ -364,13 +357,12 @@ def test_saved_files(one_seed, tmp_path):
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf.replace(b" ", b"")
     assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
-    cells = one_seed[0].assign(warmstart=one_seed[0]["warmstart"].str.replace("wanda", "a$b^c$_{"))  # no formula
+    cells = cells.assign(warmstart=cells["warmstart"].str.replace("wanda", "a$b^c$_{"))  # no formula
     figures.save(figures.perplexity_by_pattern(cells, "held_out", WIDTH), tmp_path / "figure", dpi=150)
 
 
-def test_all_figures_of_a_study(one_seed):
+def test_all_figures_of_a_study(cells, layers):
     """Two models; calibrations that differ in their samples, and another one; refinements that differ in a setting."""
-    cells, layers = one_seed
     swaps = cells.query("refinement == 'swaps'")
     kept = [swaps.assign(refinement=f"kept-{value}", freeze=value, shrinkage=0.0) for value in (0.1, 0.2)]
     other = cells.query("pattern != 'dense'").assign(calibration="wiki")

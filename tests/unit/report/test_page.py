@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 import yaml
-from helpers import make_study
 from matplotlib.figure import Figure
 
 from sparseswaps.report import figures, page, tables
@@ -48,9 +47,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> page.Report:
-    study = make_study()
-    cells, layers = tables.cells_table(study), tables.layers_table(study)
+def report(cells, layers, tmp_path_factory) -> page.Report:
     published = pd.DataFrame([["pico", "60%", "wanda", "swaps", "perplexity/held_out", 17.0, "a paper"]])
     folder = tmp_path_factory.mktemp("figures")
     figures.save(Figure(figsize=(2, 1)), folder / "pico" / "c4" / "swaps_curve-<text>", dpi=150)
@@ -150,13 +147,12 @@ MEANS = ["44.2", "35.3", "4", "4"]  # 0.95 times the mean of 56.5 and 36.5, 0.8 
 LOWEST = ["8.02", "16.84", "60", "19.25"]
 
 
-def test_overview_says_what_was_pruned_and_how_often_refinement_helps_and_the_best_cases(report):
-    assert overview_numbers(report.cells) == [*GRID, *MEANS, *LOWEST]
-    assert "(swaps from wanda)" in page.overview(report.cells)[2]
+def test_overview_says_what_was_pruned_and_how_often_refinement_helps_and_the_best_cases(cells):
+    assert overview_numbers(cells) == [*GRID, *MEANS, *LOWEST]
+    assert "(swaps from wanda)" in page.overview(cells)[2]
 
 
-def test_overview_counts_where_perplexity_falls_and_names_the_best_method(report):
-    cells = report.cells
+def test_overview_counts_where_perplexity_falls_and_names_the_best_method(cells):
     worse = cells.assign(**{"perplexity/held_out": cells["perplexity/held_out"] + 100 * cells["optimum"]})
     assert overview_numbers(worse)[len(GRID) + 2 :][:2] == ["0", "4"]
     rival = cells.query("refinement == 'swaps' and pattern == '60%' and warmstart == 'magnitude'")
@@ -165,18 +161,18 @@ def test_overview_counts_where_perplexity_falls_and_names_the_best_method(report
     assert "12.00 at 60% (dsnot from magnitude)" in page.overview(cells)[2]
 
 
-def test_overview_of_many_models_and_without_refinement_or_warm_starts(report):
-    cells = pd.concat([report.cells.assign(model=name) for name in "abc"], ignore_index=True)
-    assert overview_numbers(cells) == ["60", "48", "2", "3", *MEANS[:2], "12", "12", *LOWEST]
-    assert " of a on held_out" in page.overview(cells)[2]
-    unrefined = report.cells.query("refinement == 'none'")
+def test_overview_of_many_models_and_without_refinement_or_warm_starts(cells):
+    three = pd.concat([cells.assign(model=name) for name in "abc"], ignore_index=True)
+    assert overview_numbers(three) == ["60", "48", "2", "3", *MEANS[:2], "12", "12", *LOWEST]
+    assert " of a on held_out" in page.overview(three)[2]
+    unrefined = cells.query("refinement == 'none'")
     assert overview_numbers(unrefined) == ["60", "4", "2", "25.26", "60", "28.87"]
-    cells = report.cells.query("refinement == 'swaps' and warmstart == 'wanda' and pattern == '60%'")
+    cells = cells.query("refinement == 'swaps' and warmstart == 'wanda' and pattern == '60%'")
     assert overview_numbers(cells) == ["60", "1", "36.5", "29.2", "16.84", "60"]
 
 
-def test_study_without_perplexity_refinement_or_figures(report):
-    study = [replace(measured, perplexities={}, scores={}) for measured in make_study()[:2]]
+def test_study_without_perplexity_refinement_or_figures(study, report):
+    study = [replace(measured, perplexities={}, scores={}) for measured in study[:2]]
     cells, layers = tables.cells_table(study), tables.layers_table(study)
     smaller = replace(
         report, config={}, cells=cells, layers=layers, pictures=[], links=[{}], provenance={}, published=None

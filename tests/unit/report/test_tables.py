@@ -19,16 +19,6 @@ TASKS = ["mean of 2 tasks, acc (%)", "cloze acc (%)", "choice acc (%)"]
 ONCE = ["error reduction, calibration (%)", "error reduction, held out (%)", "swaps per row"]
 
 
-@pytest.fixture(scope="module")
-def study():
-    return make_study()
-
-
-@pytest.fixture(scope="module")
-def cells(study):
-    return tables.cells_table(study)
-
-
 def one_row(table: pd.DataFrame, **values) -> pd.Series:
     for name, value in values.items():
         table = table[table[name] == value]
@@ -40,13 +30,12 @@ def of_wanda(cells: pd.DataFrame, refinement: str) -> pd.Series:
     return one_row(cells, pattern="60%", warmstart="wanda", refinement=refinement)
 
 
-def test_columns_are_the_contract(cells, study):
+def test_columns_are_the_contract(cells, layers):
     coordinates = "model calibration seed pattern warmstart refinement"
     settings = "samples propagate method stop freeze shrinkage between_rows refit reconstruction max_swaps"
     measures = "optimum sparsity error_reduction held_out_error_reduction swaps_per_row certified seconds"
     evaluation = "perplexity/held_out seqlen/held_out cloze/acc cloze/acc_stderr choice/acc choice/acc_norm"
     assert list(cells) == f"{coordinates} {settings} {measures} {evaluation}".split()
-    layers = tables.layers_table(study)
     sizes = "block layer d_out d_in tokens unrouted kept loss_before loss_after held_out_before held_out_after"
     assert list(layers) == f"{coordinates} {sizes} swaps max_row_swaps rows rows_certified seconds".split()
     assert len(cells) == 1 + 2 * 2 * 4
@@ -272,10 +261,10 @@ def test_values_for_readers_and_columns_of_numbers():
     assert formats.numeric_columns(strings) == [True, False]
 
 
-def test_written_tables_are_read_back(study, cells, tmp_path):
+def test_written_tables_are_read_back(cells, layers, tmp_path):
     awkward = cells.assign(calibration=cells["calibration"].where(cells["pattern"] == "dense", "128"))
     awkward.loc[1, "refinement"] = "NA"
-    for name, table in (("cells", cells), ("awkward", awkward), ("v1.0 layers", tables.layers_table(study))):
+    for name, table in (("cells", cells), ("awkward", awkward), ("v1.0 layers", layers)):
         formats.write_table(table, tmp_path / "out" / name)
         read = tables.read_table(tmp_path / "out" / f"{name}.csv")
         pd.testing.assert_frame_equal(read, table, check_dtype=False, check_exact=True)
