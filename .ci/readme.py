@@ -34,9 +34,10 @@ STUDIES = [REAL, "smollm2-more", "smollm2-70", "smollm2-seeds"]
 STUDIES += [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
 STUDIES += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PICTURES = {
-    "perplexity_by_pattern-held_out": "Perplexity of every warm start, before and after refinement",
-    "swaps_curve-held_out": "Perplexity and error against the number of swaps",
+    "perplexity_by_pattern": "Perplexity of every warm start, before and after refinement",
+    "swaps_curve": "Perplexity and error against the number of swaps",
 }
+RECIPE_PICTURES = {"perplexity_by_seconds": "Perplexity against time", "training_curve": "Error by epoch"}
 CELL = ["pattern", "warmstart", "refinement"]
 
 
@@ -45,7 +46,8 @@ def main() -> None:
     replace_section(Path("README.md"), BEGIN, wanda_section(cells))
     if (real := REPORT.parent / REAL / "tables" / "cells.csv").is_file():
         replace_section(Path("README.md"), REAL_BEGIN, real_section(pandas.read_csv(real)))
-    replace_section(Path("docs/quality.md"), "<!-- begin: embedded -->", [*default_section(cells), *copy_pictures()])
+    pictures = copy_pictures("embedded", "embedded", PICTURES)
+    replace_section(Path("docs/quality.md"), "<!-- begin: embedded -->", [*default_section(cells), *pictures])
     if (tasks := REPORT.parent / ZEROSHOT / "tables" / "cells.csv").is_file():
         section = zeroshot_section(pandas.read_csv(tasks))
         replace_section(Path("docs/quality.md"), f"<!-- begin: {ZEROSHOT} -->", section)
@@ -54,7 +56,8 @@ def main() -> None:
         if table.is_file():
             lines = table.read_text(encoding="utf-8").splitlines()
             if study.startswith("recipes-"):
-                lines += copy_recipe_pictures(study)
+                model = study.partition("-")[2]
+                lines += copy_pictures(study, model, RECIPE_PICTURES, f"-{model}")
             replace_section(Path("docs/quality.md"), f"<!-- begin: {study} -->", lines)
     take_screenshot(REPORT / "report.html", Path("docs/report.png"))
 
@@ -151,24 +154,13 @@ def markdown(rows: list[dict[str, str]], names: int) -> list[str]:
     return table.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True).splitlines()
 
 
-def copy_pictures() -> list[str]:
-    """Copy the figures of PICTURES to docs/, and return the lines that show them."""
+def copy_pictures(study: str, model: str, texts: dict[str, str], ending: str = "") -> list[str]:
+    """Copy a study's figures of the kinds in `texts` to docs/, and return the lines that show them."""
     lines = []
-    for name, text in PICTURES.items():
-        copy = Path("docs", f"{name.partition('-')[0]}.png")
-        (picture,) = (REPORT / "figures" / "embedded").rglob(f"{name}.png")
-        shutil.copyfile(picture, copy)
-        lines += ["", f"![{text}]({copy.name})"]
-    return lines
-
-
-def copy_recipe_pictures(study: str) -> list[str]:
-    """Copy the figures of a study of recipes to docs/, and return the lines that show them."""
-    lines, model = [], study.partition("-")[2]
-    figures = REPORT.parent / study / "figures" / model
-    for kind, text in (("perplexity_by_seconds", "Perplexity against time"), ("training_curve", "Error by epoch")):
-        (picture,) = [path for path in figures.rglob(f"{kind}*.png") if path.parent.name != "ordered"]
-        copy = Path("docs", f"{kind}-{model}.png")
+    for kind, text in texts.items():
+        figures = (REPORT.parent / study / "figures" / model).rglob(f"{kind}*.png")
+        (picture,) = [path for path in figures if path.parent.name != "ordered"]
+        copy = Path("docs", f"{kind}{ending}.png")
         shutil.copyfile(picture, copy)
         lines += ["", f"![{text}]({copy.name})"]
     return lines
