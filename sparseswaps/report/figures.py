@@ -521,7 +521,8 @@ def _draw_perplexity_and_error(
 
 def _add_legend(drawing: Figure, handles: list[Any], entry_width: float, most: int | None = None) -> None:
     """Add a legend below the panels, with at most `most` entries in a row, and the height that it takes."""
-    columns = min(len(handles), most or len(handles), int(drawing.get_figwidth() / entry_width))
+    fitting = max(1, int(drawing.get_figwidth() / entry_width))
+    columns = min(len(handles), most or len(handles), fitting)
     drawing.set_figheight(drawing.get_figheight() + LEGEND_PITCH * math.ceil(len(handles) / columns))
     drawing.legend(handles=handles, loc="outside lower center", ncols=columns)
 

@@ -261,6 +261,8 @@ def test_the_front_holds_the_methods_that_beat_every_faster_one(cells):
     front = figure.axes[0].get_lines()[1]
     assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(0.01, 50), (1, 30), (20, 20), (40, 10)]
     assert legend_texts(figure) == ["1  wanda, f", "2  wanda, a", "3  wanda, b", "4  wanda, e"]
+    long = join(dense, *cells).replace({"refinement": {"e": "e" * 80}})
+    assert len(legend_texts(figures.perplexity_by_seconds(long, "held_out", 5))) == 4  # a name wider than the page
     assert figures.perplexity_by_seconds(dense, "held_out", WIDTH) is None
 
 
