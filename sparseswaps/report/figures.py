@@ -42,7 +42,7 @@ STYLE |= {"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "gri
 STYLE |= {"figure.constrained_layout.use": True, "errorbar.capsize": 1.5}
 STYLE["text.parse_math"] = False  # names of texts and layers are no formulas
 STYLE["pdf.fonttype"] = 42  # TrueType: text in the PDF stays text, and publishers accept it
-# Okabe and Ito's palette without its yellow. The three lists differ in length, so that no combination repeats early.
+# Okabe and Ito's palette without its yellow. The lists differ in length, so that no combination repeats early.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
@@ -278,8 +278,8 @@ def perplexity_by_seconds(cells: pd.DataFrame, text: str, width: float) -> Figur
         axis.plot(panel["seconds"], panel["perplexity"], color="0.6", marker="o", linestyle="none", markersize=3)
         axis.plot(front["seconds"], front["perplexity"], color=COLOURS[0], marker="o", drawstyle="steps-post")
         for name, point in front.iterrows():
-            place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7}
-            axis.annotate(str(numbers[name]), (point["seconds"], point["perplexity"]), **place)
+            offset = {"xytext": (3, 3), "textcoords": "offset points"}
+            axis.annotate(str(numbers[name]), (point["seconds"], point["perplexity"]), fontsize=7, **offset)
         axis.set(title=f"{pattern} sparsity", xlabel="seconds")
         _use_log_scale_if_wide(axis, "x", list(panel["seconds"]))
         _use_log_scale_if_wide(axis, "y", list(panel["perplexity"]))

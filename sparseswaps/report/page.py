@@ -39,7 +39,7 @@ class Picture:
     """A figure as the page shows it."""
 
     kind: str  # one of `figures.KINDS`
-    subject: str  # the model, the calibration and the evaluation text, without the parts that it has none of
+    subject: str  # the model, and the calibration and the evaluation text if the figure has one of each alone
     png: bytes
 
     @property

@@ -217,7 +217,7 @@ def write_all(measured: list[Measured], folder: str | Path, published: str | Pat
 
 
 def read_tables(paths: Sequence[str | Path]) -> pd.DataFrame | None:
-    """Read the tables of a cell's blocks as one; None where there are no blocks. Errors are as of `read_table`."""
+    """Read the tables of a cell's blocks as one; None where there are no blocks. Raises what `read_table` raises."""
     return pd.concat([read_table(path) for path in paths], ignore_index=True) if paths else None
 
 

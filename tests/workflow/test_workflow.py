@@ -273,17 +273,17 @@ def test_every_further_stage_and_option(further):
     dense = described.checkpoint
     asked = [lambda block, _: sparsities[block], lambda _, name: 0.5 if name == "mlp.down_proj" else 0.6]
     for folder, sparsity in zip(folders, asked, strict=True):
-        place = workflow.folder / folder
-        pruned = AutoModelForCausalLM.from_pretrained(place / "every+ls" / "checkpoint").state_dict()
+        start = workflow.folder / folder
+        pruned = AutoModelForCausalLM.from_pretrained(start / "every+ls" / "checkpoint").state_dict()
         for block, layers in enumerate(described.blocks):
             for layer in layers:
                 zeros = pruned[layer.tensor] == 0
                 assert zeros.sum() == layer.d_out * int(layer.d_in * sparsity(block, layer.name) + 1e-9), layer.tensor
                 assert len(set(zeros.sum(1).tolist())) > 1  # rows differ
                 assert not torch.equal(pruned[layer.tensor], dense.tensor(layer.tensor) * ~zeros)  # new weights
-        losses = read_losses(place / "every+ls")
+        losses = read_losses(start / "every+ls")
         assert (losses["loss_after"] < losses["loss_before"]).all()
-        curves = pandas.read_csv(place / "every" / "curves" / "block00.csv") if "owl" in folder else None
+        curves = pandas.read_csv(start / "every" / "curves" / "block00.csv") if "owl" in folder else None
         assert curves is None or set(curves["layer"]) == {layer.name for layer in described.blocks[0]}
     assert workflow.planned(config, *targets) == {}
 
@@ -302,9 +302,9 @@ def test_base_and_masks_evaluate_as_the_checkpoint_does(finished, tmp_path):
     workflow.run(one, "--cores", "2", "--", *(path.relative_to(workflow.folder) for path in (*results, drift)))
     assert drift.read_text() == drift_of_checkpoint
     for path, expected in zip(results, of_checkpoint, strict=True):
-        found = json.loads(path.read_text())
-        assert found.pop("provenance") != expected.pop("provenance")
-        assert found == expected
+        result = json.loads(path.read_text())
+        assert result.pop("provenance") != expected.pop("provenance")
+        assert result == expected
     assert not (folder / "checkpoint").exists()
     assert workflow.planned(config) == {"assemble": 1} | evaluated | after
     assert workflow.planned(config | {"evaluation": {}}) == {"assemble": 1} | after  # also where nothing is evaluated
