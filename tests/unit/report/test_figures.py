@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -89,8 +90,7 @@ def test_types_are_last_names_unless_ambiguous():
 
 def dots(axis) -> dict[float, float]:
     """Perplexity by the place of the markers, from left to right."""
-    markers = sorted((float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in markers_of(axis))
-    return dict(markers)
+    return {float(line.get_xdata()[0]): float(line.get_ydata()[0]) for line in markers_of(axis)}
 
 
 def markers_of(axis) -> list[Line2D]:
@@ -200,14 +200,11 @@ def by_swaps(seeds: int = 1, held_out: float | None = 0.2) -> pd.DataFrame:
 
 def by_epochs() -> pd.DataFrame:
     """A table of epochs, of two blocks in two methods."""
-    study = []
-    for measured in make_study(1):
-        if measured.facts.get("refinement") in ("swaps", "none"):
-            rows = [(block, epoch) for block in range(2) for epoch in range(4)]
-            table = pd.DataFrame(rows, columns=["block", "epoch"]).assign(level=1)
-            error = 0.5 - 0.1 * table["epoch"] + 0.02 * table["block"]
-            study.append(replace(measured, epochs=table.assign(error=error, held_out=1.5 * error)))
-    return tables.epochs_table(study)
+    epochs = pd.DataFrame(product(range(2), range(4)), columns=["block", "epoch"])
+    error = 0.5 - 0.1 * epochs["epoch"] + 0.02 * epochs["block"]
+    epochs = epochs.assign(level=1, error=error, held_out=1.5 * error)
+    methods = [measured for measured in make_study() if measured.facts.get("refinement") in ("swaps", "none")]
+    return tables.epochs_table([replace(measured, epochs=epochs) for measured in methods])
 
 
 def test_training_curve_is_the_mean_over_the_blocks():
@@ -326,8 +323,8 @@ def test_no_figure_is_wider_than_the_page_nor_its_legend_than_the_figure(cells, 
     dense, cells = (cells.query(f"pattern {sign} 'dense'") for sign in ("==", "!="))
     for name, more in (("warmstart", ("ria", "greedy", "sparsegpt", "admm")), ("pattern", ("50%", "70%", "4:8"))):
         first = cells[name].iloc[0]
-        cells = pd.concat([cells, *(cells[cells[name] == first].assign(**{name: value}) for value in more)])
-        layers = pd.concat([layers, *(layers[layers[name] == first].assign(**{name: value}) for value in more)])
+        cells = join(cells, *(cells[cells[name] == first].assign(**{name: value}) for value in more))
+        layers = join(layers, *(layers[layers[name] == first].assign(**{name: value}) for value in more))
     cells = join(dense, cells)
     drawn = [
         figures.error_reduction_by_layer(layers, width),
