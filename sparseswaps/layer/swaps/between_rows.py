@@ -1,7 +1,7 @@
 """Swaps between two rows of a matrix, which keep the number of kept weights of the matrix but not of its rows.
 
-The weights of two rows do not interact (unlike in `cost.swap_cost`). So the cheapest weight to prune and the cheapest
-weight to keep of all rows are the best pair, if they are in different rows.
+The weights of two rows do not interact (unlike in `reference.swap_cost`). So the cheapest weight to prune and the
+cheapest weight to keep of all rows are the best pair, if they are in different rows.
 """
 
 from itertools import islice

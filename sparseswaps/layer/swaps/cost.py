@@ -1,19 +1,7 @@
-"""The exact cost of a 1-swap, and how far rounding can distort it (arXiv 2512.10922)."""
-
-from collections.abc import Sequence
+"""The norms of the weights' contributions to the output, and how far rounding can distort the cost of a swap."""
 
 import torch
 from torch import Tensor
-
-
-def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[float]], u: int, p: int) -> float:
-    """Return the exact change of a row's loss for a 1-swap, which prunes kept weight `u` and keeps pruned weight `p`.
-
-    `w` is the row [d_in], `c` its correlation vector G ((1 - m) * w) [d_in], `gram` is G [d_in, d_in].
-    """
-    pruning_u = 2 * w[u] * c[u] + w[u] ** 2 * gram[u][u]
-    keeping_p = -2 * w[p] * c[p] + w[p] ** 2 * gram[p][p]
-    return pruning_u + keeping_p - 2 * w[u] * w[p] * gram[u][p]
 
 
 def feature_norms(gram: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ correlation vector c = G ((1 - m) * w). Algorithm 1 prunes u and keeps p for the
 no swap has a negative cost or the budget is spent. This is the oracle of the tests, and the backend `reference`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sparseswaps.base.progress import Report
 from sparseswaps.layer.swaps.backends import Rows
-from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
+from sparseswaps.layer.swaps.cost import norms, rounding
 
 
 def swap_rows(rows: Rows, progress: Report) -> tuple[Tensor, Tensor]:
@@ -55,6 +57,16 @@ def best_swap(
                 if cost < least:
                     least, best = cost, (u, p)
     return best
+
+
+def swap_cost(w: Sequence[float], c: Sequence[float], gram: Sequence[Sequence[float]], u: int, p: int) -> float:
+    """Return the exact change of a row's loss for a 1-swap, which prunes kept weight `u` and keeps pruned weight `p`.
+
+    `w` is the row [d_in], `c` its correlation vector G ((1 - m) * w) [d_in], `gram` is G [d_in, d_in].
+    """
+    pruning_u = 2 * w[u] * c[u] + w[u] ** 2 * gram[u][u]
+    keeping_p = -2 * w[p] * c[p] + w[p] ** 2 * gram[p][p]
+    return pruning_u + keeping_p - 2 * w[u] * w[p] * gram[u][p]
 
 
 def eliminate_rows(weight: Tensor, gram: Tensor, size: int, kept: int, progress: Report) -> Tensor:

@@ -18,8 +18,9 @@ from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.layer.swaps import engine
 from sparseswaps.layer.swaps.bounds import strongest_correlation
 from sparseswaps.layer.swaps.certificate import CertificateError
-from sparseswaps.layer.swaps.cost import norms, rounding, swap_cost
+from sparseswaps.layer.swaps.cost import norms, rounding
 from sparseswaps.layer.swaps.engine import eliminate, refine_mask, walk
+from sparseswaps.layer.swaps.reference import swap_cost
 
 KINDS = ["random", "correlated", "rank deficient", "duplicated", "dead", "outliers", "zero weights"]
 SIZES = {"0%": [1, 6], "30%": [7, 16], "50%": [2, 12], "60%": [1, 5, 24], "95%": [20]}
