@@ -23,8 +23,8 @@ References: Frantar and Alistarh, Optimal Brain Compression, arXiv 2208.11580; G
 Operator, The American Statistician, 1979.
 """
 
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,22 +43,14 @@ _UNLIMITED = torch.iinfo(torch.int64).max
 _ENTRIES_ON_CPU, _ENTRIES = 1 << 20, 1 << 28  # float64 numbers of the rows that are searched side by side
 
 
-@dataclass(frozen=True)
-class RefitResult:
-    """A mask that `refit_swaps` refined, and the figures of each row.
+class RefitResult(NamedTuple):
+    """A mask that `refit_swaps` refined, and the figures of each row."""
 
-    Attributes:
-        mask: boolean [d_out, d_in], True where kept.
-        swaps: int64 [d_out], swaps made.
-        certified: boolean [d_out], True where a search of all pairs from a fresh tableau found no swap that gains.
-        loss_before, loss_after: float64 [d_out], the damped error L after a refit of the kept weights.
-    """
-
-    mask: Tensor
-    swaps: Tensor
-    certified: Tensor
-    loss_before: Tensor
-    loss_after: Tensor
+    mask: Tensor  # boolean [d_out, d_in], True where kept
+    swaps: Tensor  # int64 [d_out], swaps made
+    certified: Tensor  # boolean [d_out], True where all pairs of a fresh tableau hold no swap that gains
+    loss_before: Tensor  # float64 [d_out], the damped error L of the given mask, after a refit of the kept weights
+    loss_after: Tensor  # float64 [d_out], the damped error L of `mask`
 
 
 def refit_swaps(
@@ -107,7 +99,7 @@ def refit_swaps(
 
     rows = _rows_at_a_time(weight, 2 * int(start.sum(1).max()) * len(matrix))
     parts = map_slices(refine_part, len(weight), rows, "rows")
-    return RefitResult(*(torch.cat([getattr(part, name) for part in parts]) for name in RefitResult.__annotations__))
+    return RefitResult(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _damp(weight: Tensor, gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
