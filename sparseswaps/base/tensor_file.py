@@ -46,7 +46,7 @@ def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], header: dict[s
             raise InputError(f"{path}: cannot be written ({error}); make room and run snakemake again") from None
 
 
-def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
+def _checksum(tensors: dict[str, "Tensor"], header: dict[str, Any]) -> str:
     """Return the CRC-32 of header, names, shapes, dtypes and values. It takes less time than reading the file."""
     import torch
 
@@ -60,9 +60,7 @@ def _checksum(tensors: dict[str, "Tensor"], header: dict[str, str]) -> str:
 def read_tensors(path: str | Path, remedy: str = BrokenFileError.RERUN) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """Read the tensors and the header that `write_tensors` wrote; both are empty if another program wrote the file.
 
-    `remedy` is what the error tells the reader to do.
-
-    Raises BrokenFileError when the file was damaged or edited.
+    Raises BrokenFileError, with `remedy` as what to do, when the file was damaged or edited.
     """
     with open_tensors(path, remedy=remedy) as file:
         header = _header_of(file)

@@ -91,8 +91,6 @@ def check_gram(gram: Tensor) -> None:
         raise InputError(f"the Gram matrix is not square but {tuple(gram.shape)}")
     if not gram.isfinite().all():
         raise InputError("the Gram matrix holds NaN or Inf")
-    if not len(gram):
-        return
     rounding = len(gram) * torch.finfo(torch.float32).eps
     diagonal = gram.diagonal().double()
     dead = diagonal == 0

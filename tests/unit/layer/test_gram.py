@@ -32,7 +32,7 @@ def test_row_loss_is_the_error_of_the_output():
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-30, 1e30, 1e290])
 def test_gram_matrices_of_any_rank_and_unit_pass(scale):
-    for gram in (torch.eye(3), torch.zeros(3, 3), torch.ones(3, 3), torch.empty(0, 0)):
+    for gram in (torch.eye(3), torch.zeros(3, 3), torch.ones(3, 3)):
         check_gram(gram)
         check_gram(gram.double() * scale)
     with pytest.raises(InputError, match="not symmetric"):
