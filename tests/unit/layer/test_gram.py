@@ -48,6 +48,8 @@ def test_gram_matrices_of_any_rank_and_unit_pass(scale):
         (-torch.eye(3), "semidefinite"),
         (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "semidefinite"),
         (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "semidefinite"),
+        # A large feature must not hide an error between other features.
+        (torch.tensor([[1, 2, 0], [2, 1, 0], [0, 0, 1e12]]), "semidefinite"),
     ],
 )
 def test_other_matrices_are_refused(gram, property_):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import layer, limit_memory, problem
+from helpers import limit_memory, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import KINDS, masked_layers, masks_after_a_swap
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.layer.criteria import WARMSTARTS, wanda
@@ -17,24 +18,8 @@ from sparseswaps.layer.swaps.engine import refine_mask
 from sparseswaps.layer.swaps.refit import refit_eliminate, refit_swaps
 from sparseswaps.layer.swaps.tableau import build_tableau, swap_rows
 
-KINDS = ["random", "correlated", "rank deficient", "duplicated", "dead", "outliers", "zero weights"]
 SIZES = {"30%": [1, 7, 11], "50%": [2, 12], "60%": [1, 5, 13], "95%": [20], "1:2": [10], "2:4": [4, 12], "3:5": [15]}
 HALF = parse_pattern("50%")
-
-
-@st.composite
-def examples(draw):
-    """Draw a weight [1 to 3, d_in], its Gram matrix in float64, a pattern, and a random mask."""
-    pattern = draw(st.sampled_from(sorted(SIZES)))
-    seed = draw(st.integers(0, 10**6))
-    kind, rows = draw(st.sampled_from(KINDS)), draw(st.integers(1, 3))
-    weight, inputs = layer(seed, rows, draw(st.sampled_from(SIZES[pattern])), kind)
-    pattern, random = parse_pattern(pattern), torch.Generator().manual_seed(seed + 1)
-    scores = torch.rand(weight.shape, generator=random)
-    start = draw(st.sampled_from(["pattern", "any counts", "all kept", "all pruned"]))
-    shares = {"any counts": torch.rand(rows, 1, generator=random), "all kept": 1, "all pruned": 0}
-    mask = keep_best(scores, pattern) if start == "pattern" else scores < shares[start]
-    return weight, inputs.double() @ inputs.double().T, pattern, mask
 
 
 def damp(weight, gram, damping=0.01):
@@ -57,14 +42,7 @@ def loss(w, matrix, mask):
 
 def losses_of_all_swaps(w, matrix, mask, size):
     """Return the refitted error of one row after each feasible swap: {(u, p): error}."""
-    losses = {}
-    for u in mask.nonzero().flatten().tolist():
-        for p in (~mask).nonzero().flatten().tolist():
-            if u // size == p // size:
-                after = mask.clone()
-                after[u], after[p] = False, True
-                losses[u, p] = loss(w, matrix, after)
-    return losses
+    return {pair: loss(w, matrix, after) for pair, after in masks_after_a_swap(mask, size).items()}
 
 
 def scales(w, matrix):
@@ -82,7 +60,7 @@ def assert_same_tableau(one, other):
     torch.testing.assert_close(one.c.masked_fill(one.mask, 0), other.c.masked_fill(one.mask, 0), rtol=1e-8, atol=1e-8)
 
 
-@given(examples())
+@given(masked_layers(SIZES))
 @settings(max_examples=40, deadline=None)
 def test_the_formula_is_the_change_of_the_refitted_error(example):
     weight, gram, _, mask = example
@@ -99,7 +77,7 @@ def test_the_formula_is_the_change_of_the_refitted_error(example):
         assert float(change) == pytest.approx(after - before, abs=1e-9 * float(cost) + slack)
 
 
-@given(examples(), st.sampled_from([0.001, 0.01, 0.3]))
+@given(masked_layers(SIZES), st.sampled_from([0.001, 0.01, 0.3]))
 @settings(max_examples=60, deadline=None)
 def test_every_swap_is_the_best_and_the_final_mask_has_no_better(example, damping):
     weight, gram, pattern, start = example
@@ -172,27 +150,6 @@ def test_refit_lowers_the_error_after_least_squares_further_than_plain_swaps(pat
     assert best.certified.all()
 
 
-@pytest.mark.parametrize("pattern", ["50%", "4:8"])
-def test_of_equal_swaps_the_lowest_pair_is_made(pattern):
-    # Without interaction dL is (w_u^2 - w_p^2) D_jj. Pruning u = 2 or 5 and keeping p = 1, 3 or 6 are equally good.
-    weight = torch.tensor([[4.0, 3.0, 1.0, 3.0, 4.0, 1.0, 3.0, 4.0]])
-    mask = torch.tensor([[True, False, True, False, True, True, False, False]])
-    gram = torch.eye(8)
-    gram[7, 7] = 0  # nothing is gained by keeping a dead feature
-    result = refit_swaps(weight, gram, mask, parse_pattern(pattern), max_swaps=1)
-    assert result.mask.tolist() == [[True, True, False, False, True, True, False, False]]
-    assert mask[0, 2]  # the input is as it was
-
-
-def test_rows_may_keep_different_counts():
-    weight, gram, _, _ = problem(7, 4, 16, "50%")
-    mask = torch.arange(16).expand(4, 16) < torch.tensor([[0], [5], [11], [16]])
-    result = refit_swaps(weight, gram, mask, HALF)
-    assert result.mask.sum(1).tolist() == [0, 5, 11, 16]
-    assert result.swaps[[0, 3]].tolist() == [0, 0]
-    assert result.certified.all()
-
-
 def test_the_budget_and_rows_in_parts_change_nothing_else(monkeypatch, caplog, reports):
     weight, gram, _, pattern = problem(8, 11, 48, "60%")
     start = keep_best(-weight.abs(), pattern)
@@ -238,7 +195,7 @@ def eliminated(w, matrix, size, kept):
         mask[losses[0][1]] = False
 
 
-@given(examples())
+@given(masked_layers(SIZES))
 @settings(max_examples=40, deadline=None)
 def test_elimination_prunes_what_costs_least_after_a_refit(example):
     weight, gram, pattern, _ = example
