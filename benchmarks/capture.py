@@ -5,28 +5,20 @@
 
 Capture reads its weights from files, block by block, as in the workflow. The plain pass has its model in memory and
 leaves out the head. The Gram products alone are timed on tensors of the same shapes, and compared with a large matrix
-product. One run takes turns between all of them; the figures are medians. Needs torch, transformers, accelerate and
-safetensors.
+product. One run takes turns between all of them; the figures are medians. Needs torch, transformers, accelerate,
+safetensors and tabulate.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from engine import machine, measure, save
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed
 
 from sparseswaps.calibration.capture import capture
 from sparseswaps.layer.gram import accumulate
@@ -40,16 +32,6 @@ SIZES = {
 }
 QUICK = dict(hidden=64, inner=96, heads=4, key_values=2, blocks=2, vocabulary=256)
 TEXT = {"cpu": (8, 512, 4), "gpu": (32, 2048, 8)}  # sequences, tokens of each, sequences per pass
-
-
-def measure_seconds(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -80,17 +62,16 @@ def main() -> None:
         model = LlamaForCausalLM(config).to(size["dtype"]).eval()
         model.save_pretrained(folder)
         described, model = describe(Path(folder)), model.to(device)
-        result = measure(described, model, samples, batch, device, arguments.repeats)
+        result = measure_capture(described, model, samples, batch, device, arguments.repeats)
     result |= size | {"dtype": str(size["dtype"]), "sequences": sequences, "seqlen": seqlen, "batch": batch}
     report(result)
     out = arguments.out or Path(__file__).parent / "results" / f"capture-{arguments.part}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(describe_machine(device) | result, indent=2) + "\n")
+    save(machine(device) | result, out)
     if not arguments.quick and result["ratio"] > ALLOWED:
         sys.exit(f"capture takes {result['ratio']:.2f} times the plain forward pass, {ALLOWED} are allowed")
 
 
-def measure(described, model, samples: Tensor, batch: int, device: str, repeats: int) -> dict:
+def measure_capture(described, model, samples: Tensor, batch: int, device: str, repeats: int) -> dict:
     layers = {layer.name: layer for layer in described.blocks[0]}
     widths = [layers[name].d_in for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")]
 
@@ -111,8 +92,8 @@ def measure(described, model, samples: Tensor, batch: int, device: str, repeats:
             for total, x in zip(totals, inputs, strict=True):
                 accumulate(total, x)
 
-    square = torch.randn(4096 if device == "cuda" else 2048, 4096 if device == "cuda" else 2048, device=device)
-    square = square.to(model.dtype)
+    width = 4096 if device == "cuda" else 2048
+    square = torch.randn(width, width, device=device).to(model.dtype)
     works = {
         "forward": run_forward,
         "capture": run_capture,
@@ -124,7 +105,7 @@ def measure(described, model, samples: Tensor, batch: int, device: str, repeats:
     times = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            times[name].append(measure_seconds(work, device))
+            times[name].append(measure(device, work)[1])
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     flops = 2 * samples.numel() * len(described.blocks) * sum(width**2 for width in widths)
     ratios = [(c - p) / f for f, c, p in zip(times["forward"], times["capture"], times["products"], strict=True)]
@@ -150,19 +131,6 @@ def report(result: dict) -> None:
     share = result["product_rate"] / result["matrix_rate"]
     rates = f"{result['product_rate'] / 1e12:.2f} of {result['matrix_rate'] / 1e12:.2f} TFLOP/s"
     print(f"  Gram products run at {rates}, {share:.0%} of a large matrix product's rate")
-
-
-def describe_machine(device: str) -> dict:
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    if device == "cuda":
-        machine += f", {torch.cuda.get_device_name()}"
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    return {
-        "date": date.today().isoformat(),
-        "machine": machine,
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-    }
 
 
 main()

@@ -37,6 +37,7 @@ from sparseswaps.layer.pattern import Pattern, parse_pattern
 from sparseswaps.layer.swaps.backends import Rows
 from sparseswaps.layer.swaps.certificate import improvable_rows
 from sparseswaps.layer.swaps.engine import Refinement, refine_mask
+from sparseswaps.workflow.machine import processor
 
 STARTED = time.perf_counter()
 SPARSITY = parse_pattern("60%")
@@ -173,17 +174,13 @@ def spread(values: list[float]) -> dict[str, float] | None:
 
 def machine(device: str) -> dict[str, Any]:
     """Return the machine, date and versions of this measurement."""
-    cpu = platform.processor()
-    if (info := Path("/proc/cpuinfo")).exists():
-        named = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = named[0] if named else cpu
     versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "numba", "triton"):
+    for package in ("torch", "numpy", "numba", "triton", "transformers", "safetensors"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    name = torch.cuda.get_device_name() if device == "cuda" else cpu
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {"machine": name, "date": date.today().isoformat(), "versions": versions, "threads": torch.get_num_threads()}
 
 

@@ -5,24 +5,18 @@
 
 The floor of a stage is its matrix products and attention alone, on tensors of the same shapes: the arithmetic that no
 implementation can leave out. A training step is three forward passes. One run takes turns between all works; the
-figures are medians. Nothing else should run on the machine. Needs torch and transformers.
+figures are medians. Nothing else should run on the machine. Needs torch, transformers and tabulate.
 """
 
 import argparse
-import json
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from engine import machine, measure, save
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package may not be installed
 
 from sparseswaps.calibration.capture import capture, sum_grams
 from sparseswaps.calibration.replay import Replay
@@ -39,7 +33,6 @@ from sparseswaps.pruning.reconstruct import SetZeros
 from sparseswaps.pruning.refine import Refine
 from sparseswaps.pruning.training import BlockTraining
 from sparseswaps.pruning.warmstart import WarmStart
-from sparseswaps.workflow.machine import processor
 
 FULL = dict(hidden=576, inner=1536, heads=9, key_values=3, blocks=4, vocabulary=49152, sequences=4, seqlen=1024)
 QUICK = dict(hidden=64, inner=96, heads=4, key_values=2, blocks=2, vocabulary=256, sequences=4, seqlen=32)
@@ -149,9 +142,8 @@ def swaps_per_second(d_in: int) -> float:
     mixed = torch.randn(4 * d_in, d_in, generator=generator) @ torch.randn(d_in, d_in, generator=generator)
     weight, gram = torch.randn(256, d_in, generator=generator), mixed.T @ mixed / d_in
     mask = wanda(weight, gram, PATTERN)
-    began = time.perf_counter()
-    swaps = int(refine_mask(weight, gram, mask, PATTERN).swaps.sum())
-    return swaps / (time.perf_counter() - began)
+    result, seconds = measure("cpu", refine_mask, weight, gram, mask, PATTERN)
+    return int(result.swaps.sum()) / seconds
 
 
 def main() -> None:
@@ -167,11 +159,7 @@ def main() -> None:
     for name, pair in stages.items():
         times = []
         for repeat in range(arguments.repeats + 1):
-            seconds = []
-            for work in pair:
-                began = time.perf_counter()
-                work()
-                seconds.append(time.perf_counter() - began)
+            seconds = [measure("cpu", work)[1] for work in pair]
             if repeat:  # the first round warms up
                 times.append(seconds)
         stage, floor = (statistics.median(column) for column in zip(*times, strict=True))
@@ -183,10 +171,8 @@ def main() -> None:
         rates[d_in] = swaps_per_second(d_in)
         print(f"swaps at d_in {d_in:4}           {rates[d_in]:8,.0f} a second")
     out = arguments.out or Path(__file__).parent / "results" / f"floors-cpu-{arguments.dtype}.json"
-    versions = {name: version(name) for name in ("torch", "transformers", "numba")}
-    about = {"date": date.today().isoformat(), "machine": processor(), "threads": 1, "versions": versions}
-    about |= size | {"dtype": arguments.dtype, "batch": BATCH, "stages": rows, "swaps_per_second": rates}
-    out.write_text(json.dumps(about, indent=2) + "\n")
+    report = machine("cpu") | size | {"dtype": arguments.dtype, "batch": BATCH}
+    save(report | {"stages": rows, "swaps_per_second": rates}, out)
 
 
 main()

@@ -9,18 +9,16 @@ evaluation, the head and a slice of logits. Needs the project installed, 13 GB o
 
 import argparse
 import json
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
+from engine import machine, save
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -137,13 +135,7 @@ def main() -> None:
     for stage, peak in sorted(peaks.items(), key=lambda item: -item[1]):
         over = "" if peak <= bounds[stage] else "  OVER THE BOUND"
         print(f"  {peak:8d} MB  peak resident memory of {stage}, bound {bounds[stage]:.0f} MB{over}")
-    arguments.out.parent.mkdir(exist_ok=True)
-    about = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
-    }
-    result = about | {
+    result = machine("cpu") | {
         "parameters": size // 2,
         "checkpoint_mb": size / MB,
         "blocks": blocks,
@@ -153,7 +145,7 @@ def main() -> None:
         "peak_resident_mb": peaks,
         "seconds": seconds,
     }
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, arguments.out)
     if any(peak > bounds[stage] for stage, peak in peaks.items()):
         sys.exit("a stage is over the bound")
 

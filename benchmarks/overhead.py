@@ -9,17 +9,16 @@ writes results/overhead-cpu.json. Needs the project installed, and the machine f
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
-from datetime import date
 from pathlib import Path
 
 import psutil
+from engine import machine, save
 
 from sparseswaps.workflow.server import VARIABLE
 
@@ -67,14 +66,8 @@ def main() -> None:
     print("| jobs | wall time (s) | CPU time (s) | share of work |\n|---|---:|---:|---:|")
     for name, row in (("processes that import", started), ("forked from a server", forked)):
         print(f"| {name} | {row['wall_s']:.0f} | {row['cpu_s']:.0f} | {work / row['cpu_s']:.0%} |")
-    about = {
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "study": study.name,
-    }
-    result = {"about": about, "forked": forked, "started": started}
-    (REPOSITORY / "benchmarks/results/overhead-cpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    about = machine("cpu") | {"cores": os.cpu_count(), "study": study.name}
+    save({"about": about, "forked": forked, "started": started}, REPOSITORY / "benchmarks/results/overhead-cpu.json")
 
 
 if __name__ == "__main__":

@@ -91,11 +91,7 @@ def main() -> None:
     show_table(
         "Milliseconds a row from Wanda; seconds of a layer [d_in, d_in], EXTRAPOLATED",
         report["cases"],
-        {
-            **columns,
-            **times,
-            **layer,
-        },
+        columns | times | layer,
     )
     errors = {"swaps": "swaps_error", "refit swaps": "refit_error", "refit after swaps": "refit_from_swaps_error"}
     errors |= {"obc": "obc_error", "swaps/row": "swaps", "refit swaps/row": "refit_swaps", "certified": "certified"}
