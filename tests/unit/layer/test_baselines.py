@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseswaps.base.errors import InputError
+from sparseswaps.layer.baselines import alps
 from sparseswaps.layer.baselines.admm import admm_mask, admm_update
 from sparseswaps.layer.baselines.alps import alps_mask
 from sparseswaps.layer.baselines.dsnot import dsnot
@@ -16,6 +17,7 @@ from sparseswaps.layer.gram import Inputs
 from sparseswaps.layer.least_squares import least_squares
 from sparseswaps.layer.masks import check_mask, keep_best
 from sparseswaps.layer.pattern import parse_pattern
+from sparseswaps.layer.settings import Reconstruction
 
 PATTERNS = ["50%", "60%", "2:4"]
 HALF = parse_pattern("50%")
@@ -269,6 +271,7 @@ def test_alps_is_the_papers_rounds(problem, pattern, events):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_masks_of_alps_suit_least_squares_better_than_other_masks(pattern):
+    assert Reconstruction().damping == alps._DAMPING  # so both minimise the same error
     (weight, gram, _), pattern = layer(6, 24, 96), parse_pattern(pattern)
     masks = [make_mask(weight, gram, pattern) for make_mask in (alps_mask, sparsegpt_mask, admm_mask, wanda)]
     least, *others = (error(weight, least_squares(weight, gram, mask, 0.01, 50), gram) for mask in masks)
