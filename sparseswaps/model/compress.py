@@ -18,7 +18,7 @@ from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.base.tensor_file import open_tensors
 from sparseswaps.layer.masks import pack
 from sparseswaps.model.compressed import ENDING, POSITIONS, VALUES, checksum, digits_of_word, sets_of_positions
-from sparseswaps.model.directory import companion_files, weight_files
+from sparseswaps.model.directory import INDEX, companion_files, weight_files
 
 _GROUPS = (4, 8, 16)  # the M of the N:M patterns that are looked for
 _FULL = 0.99  # the share of the groups' places that must be taken; the others store zeros
@@ -47,7 +47,8 @@ def compress(checkpoint: str | Path, out: str | Path, progress: Report = ignore_
     with write_atomically(out) as folder:
         folder.mkdir()
         for name in companion_files(source):
-            shutil.copyfile(source / name, folder / name)
+            if name != INDEX:  # names files that the new folder lacks
+                shutil.copyfile(source / name, folder / name)
         for name in files:
             with open_tensors(source / name) as tensors, (folder / f"{Path(name).stem}{ENDING}").open("wb") as file:
                 writer = _Writer(file, list(tensors.keys()))

@@ -70,13 +70,16 @@ def test_a_path_that_is_no_checkpoint_is_named(command, model, tmp_path):
     (tmp_path / "file").write_text("no model")
     (tmp_path / "empty").mkdir()
     sparseswaps.compress(model, tmp_path / "compressed")
+    load_model(str(model), "cpu").save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    load_tokenizer(str(model)).save_pretrained(tmp_path / "sharded")
+    sparseswaps.compress(tmp_path / "sharded", tmp_path / "compressed shards")
     more = {"prune": ["--pattern", "50%", *SIZES, "--out", tmp_path / "out"], "compress": [tmp_path / "out"]}
-    for name in ("missing", "a/missing/model", "file", "empty", "compressed"):
+    for name in ("missing", "a/missing/model", "file", "empty", "compressed", "compressed shards"):
         line = error_line(command, tmp_path / name, *more.get(command, []))
         assert str(tmp_path / name) in line
         assert "snakemake" not in line
         assert "tokenizer" not in line
-        assert ("load_compressed" in line) == (name == "compressed")
+        assert ("load_compressed" in line) == ("compressed" in name)
     assert not (tmp_path / "out").exists()
 
 
