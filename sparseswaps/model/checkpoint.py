@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import mmap
 import shutil
-import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.base.tensor_file import UNREADABLE, open_tensors
 from sparseswaps.model.directory import companion_files, weight_files
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 ABOUT = "sparseswaps.json"  # describes a pruned checkpoint, and holds the checksums of its other files
 
 
@@ -68,7 +66,7 @@ class Checkpoint:
         for name in sorted(self.files):
             tensor, label = self.tensor(name), f"{self.folder / self.files[name]}: tensor {name}"
             if tensor.is_floating_point():
-                if tensor.dtype not in _DTYPES.values():
+                if tensor.dtype not in _DTYPES:
                     raise InputError(f"{label} is {tensor.dtype}; save the model in float32, float16 or bfloat16")
                 if not tensor.isfinite().all():
                     raise InputError(f"{label} holds NaN or Inf; copy or download the file again")
@@ -93,46 +91,32 @@ def write_pruned(
     of every other file is added. `progress` is told the number of tensors overwritten.
 
     Weight files are copied, and their pruned tensors are overwritten in place. All other bytes stay the same, and
-    memory holds one tensor at a time. Raises InputError when a mask's tensor is missing or has another shape or dtype.
+    memory holds one tensor at a time. Raises InputError when a mask's tensor is missing or has another shape.
     """
-    by_file: dict[str, list[str]] = {name: [] for name in companion_files(source.folder) if name != ABOUT}
-    by_file |= {name: [] for name in weight_files(source.folder)}  # the tensors to overwrite
-    for name in masks:
-        if name not in source.files:
-            raise InputError(f"{source.folder}: holds no tensor {name!r}")
-        by_file[source.files[name]].append(name)
+    files = [name for name in companion_files(source.folder) if name != ABOUT] + weight_files(source.folder)
     with write_atomically(target) as folder:
         folder.mkdir()
-        written = 0
-        for file, names in by_file.items():
+        for file in files:
             shutil.copyfile(source.folder / file, folder / file)
-            for _ in _overwrite(folder / file, names, masks, weights):
-                written += 1
-                progress(written, 0)
-        write_json(folder / ABOUT, about | {"crc32": {file: _checksum(folder / file) for file in by_file}})
-
-
-def _overwrite(
-    path: Path, names: list[str], masks: Mapping[str, Tensor], weights: Callable[[str], Tensor] | None
-) -> Iterator[str]:
-    """Overwrite tensors of a weight file in place; yield the name of each."""
-    if not names:
-        return
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        (length,) = struct.unpack("<Q", view[:8])
-        header = json.loads(view[8 : 8 + length])
-        for name in names:
-            mask, shape, dtype = masks[name], header[name]["shape"], header[name]["dtype"]
-            if shape != list(mask.shape) or dtype not in _DTYPES:
-                raise InputError(f"{path.name}: {name} is {dtype} {shape}, its mask is {list(mask.shape)}")
-            begin = 8 + length + header[name]["data_offsets"][0]
-            weight = torch.frombuffer(view, dtype=_DTYPES[dtype], count=mask.numel(), offset=begin)
+        for done, (name, mask) in enumerate(masks.items(), start=1):
+            weight = source.tensor(name)
+            if weight.shape != mask.shape:
+                message = f"{name} is {list(weight.shape)}, its mask is {list(mask.shape)}"
+                raise InputError(f"{source.folder / source.files[name]}: {message}")
             if weights is not None:
-                weight.copy_(weights(name).flatten())
-            weight.masked_fill_(~mask.flatten(), 0)
-            del weight  # releases the buffer of the map, which could not be closed otherwise
-            yield name
-        view.flush()
+                weight = weights(name).to(weight.dtype)
+            _overwrite(folder / source.files[name], name, weight.masked_fill(~mask, 0))
+            progress(done, 0)
+        write_json(folder / ABOUT, about | {"crc32": {file: _checksum(folder / file) for file in files}})
+
+
+def _overwrite(path: Path, name: str, tensor: Tensor) -> None:
+    """Overwrite a tensor of a weight file with another tensor of its shape and dtype."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        file.seek(8 + length + header[name]["data_offsets"][0])
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
 
 
 def read_pruned(folder: str | Path) -> dict[str, Any]:
