@@ -83,10 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_setting(group: Any, name: str) -> None:
     """Add the option of a key, as `PruneSettings` declares it."""
-    field, option = (
-        PruneSettings.model_fields[name],
-        "--calibration" if name == "text" else f"--{name.replace('_', '-')}",
-    )
+    field = PruneSettings.model_fields[name]
+    option = "--calibration" if name == "text" else f"--{name.replace('_', '-')}"
     texts = {"text": "`embedded`, a .txt, .jsonl or .parquet file, or a data set of the hub, such as c4"}
     texts |= {"warmstart": "what makes the first masks", "seed": "of the draw"}
     description = (field.description or texts[name]).replace("%", "%%")
@@ -128,10 +126,10 @@ def _prune(options: argparse.Namespace) -> None:
     hub = is_hub_id(options.model)
     if options.revision is not None and not hub:
         raise InputError(f"--revision: {options.model!r} is no model of the hub, so it has no revision; leave it out")
-    settings = {name: getattr(options, name) for name in (*_CALIBRATION, *_METHOD) if name != "text"}
-    if isinstance(reconstruction := options.reconstruction, str):
-        reconstruction = {"method": reconstruction}
-    PruneSettings(**settings, reconstruction=reconstruction)  # an error comes before the model is loaded
+    settings = {name: getattr(options, name) for name in (*_CALIBRATION, *_METHOD, "reconstruction") if name != "text"}
+    if isinstance(settings["reconstruction"], str):
+        settings["reconstruction"] = {"method": settings["reconstruction"]}
+    PruneSettings(**settings)  # an error comes before the model is loaded
     sparseswaps.parse_pattern(options.pattern)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
@@ -145,14 +143,7 @@ def _prune(options: argparse.Namespace) -> None:
     except torch.OutOfMemoryError:
         remedy = "take --device cpu, or run a study, which loads one block at a time"
         raise InputError(f"--device {device}: the model is larger than its free memory; {remedy}") from None
-    result = sparseswaps.prune(
-        model,
-        tokenizer,
-        options.pattern,
-        calibration=options.text,
-        **settings,
-        reconstruction=reconstruction,
-    )
+    result = sparseswaps.prune(model, tokenizer, options.pattern, calibration=options.text, **settings)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
     with write_atomically(options.out) as partial:
@@ -202,16 +193,16 @@ def _inspect(options: argparse.Namespace) -> None:
     base, matrices = inspect(options.path)
     print(base)
     rows = []
-    for key in dict.fromkeys((_kind(matrix.name), matrix.shape) for matrix in matrices):
-        of_kind = [matrix for matrix in matrices if (_kind(matrix.name), matrix.shape) == key]
+    for kind, shape in dict.fromkeys((_kind(matrix.name), matrix.shape) for matrix in matrices):
+        of_kind = [matrix for matrix in matrices if (_kind(matrix.name), matrix.shape) == (kind, shape)]
         least, most = min(m.least_kept for m in of_kind), max(m.most_kept for m in of_kind)
         patterns = dict.fromkeys(m.group_pattern for m in of_kind)
         rows.append(
             [
-                key[0],
-                f"{key[1][0]} x {key[1][1]}",
+                kind,
+                f"{shape[0]} x {shape[1]}",
                 len(of_kind),
-                f"{sum(m.zeros for m in of_kind) / sum(m.shape[0] * m.shape[1] for m in of_kind):.1%}",
+                f"{sum(m.zeros for m in of_kind) / (len(of_kind) * shape[0] * shape[1]):.1%}",
                 str(least) if least == most else f"{least} to {most}",
                 ", ".join(pattern or "-" for pattern in patterns),
             ]
