@@ -214,14 +214,13 @@ def _compress(options: argparse.Namespace) -> None:
     from sparseswaps.base.progress import Part, show_progress
     from sparseswaps.model.checkpoint import Checkpoint
     from sparseswaps.model.compress import compress
+    from sparseswaps.model.directory import weight_files
 
     tensors = len(Checkpoint(options.checkpoint).files)
     with show_progress("compress", "tensors", "MB", [Part(tensors)]) as (report,):
         compress(options.checkpoint, options.out, report)
-    before, after = (
-        sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        for folder in (options.checkpoint, options.out)
-    )
+    before = sum((options.checkpoint / name).stat().st_size for name in weight_files(options.checkpoint))
+    after = sum(path.stat().st_size for path in options.out.glob("*.safetensors"))
     print(f"{options.out}: {after / 1e6:,.1f} MB of weights instead of {before / 1e6:,.1f} MB ({after / before:.1%})")
     if after >= before:
         print(f"No matrix is smaller without its zeros: {options.checkpoint} is not pruned, or not enough")

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,7 @@ def test_an_existing_folder_is_not_overwritten(model):
 
 
 def test_a_dense_checkpoint_that_is_compressed_is_said_to_be_no_smaller(model, tmp_path, capsys):
+    shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")  # which transformers does not read
     main(["compress", str(model), str(tmp_path / "dense")])
     assert f"{model} is not pruned" in capsys.readouterr().out
     main(["prune", str(model), "--pattern", "2:4", "--out", str(tmp_path / "pruned"), *SIZES])
@@ -124,11 +126,9 @@ def test_masks_and_checkpoints_of_the_workflow_are_shown(finished, capsys):
             assert (q_proj[-1], q_proj[-3]) == (groups, zeros)
 
 
-def test_a_dense_checkpoint_has_no_pattern_and_a_missing_one_is_named(model, tmp_path, capsys):
+def test_a_dense_checkpoint_has_no_pattern(model, capsys):
     main(["inspect", str(model)])
-    assert {row.split()[-3] for row in capsys.readouterr().out.splitlines()[2:]} == {"0.0%"}
-    with pytest.raises(SystemExit, match="missing"):
-        main(["inspect", str(tmp_path / "missing")])
+    assert {tuple(row.split()[-3::2]) for row in capsys.readouterr().out.splitlines()[2:]} == {("0.0%", "-")}
 
 
 def test_help_needs_no_torch():
