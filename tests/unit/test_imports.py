@@ -22,34 +22,27 @@ BELOW = {
 WORKFLOW = ("embedded", "evaluation", "report", "workflow")  # the folders that need the extra `workflow`
 
 
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparseswaps"):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("sparseswaps"))
+def imported(*paths):
+    """Yield the dotted names that modules import by a statement."""
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
 
 
 @pytest.mark.parametrize("folder", [path.parent.name for path in PACKAGE.glob("*/__init__.py")])
 def test_a_folder_imports_the_folders_below_it_alone(folder):
-    names = [name for path in (PACKAGE / folder).rglob("*.py") for name in imported(path) if "." in name]
-    folders = {name.split(".")[1] for name in names if (PACKAGE / name.split(".")[1]).is_dir()}
-    assert folders - {folder} <= BELOW[folder]
+    names = imported(*(PACKAGE / folder).rglob("*.py"))
+    parts = {name.split(".")[1] for name in names if name.startswith("sparseswaps.")}
+    assert {part for part in parts if (PACKAGE / part).is_dir()} - {folder} <= BELOW[folder]
 
 
 def test_the_oracle_is_imported_by_its_backend_alone():
     modules = [path for path in PACKAGE.rglob("*.py") if "sparseswaps.layer.swaps.reference" in imported(path)]
     assert modules == [PACKAGE / "layer" / "swaps" / "backends.py"]
-
-
-def packages_imported(folder):
-    """The packages beside the standard library and this one that a folder's modules import by a statement."""
-    for path in (PACKAGE / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            yield from (name.partition(".")[0] for name in names)
 
 
 @pytest.mark.parametrize("folder", BELOW)
@@ -58,4 +51,5 @@ def test_a_folder_imports_declared_packages_alone(folder):
     lines = [*project["dependencies"], *(project["optional-dependencies"]["workflow"] if folder in WORKFLOW else [])]
     declared = {Requirement(line).name for line in lines} | {"sparseswaps", *sys.stdlib_module_names}
     brought_along = {"httpx2", "llvmlite", "pydantic_core", "triton", "yaml"}  # by other packages; yaml is pyyaml
-    assert set(packages_imported(folder)) <= declared | brought_along
+    packages = {name.partition(".")[0] for name in imported(*(PACKAGE / folder).rglob("*.py"))}
+    assert packages <= declared | brought_along
