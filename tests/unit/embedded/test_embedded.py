@@ -42,9 +42,8 @@ def test_no_module_is_for_calibration_and_evaluation(tokenizer):
     assert len(windows(tokenize(tokenizer, "\n\n".join(parts[1])), 256)) > 256  # enough for an evaluation
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_calibration_text_is_enough_for_every_seed(tokenizer, seed):
-    calibration, held_out = draw(load("embedded", "calibration"), tokenizer, 128, 32, 256, seed)
+def test_the_calibration_text_is_enough(tokenizer):  # for any seed: more samples than documents, so all are read
+    calibration, held_out = draw(load("embedded", "calibration"), tokenizer, 128, 32, 256, seed=0)
     assert (calibration.shape, held_out.shape) == ((128, 256), (32, 256))
 
 
