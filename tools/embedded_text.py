@@ -33,7 +33,6 @@ from typing import Any
 from sparseswaps import embedded
 from sparseswaps.base.files import write_atomically
 
-SPLITS = ("train", "calibration", "evaluation")
 EVALUATION_BYTES = 450_000  # twice what 256 windows of 256 tokens of the embedded model take
 
 SEED = 0
@@ -62,11 +61,7 @@ def documents(split: str, stdlib: Path | None = None) -> list[_Document]:
 
     `calibration` and `evaluation` hold packages that every distribution of Python installs. `train` also holds the
     test suite and other optional packages, where they are installed.
-
-    Raises ValueError for an unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     root = Path(stdlib or sysconfig.get_path("stdlib"))
     modules = []
     for path in root.rglob("*.py"):
@@ -93,7 +88,7 @@ def first(modules: list[_Document], size: int) -> list[_Document]:
     return [module for module, total in zip(modules, totals, strict=True) if total <= size]
 
 
-def cloze(modules: list[_Document], seed: int = SEED) -> list[_Item]:
+def cloze(modules: list[_Document]) -> list[_Item]:
     """Return items `{module, context, target}`: `target` is a space and an identifier of 4 or more characters.
 
     `context` ends where `target` follows in the module, begins at the beginning of a line, and holds the identifier at
@@ -110,7 +105,7 @@ def cloze(modules: list[_Document], seed: int = SEED) -> list[_Item]:
             for match in re.finditer(r"(?<=\S) [A-Za-z_]\w{3,}", line)
             if _outside_strings(line[: match.start()]) and match[0][1:] not in common
         ]
-        random.Random(f"{seed}/{module}").shuffle(targets)
+        random.Random(f"{SEED}/{module}").shuffle(targets)
         used = set()
         for end, target in targets:
             context = _context(text, end)
@@ -121,7 +116,7 @@ def cloze(modules: list[_Document], seed: int = SEED) -> list[_Item]:
     return _spread("embedded_cloze", [candidates(*module) for module in modules])
 
 
-def choice(modules: list[_Document], seed: int = SEED) -> list[_Item]:
+def choice(modules: list[_Document]) -> list[_Item]:
     """Return items `{module, context, choices, label}`: `choices[label]` is the line that follows `context`.
 
     `context` is whole lines, without the end of the last line. The other choices are lines of other modules of the same
@@ -148,7 +143,7 @@ def choice(modules: list[_Document], seed: int = SEED) -> list[_Item]:
         pool.sort()
 
     def candidates(module: str, text: str) -> Iterator[_Item]:
-        draw = random.Random(f"{seed}/{module}")
+        draw = random.Random(f"{SEED}/{module}")
         for offset, line in draw.sample(lines[module], len(lines[module])):
             context = _context(text, offset - 1)
             if not context or not set(_words(context)) & set(_words(line)) - common:
@@ -163,7 +158,7 @@ def choice(modules: list[_Document], seed: int = SEED) -> list[_Item]:
 
     items = _spread("embedded_choice", [candidates(*module) for module in modules])
     labels = [index % CHOICES for index in range(len(items))]
-    random.Random(seed).shuffle(labels)
+    random.Random(SEED).shuffle(labels)
     for item, label in zip(items, labels, strict=True):
         item["choices"].insert(label, item["choices"].pop(0))
         item["label"] = label
