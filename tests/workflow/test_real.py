@@ -7,17 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparseswaps.calibration.capture import capture
+import sparseswaps
 from sparseswaps.calibration.documents import load
 from sparseswaps.calibration.sampling import draw, tokenize
 from sparseswaps.evaluation.perplexity import perplexity, windows
-from sparseswaps.layer.criteria import WARMSTARTS
-from sparseswaps.layer.pattern import parse_pattern
-from sparseswaps.layer.swaps.engine import refine_mask
-from sparseswaps.model.description import describe
 from sparseswaps.model.directory import context_length, read_config
 from sparseswaps.model.loading import load_model, load_tokenizer
-from sparseswaps.model.weights import WeightsInMemory
 
 pytestmark = [
     pytest.mark.real,
@@ -29,31 +24,18 @@ pytestmark = [
 @pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
 def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
     assets = Path(os.environ["SPARSESWAPS_ASSETS"])
-    described = describe(assets / name)
-    tokenizer, model = load_tokenizer(described.folder), load_model(described.folder, "cpu")
-    text = ["\n".join(load(str(assets / "text" / "tinystories_calibration.txt"), "calibration"))]
-    calibration, held_out = draw(text, tokenizer, samples=64, held_out=8, seqlen=256, seed=0)
+    tokenizer = load_tokenizer(str(assets / name))
+    calibration = "\n".join(load(str(assets / "text" / "tinystories_calibration.txt"), "calibration"))[:300_000]
+    ids, _ = draw([calibration], tokenizer, samples=64, held_out=0, seqlen=256, seed=0)
+    dense, start, refined = (load_model(str(assets / name), "cpu") for _ in range(3))
+    sparseswaps.prune(start, None, pattern, calibration=ids, max_swaps=0)
+    for row in sparseswaps.prune(refined, None, pattern, calibration=ids).losses:
+        assert row["rows_certified"] == row["rows"]
+        assert row["loss_after"] < row["loss_before"]
     evaluation = "\n".join(load(str(assets / "text" / "tinystories_eval.txt"), "evaluation"))[:100_000]
     cut = windows(tokenize(tokenizer, evaluation), 256, 48)
-    pattern = parse_pattern(pattern)
-    found = {"dense": perplexity(model, cut).perplexity}
-    grams = list(capture(WeightsInMemory(model), calibration, held_out, batch_size=16))
-    masks = {"wanda": {}, "swaps": {}}
-    for index, layers in enumerate(described.blocks):
-        for layer in layers:
-            weight, gram = described.weight(layer), grams[index].matrix[grams[index].reads[layer.name]]
-            start = WARMSTARTS["wanda"](weight, gram, pattern)
-            result = refine_mask(weight, gram, start, pattern)
-            assert result.certified.all()
-            assert result.loss_after.sum() < result.loss_before.sum()
-            key = layer.tensor
-            masks["wanda"][key], masks["swaps"][key] = start, result.mask
-    dense = {key: model.get_parameter(key).detach().clone() for key in masks["wanda"]}
-    for start in masks:
-        for key, mask in masks[start].items():
-            model.get_parameter(key).data.copy_(dense[key] * mask)
-        found[start] = perplexity(model, cut).perplexity
-    assert found["dense"] < found["swaps"] < found["wanda"]
+    perplexities = [perplexity(model, cut).perplexity for model in (dense, refined, start)]
+    assert perplexities[0] < perplexities[1] < perplexities[2]
 
 
 @pytest.mark.parametrize(
