@@ -19,7 +19,7 @@ class Masks(Mapping[str, Tensor]):
         self._packed, self._d_in = packed, d_in
 
     def __getitem__(self, name: str) -> Tensor:
-        return unpack(self._packed[name], self._d_in[name])
+        return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._packed)
@@ -29,12 +29,11 @@ class Masks(Mapping[str, Tensor]):
 
     def mask_of_layer(self, layer: Layer) -> Tensor:
         """Return the mask of a layer, [d_out, d_in]."""
+        return layer.read_with(self._read)
 
-        def read(name: str, expert: int | None) -> Tensor:
-            packed = self._packed[name]
-            return unpack(packed if expert is None else packed[expert], self._d_in[name])
-
-        return layer.read_with(read)
+    def _read(self, name: str, expert: int | None = None) -> Tensor:
+        packed = self._packed[name] if expert is None else self._packed[name][expert]
+        return unpack(packed, self._d_in[name])
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
