@@ -135,8 +135,8 @@ def _prune(options: argparse.Namespace) -> None:
     _check_device(device)
     folder = download(options.model, resolve(options.model, options.revision)) if hub else locate(options.model, None)
     read_config(folder)  # a wrong path is reported as such, and not as a missing tokenizer
-    tokenizer = load_tokenizer(str(folder), options.trust_remote_code)
-    model = load_model(str(folder), "cpu", options.trust_remote_code, "checkpoint")
+    tokenizer = load_tokenizer(folder, options.trust_remote_code)
+    model = load_model(folder, "cpu", options.trust_remote_code, "checkpoint")
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     try:
         model = model.float() if device == "cpu" else model.to(device)

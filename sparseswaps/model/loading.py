@@ -10,7 +10,7 @@ from sparseswaps.model.directory import RunDtype, check_files
 
 
 def load_model(
-    folder: str, device: str, trust_remote_code: bool = False, dtype: RunDtype = "float32"
+    folder: str | Path, device: str, trust_remote_code: bool = False, dtype: RunDtype = "float32"
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode.
 
@@ -30,7 +30,7 @@ def load_model(
     return model.eval().to(device)
 
 
-def load_tokenizer(folder: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer. Raises InputError when there is none."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)

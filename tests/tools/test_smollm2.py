@@ -31,7 +31,7 @@ def test_a_wheel_with_another_model_is_refused(tmp_path):
 @pytest.mark.skipif(not MODEL.is_dir(), reason="make smollm2 makes the model")
 @pytest.mark.skipif("SPARSESWAPS_ASSETS" not in os.environ, reason="SPARSESWAPS_ASSETS names no folder")
 def test_the_model_knows_a_capital_and_reads_wikipedia():
-    described, tokenizer = describe(MODEL), load_tokenizer(str(MODEL))
+    described, tokenizer = describe(MODEL), load_tokenizer(MODEL)
     assert described.fingerprint == "2621c938d5e43c48"  # the weights that README's table is of
     weights = WeightsOnDisk(described, "cpu")
     question, answers = tokenizer.encode("The capital of France is"), (" Paris", " London")

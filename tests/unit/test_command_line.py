@@ -17,18 +17,18 @@ SIZES = ["--samples", "8", "--held-out", "4", "--seqlen", "32"]
 def test_a_model_is_pruned_as_by_the_function_and_saved_in_its_dtype(model, tmp_path, capsys):
     settings = {"warmstart": "ria", "max_swaps": 2, "reconstruction": {"iterations": 5}}
     options = ["--warmstart", "ria", "--max-swaps", "2", "--reconstruction", '{"iterations": 5}']
-    load_model(str(model), "cpu").to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
-    load_tokenizer(str(model)).save_pretrained(tmp_path / "bfloat16")
+    load_model(model, "cpu").to(torch.bfloat16).save_pretrained(tmp_path / "bfloat16")
+    load_tokenizer(model).save_pretrained(tmp_path / "bfloat16")
     main(["prune", str(tmp_path / "bfloat16"), "--pattern", "2:4", "--out", str(tmp_path / "pruned"), *SIZES, *options])
     printed = capsys.readouterr().out
-    by_function = load_model(str(tmp_path / "bfloat16"), "cpu")
-    tokenizer = load_tokenizer(str(model))
+    by_function = load_model(tmp_path / "bfloat16", "cpu")
+    tokenizer = load_tokenizer(model)
     result = sparseswaps.prune(by_function, tokenizer, "2:4", samples=8, held_out=4, seqlen=32, **settings)
-    pruned = load_model(str(tmp_path / "pruned"), "cpu", dtype="checkpoint")
+    pruned = load_model(tmp_path / "pruned", "cpu", dtype="checkpoint")
     assert pruned.dtype == torch.bfloat16
     expected = by_function.to(torch.bfloat16).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in pruned.state_dict().items())
-    assert load_tokenizer(str(tmp_path / "pruned")).get_vocab() == tokenizer.get_vocab()
+    assert load_tokenizer(tmp_path / "pruned").get_vocab() == tokenizer.get_vocab()
     assert f"50.0% of {sum(mask.numel() for mask in result.masks.values()):,} weights are zero" in printed
     assert sum(int(line.split()[-4].replace(",", "")) for line in printed.splitlines()[1:-2]) == sum(
         row["swaps"] for row in result.losses
@@ -71,8 +71,8 @@ def test_a_path_that_is_no_checkpoint_is_named(command, model, tmp_path):
     (tmp_path / "file").write_text("no model")
     (tmp_path / "empty").mkdir()
     sparseswaps.compress(model, tmp_path / "compressed")
-    load_model(str(model), "cpu").save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
-    load_tokenizer(str(model)).save_pretrained(tmp_path / "sharded")
+    load_model(model, "cpu").save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    load_tokenizer(model).save_pretrained(tmp_path / "sharded")
     sparseswaps.compress(tmp_path / "sharded", tmp_path / "compressed shards")
     more = {"prune": ["--pattern", "50%", *SIZES, "--out", tmp_path / "out"], "compress": [tmp_path / "out"]}
     for name in ("missing", "a/missing/model", "file", "empty", "compressed", "compressed shards"):

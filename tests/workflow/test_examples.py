@@ -58,7 +58,7 @@ def test_zeros_are_kept_in_fine_tuning(method, tmp_path):
     if method == "train_lora":
         pytest.importorskip("peft")
     example = runpy.run_path(str(REPOSITORY / "examples" / "finetune.py"))
-    model = load_model(str(write_tiny_model(tmp_path / "model")), "cpu")
+    model = load_model(write_tiny_model(tmp_path / "model"), "cpu")
     ids = torch.arange(24 * 12).view(24, 12) % 2048
     masks = sparseswaps.prune(model, None, "60%", calibration=ids).masks
     pruned = {name: model.get_parameter(name).detach().clone() for name in masks}
@@ -79,7 +79,7 @@ def test_zeros_are_kept_in_fine_tuning(method, tmp_path):
     with torch.no_grad():  # the weights that are saved are the weights that were trained
         torch.testing.assert_close(tuned.eval()(input_ids=ids).logits, trained[0], rtol=1e-4, atol=1e-4)
     tuned.save_pretrained(tmp_path / "tuned")
-    saved = load_model(str(tmp_path / "tuned"), "cpu").state_dict()
+    saved = load_model(tmp_path / "tuned", "cpu").state_dict()
     assert saved.keys() == model.state_dict().keys()
     assert all(torch.equal(saved[name] != 0, mask) for name, mask in masks.items())
 

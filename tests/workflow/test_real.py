@@ -24,10 +24,10 @@ pytestmark = [
 @pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
 def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
     assets = Path(os.environ["SPARSESWAPS_ASSETS"])
-    tokenizer = load_tokenizer(str(assets / name))
+    tokenizer = load_tokenizer(assets / name)
     calibration = "\n".join(load(str(assets / "text" / "tinystories_calibration.txt"), "calibration"))[:300_000]
     ids, _ = draw([calibration], tokenizer, samples=64, held_out=0, seqlen=256, seed=0)
-    dense, start, refined = (load_model(str(assets / name), "cpu") for _ in range(3))
+    dense, start, refined = (load_model(assets / name, "cpu") for _ in range(3))
     sparseswaps.prune(start, None, pattern, calibration=ids, max_swaps=0)
     for row in sparseswaps.prune(refined, None, pattern, calibration=ids).losses:
         assert row["rows_certified"] == row["rows"]
@@ -46,7 +46,7 @@ def test_refinement_lowers_a_trained_models_perplexity(name, pattern):
 def test_wikitext2_under_the_protocol(name, seqlen, tokens, expected):
     assets = Path(os.environ["SPARSESWAPS_ASSETS"])
     text = assets / "text" / "wikitext2_raw_test.jsonl"
-    tokenizer, model = load_tokenizer(str(assets / name)), load_model(str(assets / name), "cpu")
+    tokenizer, model = load_tokenizer(assets / name), load_model(assets / name, "cpu")
     ids = tokenize(tokenizer, "\n\n".join(load(str(text), "evaluation")))
     assert len(ids) == tokens
     assert seqlen == context_length(read_config(assets / name))

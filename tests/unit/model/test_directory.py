@@ -27,8 +27,8 @@ def test_links_of_a_model_folder_are_followed(model, linked, tmp_path):
     check_files(linked)
     assert companion_files(linked) == companion_files(model)
     assert describe(linked).tensors == describe(model).tensors
-    load_model(str(linked), "cpu")
-    load_tokenizer(str(linked))
+    load_model(linked, "cpu")
+    load_tokenizer(linked)
     write_pruned(Checkpoint(linked), {}, tmp_path / "pruned", {})
     assert not any(path.is_symlink() for path in (tmp_path / "pruned").iterdir())
     tensors = load_file(tmp_path / "pruned" / "model.safetensors")

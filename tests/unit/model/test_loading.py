@@ -14,7 +14,7 @@ from sparseswaps.model.weights import WeightsOnDisk
 
 
 def test_a_model_loads_in_float32_on_the_cpu(model):
-    loaded = load_model(str(model), "cpu")
+    loaded = load_model(model, "cpu")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert not loaded.training
 
@@ -25,7 +25,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(mode
     del tensors[name]
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=name):
-        load_model(str(model), "cpu")
+        load_model(model, "cpu")
     ids = torch.ones(2, 8).long()
     with pytest.raises(InputError, match=name):
         list(capture(WeightsOnDisk(describe(model), "cpu"), ids, ids[:0], 2))
@@ -35,12 +35,12 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_filled_with_random_numbers(mode
 def test_a_truncated_checkpoint_is_named(model, size):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    refusal(lambda _: load_model(str(model), "cpu"), path)
+    refusal(lambda _: load_model(model, "cpu"), path)
 
 
 def test_a_model_that_transformers_does_not_know_is_named(model):
     write_json(model / "config.json", {"model_type": "no-such-family"})
-    refusal(lambda _: load_model(str(model), "cpu"), model)
+    refusal(lambda _: load_model(model, "cpu"), model)
     refusal(describe, model)
 
 
@@ -50,7 +50,7 @@ def test_a_missing_or_broken_tokenizer_is_named(model, content):
     (model / "tokenizer.json").unlink()
     if content is not None:
         (model / "tokenizer.json").write_text(content)
-    refusal(lambda _: load_tokenizer(str(model)), model)
+    refusal(lambda _: load_tokenizer(model), model)
 
 
 def test_nothing_in_a_models_folder_is_run(model, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_nothing_in_a_models_folder_is_run(model, tmp_path, monkeypatch):
     for name in ("pytorch_model.bin", "training_args.bin", "adapter_model.bin", "tokenizer.pkl"):
         torch.save(Trap(), model / name)
     (model / "own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'sprung')!r})\n")
-    readers = [lambda: load_model(str(model), "cpu"), lambda: load_tokenizer(str(model)), lambda: describe(model)]
+    readers = [lambda: load_model(model, "cpu"), lambda: load_tokenizer(model), lambda: describe(model)]
     for read in readers:
         read()
     for name, key in (("config.json", "AutoModelForCausalLM"), ("tokenizer_config.json", "AutoTokenizer")):
