@@ -26,7 +26,7 @@ def fresh():
 
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 evaluation = windows(tokenize(tokenizer, "\n\n".join(load("embedded", "evaluation"))), seqlen=256, limit=64)
-found = {"dense": perplexity(fresh(), evaluation).perplexity}
+perplexities = {"dense": perplexity(fresh(), evaluation).perplexity}
 
 # %% [markdown]
 # ## One model
@@ -36,11 +36,11 @@ found = {"dense": perplexity(fresh(), evaluation).perplexity}
 settings = {"pattern": "60%", "warmstart": "wanda", "calibration": "embedded", "samples": 64, "seqlen": 256}
 model = fresh()
 sparseswaps.prune(model, tokenizer, **settings, max_swaps=0)
-found["60 %, Wanda"] = perplexity(model, evaluation).perplexity
+perplexities["60 %, Wanda"] = perplexity(model, evaluation).perplexity
 
 model = fresh()
 result = sparseswaps.prune(model, tokenizer, **settings)
-found["60 %, Wanda and swaps"] = perplexity(model, evaluation).perplexity
+perplexities["60 %, Wanda and swaps"] = perplexity(model, evaluation).perplexity
 
 # %% [markdown]
 # ## New weights
@@ -53,7 +53,7 @@ for name, block in (("fitted", None), ("trained", {"epochs": 4, "levels": 4})):
     model_with_new_weights = fresh()
     reconstruction = sparseswaps.Reconstruction(block=block)
     sparseswaps.prune(model_with_new_weights, tokenizer, **settings, **inputs, reconstruction=reconstruction)
-    found[f"60 %, Wanda and swaps, weights {name}"] = perplexity(model_with_new_weights, evaluation).perplexity
+    perplexities[f"60 %, Wanda and swaps, weights {name}"] = perplexity(model_with_new_weights, evaluation).perplexity
 
 # %% [markdown]
 # ## The layers of the refined model
@@ -87,14 +87,14 @@ for batch in text.split(4):
     model(input_ids=batch, labels=batch).loss.backward()
     optimizer.step()
 handle.remove()
-found[f"{len(text) // 4} steps of training later"] = perplexity(model, evaluation).perplexity
+perplexities[f"{len(text) // 4} steps of training later"] = perplexity(model, evaluation).perplexity
 
 for name, mask in result.masks.items():
     assert not model.get_parameter(name)[~mask].any(), f"{name} has lost zeros"
 
 # %%
 print(f"\nperplexity on {len(evaluation)} windows of 256 tokens of held-out text")
-for name, value in found.items():
+for name, value in perplexities.items():
     print(f"{name:28} {value:6.2f}")
 
 # %% [markdown]

@@ -21,7 +21,7 @@ class Hub:
     url: str = ""
 
     def add(self, name: str, folder: Path, *revisions: str) -> str:
-        """Publish a folder; its commit hash. Data sets have `datasets/` before their name."""
+        """Publish a folder and return its commit hash. Data sets have `datasets/` before their name."""
         content = [(path.name, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()]
         commit = hashlib.sha1(repr(content).encode()).hexdigest()
         self.repositories.setdefault(name, {})[commit] = folder
@@ -62,7 +62,7 @@ class Hub:
                 server.shutdown()
 
     def answer(self, parts: list[str], recursive: bool) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the answer to a path."""
+        """Return the status, the headers and the body of the answer to a path."""
         api = parts[0] == "api"
         if api:
             parts = parts[1:] if parts[1] == "datasets" else parts[2:]
@@ -70,24 +70,24 @@ class Hub:
         if not known:
             return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
         name = known[0]
-        what, revision, *path = [*parts[name.count("/") + 1 :], "revision", "main"][:2] + parts[name.count("/") + 3 :]
+        kind, revision, *path = [*parts[name.count("/") + 1 :], "revision", "main"][:2] + parts[name.count("/") + 3 :]
         commit = self.revisions[name].get(revision)
         if commit is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         folder = self.repositories[name][commit]
-        if what == "revision":
+        if kind == "revision":
             return 200, {}, json.dumps({"id": name, "sha": commit, "siblings": []}).encode()
-        if what == "tree":
-            place = folder.joinpath(*path)
-            if not place.is_dir():
+        if kind == "tree":
+            directory = folder.joinpath(*path)
+            if not directory.is_dir():
                 return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
-            listed = [
+            entries = [
                 {"type": "file" if entry.is_file() else "directory", "path": str(entry.relative_to(folder))}
                 | (_about(entry) if entry.is_file() else {"oid": "0"})
-                for entry in sorted(place.rglob("*") if recursive else place.iterdir())
+                for entry in sorted(directory.rglob("*") if recursive else directory.iterdir())
             ]
-            return 200, {}, json.dumps(listed).encode()
-        assert what == "resolve", parts
+            return 200, {}, json.dumps(entries).encode()
+        assert kind == "resolve", parts
         if name in self.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
         file = folder.joinpath(*path)
