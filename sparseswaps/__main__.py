@@ -18,7 +18,7 @@ from typing import Any, get_args
 from sparseswaps.base.errors import InputError
 from sparseswaps.pruning.settings import PruneSettings
 
-# The keys of a configuration that are options of `prune`, by option. Their descriptions and defaults are in one place.
+# The keys of a configuration that are options of `prune`. `PruneSettings` has their descriptions and defaults.
 _CALIBRATION = ("text", "samples", "held_out", "seqlen", "seed", "propagate", "order", "dense_target", "batch_size")
 _METHOD = ("warmstart", "max_swaps", "stop", "freeze", "shrinkage", "between_rows", "refit")
 

@@ -1,4 +1,4 @@
-"""What a checkpoint or a mask file keeps: sparsity and pattern of each prunable matrix."""
+"""Inspect a checkpoint or a mask file: the sparsity and the pattern of each prunable matrix."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _FULL = 0.99  # the share of the N:M groups' places that must be taken
 
 @dataclass(frozen=True)
 class Matrix:
-    """What one matrix keeps."""
+    """The name and the shape of a matrix, and the weights that it keeps."""
 
     name: str  # of the file's tensor, with the number of the expert where a tensor holds several
     shape: tuple[int, int]  # d_out, d_in
@@ -56,7 +56,7 @@ def _matrices_of_checkpoint(folder: Path) -> Iterator[Matrix]:
     shapes = checkpoint.shapes()  # names a missing file, before transformers builds the model
     for layers in find_layers(skeleton(folder, trust_remote_code=False), shapes):
         for layer in layers:
-            name = layer.tensor if layer.expert is None or not layer.fused else f"{layer.tensor}.{layer.expert}"
+            name = f"{layer.tensor}.{layer.expert}" if layer.fused else layer.tensor
             yield _describe(name, layer.read_with(checkpoint.tensor) != 0)
 
 

@@ -132,8 +132,8 @@ def test_a_dense_checkpoint_has_no_pattern(model, capsys):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from sparseswaps.__main__ import main; main(['prune', '--help'])"
-    check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
-    printed = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    check = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+    code = f"{check}; from sparseswaps.__main__ import main; main(['prune', '--help'])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.endswith("False\n")
     assert "--max-swaps" in printed
