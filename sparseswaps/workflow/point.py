@@ -21,7 +21,7 @@ class GridPoint:
         # Floating-point sums differ between threads and devices: every stage that computes has these settings.
         self.compute = {"threads": self.study.threads, "gpu": self.study.gpu}
         self.compute_model = {**self.compute, "dtype": self.study.run_dtype}
-        self.machine = Machine(**self.compute_model)
+        self.machine = Machine(**self.compute_model, on_disk=self.study.activations == "disk")
 
     @cached_property
     def all_wildcards(self) -> Where:
@@ -49,7 +49,7 @@ class GridPoint:
     @property
     def draw(self) -> Draw:
         entry = self.calibration
-        return Draw(entry.samples, entry.held_out, entry.seqlen, self.study.activations == "disk")
+        return Draw(entry.samples, entry.held_out, entry.seqlen)
 
     @property
     def budget(self) -> Budget:

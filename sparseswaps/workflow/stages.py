@@ -298,8 +298,7 @@ class Perplexity(OfVariant):
         return {**self.text.model_dump(), **about, **super().settings()}
 
     def needs(self):
-        size, on_disk = self.study.batch_size, self.study.activations == "disk"
-        return needs.perplexity(self.sizes, self.text.seqlen, self.text.windows, size, on_disk, self.machine)
+        return needs.perplexity(self.sizes, self.text.seqlen, self.text.windows, self.study.batch_size, self.machine)
 
     @classmethod
     def jobs(cls, grid):
@@ -319,8 +318,7 @@ class Harness(OfVariant):
 
     def needs(self):
         lm_eval = self.study.evaluation.lm_eval
-        tasks, size, on_disk = len(lm_eval.tasks), lm_eval.batch_size, self.study.activations == "disk"
-        return needs.harness(self.sizes, tasks, lm_eval.limit, size, on_disk, self.machine)
+        return needs.harness(self.sizes, len(lm_eval.tasks), lm_eval.limit, lm_eval.batch_size, self.machine)
 
     @classmethod
     def jobs(cls, grid):

@@ -66,11 +66,12 @@ _FULL = 2e13  # matrix products in float32, without tensor cores: a third of the
 
 
 class Machine(NamedTuple):
-    """The device and the threads that a job computes with."""
+    """The device and the threads that a job computes with, and where it keeps hidden states."""
 
     gpu: bool
     threads: int
     dtype: str  # what models run in: "float32", or "checkpoint"
+    on_disk: bool = False  # whether hidden states are kept on disk, not in host memory
 
     @property
     def rates(self) -> Rates:
@@ -86,12 +87,11 @@ class Machine(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """The sequences of a calibration; `on_disk` says whether hidden states are kept on disk."""
+    """The sequences of a calibration."""
 
     samples: int
     held_out: int
     seqlen: int
-    on_disk: bool = False
 
     @property
     def tokens(self) -> int:
@@ -192,10 +192,10 @@ def capture(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Need
     """Return the needs of stage capture (`capture_terms`), which writes Gram matrices in float32."""
     terms = capture_terms(sizes, draw, batch_size, machine)
     hidden = terms.pop("hidden")
-    host = 0 if draw.on_disk else hidden
+    host = 0 if machine.on_disk else hidden
     if machine.gpu:  # a block as it is read, and its Gram matrices as they are written
         host += sizes.block * sizes.bytes + draw.gram_bytes(sizes)
-    disk, scratch = draw.gram_bytes(sizes) * sizes.blocks, hidden if draw.on_disk else 0
+    disk, scratch = draw.gram_bytes(sizes) * sizes.blocks, hidden if machine.on_disk else 0
     passes = 2 if sizes.experts else 1  # an expert that saw too few tokens is given others the second time
     computing = sizes.blocks * _capture_seconds(sizes, draw, machine, passes)
     seconds = computing + (sizes.checkpoint + disk + scratch) / _DISK
@@ -369,12 +369,12 @@ def chain(
     size = min(batch_size, training.sequences) if training else batch_size
     terms, rates = capture_terms(sizes, draw, size, machine), machine.rates
     hidden, weights = terms.pop("hidden") * (1 + of_dense), sizes.prunable * sizes.bytes
-    host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if draw.on_disk else hidden)
+    host = sizes.prunable + _imported_mask_bytes(sizes, mask) + (0 if machine.on_disk else hidden)
     if machine.gpu:
         host += sizes.block * sizes.bytes
     computing = sum(terms.values()) + _working_bytes(sizes) + draw.splits * 4 * sizes.widest**2 + weights
     computing += max(_start_bytes(sizes, mask, machine), _search_bytes(sizes, mask, machine))
-    disk, scratch = sizes.prunable / 8, hidden * (2 if draw.on_disk else 1)
+    disk, scratch = sizes.prunable / 8, hidden * (2 if machine.on_disk else 1)
     masking = _start_seconds(sizes, mask, rates) + _refine_seconds(sizes, mask, rates)
     if reconstruction:
         disk += weights
@@ -412,13 +412,11 @@ def assemble(sizes: Sizes) -> Needs:
     return Needs(host, 0, sizes.checkpoint, 2 * sizes.checkpoint / _DISK)
 
 
-def _evaluation_needs(
-    sizes: Sizes, tokens: int, batch: int, seqlen: int, on_disk: bool, machine: Machine, blocks: int = 3
-) -> Needs:
+def _evaluation_needs(sizes: Sizes, tokens: int, batch: int, seqlen: int, machine: Machine, blocks: int = 3) -> Needs:
     """Return the needs of an evaluation: a block, a batch within it, embeddings or head, and a slice of logits.
 
     `blocks` is how many times the memory of a block is held: a block takes three times its memory while it is read.
-    The hidden states of the sequences that go through together are on the host, or `on_disk`.
+    An evaluation also holds the hidden states of the sequences that go through together.
     """
     value = machine.value(sizes)
     hidden = min(tokens, _TOGETHER) * sizes.hidden * value
@@ -429,22 +427,20 @@ def _evaluation_needs(
         + batch * seqlen * _bytes_per_token(sizes, seqlen, value)
         + logits
     )
-    host = _all_masks(sizes) + (0 if on_disk else hidden)
+    host = _all_masks(sizes) + (0 if machine.on_disk else hidden)
     if machine.gpu:
         host += max(sizes.block, sizes.embedding) * sizes.bytes
     operations = tokens * (sizes.blocks * _forward(sizes, seqlen) + 2 * sizes.embedding)
     again = tokens // _TOGETHER * _CACHED
     seconds = sizes.checkpoint * (1 + again) / _DISK + operations / machine.products(sizes)
-    return _split_by_device(machine, computing, host, 0, seconds)._replace(scratch=hidden if on_disk else 0)
+    return _split_by_device(machine, computing, host, 0, seconds)._replace(scratch=hidden if machine.on_disk else 0)
 
 
-def perplexity(
-    sizes: Sizes, seqlen: int, windows: int | None, batch_size: int, on_disk: bool, machine: Machine
-) -> Needs:
+def perplexity(sizes: Sizes, seqlen: int, windows: int | None, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage perplexity (`_evaluation_needs`)."""
     count = max(1, TEXT // seqlen) if windows is None else windows
     size = min(batch_size, count)
-    needs = _evaluation_needs(sizes, count * seqlen, size, seqlen, on_disk, machine)
+    needs = _evaluation_needs(sizes, count * seqlen, size, seqlen, machine)
     return needs._replace(seconds=needs.seconds + _TOKENISING)
 
 
@@ -454,16 +450,16 @@ def drift(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
     `draw` has only the sequences that are run, as held-out text.
     """
     size = min(batch_size, draw.held_out)
-    needs = _evaluation_needs(sizes, 3 * draw.tokens, size, draw.seqlen, True, machine, blocks=4)
+    needs = _evaluation_needs(sizes, 3 * draw.tokens, size, draw.seqlen, machine._replace(on_disk=True), blocks=4)
     hidden = 2 * draw.tokens * sizes.hidden * machine.value(sizes)
-    host, scratch = (0, hidden) if draw.on_disk else (hidden, 0)
+    host, scratch = (0, hidden) if machine.on_disk else (hidden, 0)
     return needs._replace(host=needs.host + host, seconds=needs.seconds + sizes.checkpoint / _DISK, scratch=scratch)
 
 
-def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, on_disk: bool, machine: Machine) -> Needs:
+def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage harness (`_evaluation_needs`), whose sequences are short.
 
     A task that generates text needs the whole model on the device, which nothing here says.
     """
     tokens = tasks * (limit or ITEMS) * _ITEM
-    return _evaluation_needs(sizes, tokens, batch_size, _LONGEST, on_disk, machine)
+    return _evaluation_needs(sizes, tokens, batch_size, _LONGEST, machine)

@@ -170,8 +170,8 @@ def jobs(sizes, machine):
         needs.refine(sizes, PAPER, OPTIMUM, machine),
         needs.reconstruct(sizes, PAPER, 50, machine),
         needs.chain(sizes, PAPER, OPTIMUM, PrunedInputs(), Reconstruction(), 8, machine),
-        needs.perplexity(sizes, 2048, None, 8, False, machine),
-        needs.harness(sizes, 7, None, 16, False, machine),
+        needs.perplexity(sizes, 2048, None, 8, machine),
+        needs.harness(sizes, 7, None, 16, machine),
         needs.drift(sizes, Draw(0, 8, 2048), 8, machine),
     ]
 
@@ -200,7 +200,7 @@ def test_a_gpu_is_slower_in_float32_and_the_host_is_not():
     half, whole = sizes_of(LLAMA), sizes_of(LLAMA | {"torch_dtype": "float32"})
     for machine, slower in ((GPU, 5), (CORE, 1)):
         assert machine.products(half) == slower * machine.products(whole)
-        seconds = [needs.harness(sizes, 7, None, 16, False, machine).seconds for sizes in (half, whole)]
+        seconds = [needs.harness(sizes, 7, None, 16, machine).seconds for sizes in (half, whole)]
         assert 0.9 * slower < seconds[1] / seconds[0] < 1.02 * slower  # files of float32 take longer to read
 
 
@@ -208,14 +208,14 @@ def test_long_windows_take_longer_for_the_attention_and_more_memory_where_that_i
     """With random weights in SmolLM2-135M's sizes, 2048 tokens a window took 1.45 times what 512 did, on one core."""
     small = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "tie_word_embeddings": True}
     sizes = sizes_of(LLAMA | small | {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152})
-    long, short = (needs.perplexity(sizes, seqlen, 10**6 // seqlen, 1, False, CORE) for seqlen in (2048, 512))
+    long, short = (needs.perplexity(sizes, seqlen, 10**6 // seqlen, 1, CORE) for seqlen in (2048, 512))
     assert 1.25 < long.seconds / short.seconds < 1.65
     gemma = LLAMA | {"model_type": "gemma2"}
     apart = needs.capture_terms(sizes_of(gemma), PAPER, 4, GPU)["batch"]
     apart -= needs.capture_terms(sizes_of(LLAMA), PAPER, 4, GPU)["batch"]
     assert apart == 8 * 4 * 32 * 2048**2
     # Logits are made for a few tokens at a time, so that a batch adds what a block holds of it.
-    one, many = (needs.perplexity(sizes_of(LLAMA), 2048, None, batch, False, GPU).gpu for batch in (4, 8))
+    one, many = (needs.perplexity(sizes_of(LLAMA), 2048, None, batch, GPU).gpu for batch in (4, 8))
     assert 4 * 2048 * (4 * 4096 + 3 * 4096 + 4 * 14336) * 2 == many - one < 4 * 2048 * 128256 * 2
 
 
