@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sparseswaps.model.directory import mask_files
 from sparseswaps.workflow.files import model_files, task_files, text_files
-from sparseswaps.workflow.grid import Dense, Grid
+from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.provenance import Provenance
 from sparseswaps.workflow.stages import STAGES
 

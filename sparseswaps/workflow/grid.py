@@ -32,9 +32,14 @@ class Cell:
         return self.refinement if self.reconstruction == "none" else f"{self.refinement}+{self.reconstruction}"
 
     @property
+    def variant(self) -> str:
+        """The folder of the cell's artifacts below the model's."""
+        return f"{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.method}"
+
+    @property
     def folder(self) -> str:
         """The folder of the cell's artifacts below the results."""
-        return f"{self.model}/{self.calibration}/seed{self.seed}/{self.pattern}/{self.warmstart}/{self.method}"
+        return f"{self.model}/{self.variant}"
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,11 @@ class Dense:
     """An unpruned model, for comparison."""
 
     model: str
+    variant: str = "dense"
 
     @property
     def folder(self) -> str:
-        return f"{self.model}/dense"
+        return f"{self.model}/{self.variant}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Grid:
         """The sizes by model, from its config.json."""
         return {name: sizes_of(read_config(source.folder)) for name, source in self.study.models.items()}
 
-    @property
+    @cached_property
     def blocks(self) -> dict[str, list[str]]:
         """The names of the decoder blocks by model."""
         return {name: [f"block{index:02d}" for index in range(sizes.blocks)] for name, sizes in self.sizes.items()}
@@ -145,13 +151,6 @@ class Grid:
         """Tell whether a variant has a checkpoint; new weights are nowhere else."""
         return variant != "dense" and (self.study.checkpoints or "+" in variant)
 
-    def variant(self, model: str, variant: str) -> Dense | Cell:
-        """Return the dense model or the cell whose folder is `model`/`variant`."""
-        if variant == "dense":
-            return Dense(model)
-        calibration, seed, pattern, warmstart, method = variant.split("/")
-        return cell_of(model, calibration, seed.removeprefix("seed"), pattern, warmstart, method)
-
 
 def read_budget(entry: str | float | PatternEntry) -> Budget:
     """Read an entry of `patterns`. Raises InputError when it is no pattern."""
@@ -160,9 +159,3 @@ def read_budget(entry: str | float | PatternEntry) -> Budget:
         return Budget(pattern.label, pattern)
     owl = entry.owl and entry.owl.model_dump()
     return Budget(entry.name, parse_pattern(entry.sparsity), entry.layers, owl)
-
-
-def cell_of(model: str, calibration: str, seed: str | int, pattern: str, warmstart: str, method: str) -> Cell:
-    """Return the cell of a method, `{refinement}` or `{refinement}+{reconstruction}`."""
-    refinement, _, reconstruction = method.partition("+")
-    return Cell(model, calibration, int(seed), pattern, warmstart, refinement, reconstruction or "none")

@@ -6,7 +6,7 @@ from typing import Any
 from sparseswaps.layer.pattern import PerRow
 from sparseswaps.model.directory import mask_files
 from sparseswaps.workflow.files import identities
-from sparseswaps.workflow.grid import Budget, Dense, Grid, cell_of
+from sparseswaps.workflow.grid import Budget, Grid
 from sparseswaps.workflow.plan.needs import Draw, Machine, Mask
 from sparseswaps.workflow.plan.sizes import Sizes
 
@@ -26,13 +26,15 @@ class GridPoint:
     @cached_property
     def all_wildcards(self) -> Where:
         """The wildcards, and all that follow from them: a variant tells its cell, and a method its parts."""
-        if "variant" in self.where:
-            point = self.grid.variant(self.where["model"], self.where["variant"])
-        elif "method" in self.where:
-            point = cell_of(**self.where)
-        else:
-            return self.where
-        return self.where if isinstance(point, Dense) else point.coordinates() | {"method": point.method} | self.where
+        where = dict(self.where)
+        if where.get("variant", "dense") != "dense":
+            calibration, seed, pattern, warmstart, method = where["variant"].split("/")
+            where |= {"calibration": calibration, "seed": int(seed.removeprefix("seed"))}
+            where |= {"pattern": pattern, "warmstart": warmstart, "method": method}
+        if "method" in where:
+            refinement, _, reconstruction = where["method"].partition("+")
+            where |= {"refinement": refinement, "reconstruction": reconstruction or "none"}
+        return where
 
     @property
     def sizes(self) -> Sizes:

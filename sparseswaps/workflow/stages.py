@@ -277,10 +277,6 @@ class OfVariant(Stage):
             **self.compute_model,
         }
 
-    @classmethod
-    def jobs(cls, grid):
-        yield from ({"model": v.model, "variant": v.folder.removeprefix(f"{v.model}/")} for v in grid.variants)
-
 
 class Perplexity(OfVariant):
     """Measure the perplexity of a model on one text."""
@@ -302,7 +298,7 @@ class Perplexity(OfVariant):
 
     @classmethod
     def jobs(cls, grid):
-        yield from (w | {"text": text} for w in super().jobs(grid) for text in grid.study.evaluation.perplexity)
+        yield from (w | {"text": text} for w in OfVariant.jobs(grid) for text in grid.study.evaluation.perplexity)
 
 
 class Harness(OfVariant):
@@ -310,6 +306,9 @@ class Harness(OfVariant):
 
     packages = ("torch", "transformers", "lm_eval", "datasets", "accelerate")
     code = ("calibration", "embedded", "evaluation", "layer", "model")
+
+    def exists(self):
+        return bool(self.study.evaluation.lm_eval.tasks)
 
     def settings(self):
         lm_eval = self.study.evaluation.lm_eval
@@ -320,10 +319,6 @@ class Harness(OfVariant):
         lm_eval = self.study.evaluation.lm_eval
         return needs.harness(self.sizes, len(lm_eval.tasks), lm_eval.limit, lm_eval.batch_size, self.machine)
 
-    @classmethod
-    def jobs(cls, grid):
-        yield from super().jobs(grid) if grid.study.evaluation.lm_eval.tasks else ()
-
 
 class Drift(Stage):
     """Measure the relative error of every block's output in a cell."""
@@ -332,6 +327,9 @@ class Drift(Stage):
     code = ("calibration", "evaluation", "layer", "model")
     after = ("model", "samples", "masks", "assemble")
     wildcards = CELL
+
+    def exists(self):
+        return self.study.evaluation.drift > 0
 
     def settings(self):
         return {
@@ -345,10 +343,6 @@ class Drift(Stage):
     def needs(self):
         draw = self.draw._replace(samples=0, held_out=self.study.evaluation.drift)
         return needs.drift(self.sizes, draw, self.study.batch_size, self.machine)
-
-    @classmethod
-    def jobs(cls, grid):
-        yield from super().jobs(grid) if grid.study.evaluation.drift else ()
 
 
 class Tables(Stage):
