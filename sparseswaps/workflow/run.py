@@ -40,9 +40,7 @@ def main(arguments: list[str]) -> None:
     for path in sorted(Path("logs").rglob(f"{stage}*.json")):
         record = read_json(path)
         outputs = [p for paths in record["outputs"].values() for p in ([paths] if isinstance(paths, str) else paths)]
-        if any(
-            Path(output) in (Path(made), *Path(made).parents) or Path(made) in Path(output).parents for made in outputs
-        ):
+        if any(Path(output).is_relative_to(made) or Path(made).is_relative_to(output) for made in outputs):
             return run_job(Job(**{name: record[name] for name in Job.__dataclass_fields__ if name in record}))
     sys.exit(f"error: no job of stage {stage} in logs/ made {output}; run snakemake for it once")
 

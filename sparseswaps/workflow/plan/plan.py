@@ -5,6 +5,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tabulate import tabulate
+
 from sparseswaps.workflow.config import Study
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.plan.measured import UNKNOWN, Pace, read_paces
@@ -60,10 +62,8 @@ def table(grid: Grid, paces: Mapping[str, Pace] = UNKNOWN) -> str:
         sizes = map(_size, (row.most.gpu, row.most.host, row.disk))
         times = map(duration, (row.most.seconds, row.seconds))
         lines.append((row.stage, row.model, str(row.jobs), *sizes, *times))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    stage, model = (f"{{:{width}}}" for width in widths[:2])
-    form = "  ".join([stage, model, *(f"{{:>{width}}}" for width in widths[2:])])
-    heading, *printed, total = (form.format(*line) for line in lines)
+    columns = ["left", "left", *["right"] * 6]
+    heading, *printed, total = tabulate(lines, tablefmt="plain", colalign=columns, disable_numparse=True).splitlines()
     rule = "-" * len(heading)
     return "\n".join([heading, rule, *printed, rule, total, "", *_assumptions(grid, paces, rows)])
 
