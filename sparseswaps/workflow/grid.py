@@ -1,6 +1,6 @@
 """The grid of a study: every combination of its models, calibrations, seeds, patterns and methods."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -23,9 +23,6 @@ class Cell:
     warmstart: str
     refinement: str
     reconstruction: str = "none"
-
-    def coordinates(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def method(self) -> str:

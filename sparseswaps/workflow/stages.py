@@ -5,6 +5,7 @@ of the stage is, or the jobs of all blocks, which have the same settings. What a
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -366,7 +367,7 @@ class Tables(Stage):
         labels = {"pattern": self.grid.patterns[variant.pattern].label}
         labels["refinement"] = name + variant.method.removeprefix(variant.refinement)
         labels |= {"samples": calibration.samples, "propagate": calibration.propagate}
-        return variant.coordinates() | labels | refinement.model_dump()
+        return asdict(variant) | labels | refinement.model_dump()
 
     def upstream(self):
         stages = [STAGES[name] for name in self.after]
