@@ -156,7 +156,7 @@ def new_weights(paths: Sequence[str], model: Model) -> Callable[[str], Tensor]:
 
 
 def evaluated_model(inputs: Mapping[str, Any]) -> tuple[Model, Masks | None]:
-    """Return what an evaluation runs: the description of a model, and the masks to apply to it.
+    """Return the description of the model that an evaluation runs, and the masks to apply to the model.
 
     A checkpoint is pruned already; its description names the files alone.
     """

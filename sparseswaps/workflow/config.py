@@ -30,7 +30,7 @@ def _check_task(name: str) -> str:
 
 
 def _label(entry: Any) -> Any:
-    """Return what tells an entry of a list from the others: its name, or its value."""
+    """Return the name of a list's entry, or the entry itself if it has no name."""
     return getattr(entry, "name", entry)
 
 

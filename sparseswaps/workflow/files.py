@@ -1,4 +1,4 @@
-"""The files from outside that a study reads, and what tells a file from its other versions."""
+"""The files from outside that a study reads, and the identities of their contents."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -36,7 +36,7 @@ def embedded_task_files(tasks: list[str]) -> list[Path]:
 
 
 def identities_of_text(text: TextSource, use: str) -> dict[str, Any]:
-    """Return the identity of a text's file. The embedded text has a file for each `use`, told by its content."""
+    """Return the identity of a text's file. The embedded text has a file for each `use`, identified by its content."""
     if text.text == "embedded":
         path = embedded.TEXT / f"{use}.jsonl"
         return {path.name: _content(str(path), path.stat().st_size, path.stat().st_mtime_ns)}
@@ -49,8 +49,8 @@ def identities(paths: Iterable[str | Path]) -> dict[str, Any]:
 
 
 def identity(path: str | Path) -> Any:
-    """Return the SHA-256 of a file's content; size and time of change of a file that Snakemake does not compare by its
-    content (over 1 MB)."""
+    """Return the SHA-256 of a file's content. Of a file over 1 MB, which Snakemake does not compare by its content,
+    return the size and the time of change."""
     status = Path(path).stat()
     if status.st_size > 1e6:
         return [status.st_size, status.st_mtime_ns]

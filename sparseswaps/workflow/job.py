@@ -61,7 +61,7 @@ def run_job(job: Job) -> None:
     if job.gpu:
         machine.take_gpu()
     settings = settings_of(job.params, job.stage)
-    if "threads" in settings and job.stage != "report":  # whose settings are the whole configuration
+    if "threads" in settings and job.stage != "report":  # the report's settings are the whole configuration
         import torch
 
         # Sums in floating point depend on the number of threads, so the study sets it and not the machine.

@@ -14,7 +14,7 @@ Where = dict[str, Any]  # values of wildcards by name
 
 
 class GridPoint:
-    """The values of some wildcards, `where`, in the grid of a study. A property needs some of them."""
+    """The values of some wildcards, `where`, in the grid of a study. Each property needs some of these wildcards."""
 
     def __init__(self, grid: Grid, where: Where) -> None:
         self.grid, self.study, self.where = grid, grid.study, where
@@ -25,7 +25,7 @@ class GridPoint:
 
     @cached_property
     def all_wildcards(self) -> Where:
-        """The wildcards, and all that follow from them: a variant tells its cell, and a method its parts."""
+        """The wildcards, with the coordinates of a variant and the parts of a method."""
         where = dict(self.where)
         if where.get("variant", "dense") != "dense":
             calibration, seed, pattern, warmstart, method = where["variant"].split("/")

@@ -29,7 +29,7 @@ class Provenance:
     def __call__(self, name: str) -> dict[str, Callable[[Any], str]]:
         """Return a rule's `params`: for each parameter a function of the job's wildcards.
 
-        Every job of a stage has the same names of parameters, so one job of the study tells them.
+        All jobs of a stage have the same names of parameters, which are taken from one job of the study.
         """
         stage = STAGES[name]
         example = next(iter(stage.jobs(self.grid)), None)
@@ -81,7 +81,7 @@ def names_above(name: str) -> list[str]:
 
 
 def settings_of(params: Iterable[str], name: str) -> dict[str, Any]:
-    """Return a stage's settings from the values of its rule's parameters, which alone a job goes by."""
+    """Return a stage's settings from the values of its rule's parameters."""
     pairs = (value.partition("=")[::2] for value in params)
     others = {"code", *STAGES[name].packages}
     return {key: json.loads(text) for key, text in pairs if key not in others and not key.startswith("upstream ")}

@@ -1,7 +1,7 @@
 """The table of stages. Rules, `snakemake plan` and `resources` all read it; nothing else knows the graph.
 
-A stage is a class, and `Stage` says what its lines mean. An instance is the stage at one set of wildcards: what one job
-of the stage is, or the jobs of all blocks, which have the same settings. What a stage looks up is in `point`.
+A stage is a class, and `Stage` explains its attributes and methods. An instance is the stage at one set of wildcards:
+one job, or the jobs of all blocks, which have the same settings. `point` has the properties that stages look up.
 """
 
 from collections.abc import Iterator

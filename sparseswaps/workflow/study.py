@@ -49,7 +49,7 @@ def load_study(config: Mapping[str, Any]) -> Study:
 
 
 def _check_exclusions(grid: Grid) -> None:
-    """Check that the study has what `exclude` names."""
+    """Check that the grid has every value that `exclude` names."""
     for index, entry in enumerate(grid.study.exclude):
         for key, values in entry.choices().items():
             for value in values:

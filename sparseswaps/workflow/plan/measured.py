@@ -28,7 +28,7 @@ def read_paces(logs: Path, gpu: bool) -> dict[str, Pace]:
     """Return the pace of each stage that has finished jobs, on a GPU or without, from all studies with this `logs`."""
     took: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for path in logs.rglob("*.json"):
-        with suppress(InputError, KeyError, TypeError):  # a job that did not end has no time; others' files may be here
+        with suppress(InputError, KeyError, TypeError):  # a job that did not end has no time; files may be foreign
             record = read_json(path)
             times = record["seconds"], record["estimate"]
             if times[0] >= _SHORTEST and times[1] and f"gpu={json.dumps(not gpu)}" not in record["params"]:

@@ -459,7 +459,7 @@ def drift(sizes: Sizes, draw: Draw, batch_size: int, machine: Machine) -> Needs:
 def harness(sizes: Sizes, tasks: int, limit: int | None, batch_size: int, machine: Machine) -> Needs:
     """Return the needs of stage harness (`_evaluation_needs`), whose sequences are short.
 
-    A task that generates text needs the whole model on the device, which nothing here says.
+    A task that generates text needs the whole model on the device; the estimate leaves this out.
     """
     tokens = tasks * (limit or ITEMS) * _ITEM
     return _evaluation_needs(sizes, tokens, batch_size, _LONGEST, machine)

@@ -1,6 +1,6 @@
 """The sizes of a model by its config.json, without building the model; `needs` calculates with them.
 
-Families name one thing differently; the names are here and nowhere else. Where a config.json cannot say whether a
+Families have different names for one size; this module alone knows the names. Where a config.json cannot say whether a
 family has something (a third matrix in the MLP, biases), it is assumed to be there: no size is below the real one.
 """
 
@@ -132,7 +132,7 @@ class Sizes:
 
 
 def sizes_of(config: Mapping[str, Any]) -> Sizes:
-    """Return the sizes by a `config.json` (see `directory.read_config`). Raises InputError when one is not in it."""
+    """Return the sizes by a `config.json` (`directory.read_config`). Raises InputError when a needed key is missing."""
     integer = partial(first_integer, config)
     hidden = _needed(config, "hidden_size", "n_embd", "d_model")
     heads = integer("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads") or 1
@@ -158,7 +158,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
         active=min(experts, integer("num_experts_per_tok") or experts),
         shared=integer("shared_expert_intermediate_size") or (integer("n_shared_experts") or 0) * expert,
         vocabulary=_needed(config, "vocab_size"),
-        # Before release 5 transformers left out that it is, where its family's are, and never that it is not.
+        # Before release 5, transformers could leave the key out for a tied head, and never for another head.
         tied=config.get("tie_word_embeddings", "transformers_version" in config) is True,
         bytes=_BYTES.get(str(dtype).removeprefix("torch."), 4),
     )

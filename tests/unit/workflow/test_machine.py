@@ -58,7 +58,7 @@ def test_no_two_jobs_have_the_same_gpu(start):
 def test_a_job_keeps_to_the_gpus_that_it_was_given(start):
     several = [start(8, CUDA_VISIBLE_DEVICES="5, GPU-7"), start(8, CUDA_VISIBLE_DEVICES="5, GPU-7")]
     assert {taken(job) for job in several} == {"5", "GPU-7"}
-    # Two that were given a single one: whoever gave it knows why.
+    # Two jobs that were given the same single GPU share it.
     assert [taken(start(8, CUDA_VISIBLE_DEVICES="5")) for _ in range(2)] == ["5", "5"]
     assert taken(start(1)) == "None"
     # Allocations of SLURM count their devices from zero, each its own.
