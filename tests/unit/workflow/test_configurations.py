@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 import yaml
-from helpers import LLAMA, REPOSITORY
+from helpers import LLAMA, REPOSITORY, read_document
 from safetensors.numpy import save_file
 
 from sparseswaps.workflow.grid import Grid
@@ -16,7 +16,7 @@ from sparseswaps.workflow.study import load_study
 
 PATHS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 FILES = [path.relative_to(REPOSITORY) for path in PATHS if path.parent.name != "tasks"]  # which are lm-eval's
-TABLE = (REPOSITORY / "configs" / "README.md").read_text(encoding="utf-8")
+TABLE = read_document("configs/README.md")
 
 
 SIZES = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
@@ -68,7 +68,7 @@ def local_models(tmp_path, monkeypatch):
 
 
 def load(file):
-    return yaml.safe_load((REPOSITORY / file).read_text(encoding="utf-8"))
+    return yaml.safe_load(read_document(file))
 
 
 def rounded(text):
@@ -92,7 +92,7 @@ def test_the_table_and_the_file_say_its_command_and_what_is_planned(file, local_
     planned = needed(grid)
     assert row.removesuffix(" |").split(" | ")[2:] == planned
     assert max(row.most.gpu for row in plan_rows(grid)) < 80e9  # one card is enough
-    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
+    lines = read_document(file).splitlines()
     assert f"#   snakemake --configfile {file}" in lines
     if {model.source for model in study.models.values()} <= HUB:
         models = rounded(f"{sum(sizes.checkpoint for sizes in grid.sizes.values()) / 1e9} GB")
@@ -106,7 +106,7 @@ def test_a_page_quotes_what_fewer_jobs_would_save(local_models):
     rows, (sizes,) = {row.stage: row for row in plan_rows(grid)}, grid.sizes.values()
     (started,) = re.findall(r"\(([\d.]+)%\)", table(grid))
     evaluated = sum(rows[stage].seconds / rows[stage].jobs for stage in ("perplexity", "harness"))
-    page = " ".join((REPOSITORY / "docs" / "snakemake.md").read_text(encoding="utf-8").split())
+    page = " ".join(read_document("docs/snakemake.md").split())
     assert f"takes {started} % of the time of `configs/llama-3.1-8b.yaml`" in page
     assert f"{100 * sizes.checkpoint / needs._DISK / evaluated:.0f} % less time for perplexity and seven tasks" in page
     assert float(started) < 20

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import LLAMA, REPOSITORY, Workflow, tiny_study
+from helpers import LLAMA, REPOSITORY, Workflow, read_document, tiny_study
 from safetensors.torch import save_file
 
 from sparseswaps.base.files import read_json
@@ -271,7 +271,7 @@ def test_training_a_block_takes_memory_time_and_the_hidden_states_of_both_models
 
 def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measured():
     """One core, on layers of language models and of d_in 1536 and 4096."""
-    cases = json.loads((REPOSITORY / "benchmarks" / "results" / "engine-cpu.json").read_text())["cases"]
+    cases = json.loads(read_document("benchmarks/results/engine-cpu.json"))["cases"]
     for case in cases:
         mask = Mask(case["pattern"] != "2:4", 0.6, "wanda", None)
         expected = needs.layer_seconds(Matrices(1, case["d_out"], case["d_in"]), mask, CORE.rates)
@@ -279,7 +279,7 @@ def test_refinement_takes_within_a_factor_of_three_of_what_the_benchmark_measure
 
 
 def test_searches_with_refit_take_within_a_factor_of_three_of_what_the_benchmark_measured():
-    cases = json.loads((REPOSITORY / "benchmarks" / "results" / "refit-cpu.json").read_text())["cases"]
+    cases = json.loads(read_document("benchmarks/results/refit-cpu.json"))["cases"]
     for case in cases:
         mask = Mask(case["pattern"] != "2:4", 0.5 if case["pattern"] == "2:4" else 0.6, "obc", None, refit=True)
         layer, rows = Matrices(1, case["rows"], case["d_in"]), case["rows"] / 1e3

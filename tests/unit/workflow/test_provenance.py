@@ -3,7 +3,7 @@ from itertools import chain
 
 import pytest
 import yaml
-from helpers import REPOSITORY
+from helpers import read_document
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -113,11 +113,11 @@ def test_settings_are_read_back_from_parameters_whose_digest_does_not_depend_on_
 
 
 def test_the_lock_and_the_conda_environment_fit_the_ranges_of_the_project():
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads(read_document("pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
-    lines = (REPOSITORY / "envs" / "lock.txt").read_text().splitlines()[1:]
+    lines = read_document("envs/lock.txt").splitlines()[1:]
     lock = dict(line.split("==") for line in lines)
-    environment = yaml.safe_load((REPOSITORY / "envs" / "sparseswaps.yaml").read_text())
+    environment = yaml.safe_load(read_document("envs/sparseswaps.yaml"))
     pins = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert set(pins) <= set(lines)
     for requirement in map(Requirement, chain(project["dependencies"], *extras.values())):
