@@ -25,10 +25,11 @@ def one_line(error: object) -> str:
 
 
 def transformers_message(error: Exception) -> str:
-    """Return the first line of an error of transformers, or the key that lets it run a model's own code."""
+    """Return the first line of an error of transformers, or the setting that lets it run a model's own code."""
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text:
-        return "it needs the code in its own files; if you trust that, set models.<name>.trust_remote_code: true"
+        remedy = "models.<name>.trust_remote_code: true, or --trust-remote-code on the command line"
+        return f"it needs the code in its own files; if you trust that, set {remedy}"
     return text.splitlines()[0]
 
 

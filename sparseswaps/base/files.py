@@ -42,7 +42,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        remedy = f"{_REMEDIES[error.errno]} and run snakemake again"
+        remedy = f"{_REMEDIES[error.errno]} and run the same command again"
         raise InputError(f"{path}: cannot be written: {error.strerror}; {remedy}") from None
     finally:
         _remove(partial)

@@ -43,7 +43,7 @@ def write_tensors(path: str | Path, tensors: dict[str, "Tensor"], header: dict[s
         try:  # one entry: safetensors writes entries in any order, but equal content must give equal bytes
             save_file(tensors, partial, metadata={"sparseswaps": json.dumps(header, sort_keys=True)})
         except SafetensorError as error:
-            raise InputError(f"{path}: cannot be written ({error}); make room and run snakemake again") from None
+            raise InputError(f"{path}: cannot be written ({error}); make room and run the same command again") from None
 
 
 def _checksum(tensors: dict[str, "Tensor"], header: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from sparseswaps.workflow.code import code_digest
 from sparseswaps.workflow.grid import Grid
 from sparseswaps.workflow.stages import STAGES, Stage
 
-ALWAYS = ("base.memory", "workflow.artifacts")  # code that every stage computes with, where its job imports it
+ALWAYS = ("base.memory", "workflow.artifacts", "workflow.context")  # code of every stage whose job imports it
 WORDS = ("report",)  # folders whose words are their results
 
 

@@ -89,7 +89,7 @@ def test_words_count_where_they_are_the_result(package):
             {"layer.criteria", "layer.reconstruction", "base.errors"},
         ),
         ("reconstruct", {"layer.least_squares"}, {"layer.criteria"}),
-        ("masks", {"layer.masks", "workflow.artifacts"}, {"layer.criteria"}),
+        ("masks", {"layer.masks", "workflow.artifacts", "workflow.context"}, {"layer.criteria"}),
         ("figures", {"report.figures"}, {"report.page", "layer.gram"}),
     ],
 )
