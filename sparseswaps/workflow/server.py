@@ -36,6 +36,7 @@ _GRACE = 5  # seconds that an interrupted job has to delete its partial files
 _LLAMA = ["transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"]
 # The modules of a stage that are imported only while a job runs.
 _LATE_IMPORTS = {
+    "model": _LLAMA,
     "samples": ["datasets", *_LLAMA],
     "capture": _LLAMA,
     "chain": _LLAMA,
