@@ -197,10 +197,14 @@ class Workflow:
 
     def planned(self, config: dict, *targets: str) -> dict[str, int]:
         """The jobs that a dry run lists, by rule; empty when there is nothing to do."""
-        said = self.run(config, "-n", "--quiet", "rules", "--", *targets).stdout
-        jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
-        assert jobs or "Nothing to be done" in said, said
-        return {rule: count for rule, count in jobs.items() if rule not in ("total", "all")}
+        return planned_jobs(self.run(config, "-n", "--quiet", "rules", "--", *targets).stdout)
+
+
+def planned_jobs(said: str) -> dict[str, int]:
+    """The jobs that the output of a dry run lists, by rule."""
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
+    assert jobs or "Nothing to be done" in said, said
+    return {rule: count for rule, count in jobs.items() if rule not in ("total", "all")}
 
 
 @contextmanager

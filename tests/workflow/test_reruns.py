@@ -9,7 +9,11 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from helpers import DRAW, REPOSITORY, Workflow
+from helpers import DRAW, REPOSITORY, Workflow, planned_jobs
+
+from sparseswaps.workflow.code import ROOT, reachable
+from sparseswaps.workflow.provenance import ALWAYS
+from sparseswaps.workflow.stages import STAGES
 
 # The study `finished`: 2 decoder blocks, 2 patterns, 1 warm start, 2 refinements; 4 cells and the dense model.
 PAGES = {"figures": 1, "report": 1}
@@ -61,11 +65,29 @@ SETTINGS = {
 }
 
 
+# What the dry run says: at the changed stage the setting, and below it the artifacts of the stage above.
+REASONS = {
+    "refinements.swaps.max_swaps": {"refine": "now: 'max_swaps=3'", "masks": "wanda/swaps/masks/block0"},
+    "calibrations.stdlib.samples": {"samples": "now: 'samples=9'", "capture": "seed0/samples.safetensors"},
+    "evaluation.lm_eval.limit": {"harness": "now: 'limit=5'", "tables": "swaps/lm_eval.json"},
+    "figures.width": {"figures": "now: 'width=5.5'", "report": "reports/tiny/figures"},
+}
+
+
+def reasons(said: str) -> dict[str, str]:
+    """Return the reason that a dry run prints for one job of each rule."""
+    return dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?(    reason: .*)", said, re.MULTILINE))
+
+
 @pytest.mark.parametrize("path", SETTINGS)
 def test_a_changed_setting(finished, path):
     workflow, config = finished
     value, expected = SETTINGS[path]
-    assert workflow.planned(nested(config, path, value)) == expected
+    said = workflow.run(nested(config, path, value), "-n").stdout
+    assert planned_jobs(said) == expected
+    for rule, text in REASONS.get(path, {}).items():
+        assert text in reasons(said)[rule], said
+        assert "code=" not in reasons(said)[rule]
 
 
 # The study `further`: 2 patterns, of which one is in a chain of pruned blocks; one of 2 refinements gets new weights.
@@ -128,42 +150,25 @@ def changed(file: Path, old: str = "", new: str = "") -> Iterator[None]:
 JOBS = "sparseswaps/workflow/jobs"
 CODE = {
     f"{JOBS}/model.py": EVERYTHING,
-    "sparseswaps/model/hub.py": EVERYTHING,
     "sparseswaps/calibration/sampling.py": SAMPLED | {"perplexity": 5},
     f"{JOBS}/samples.py": SAMPLED,
     f"{JOBS}/capture.py": CAPTURED,
-    "sparseswaps/calibration/capture.py": CAPTURED,
-    f"{JOBS}/block.py": MASKED,
     f"{JOBS}/warmstart.py": MASKED,
-    "sparseswaps/layer/criteria.py": MASKED,
-    "sparseswaps/layer/baselines/sparsegpt.py": MASKED,
-    "sparseswaps/pruning/block.py": MASKED,
-    f"{JOBS}/refine.py": REFINED,
-    "sparseswaps/layer/refinement.py": REFINED,
-    "sparseswaps/layer/swaps/bounds.py": MASKED,  # greedy's elimination has the same engine
-    "sparseswaps/layer/swaps/between_rows.py": MASKED,
     f"{JOBS}/masks.py": MASKS | CELLS_EVALUATED | REPORT,
     f"{JOBS}/assemble.py": {"assemble": 4} | CELLS_EVALUATED | REPORT,
     "sparseswaps/evaluation/perplexity.py": {"perplexity": 5} | REPORT,
     "sparseswaps/evaluation/drift.py": {"drift": 4} | REPORT,
-    "sparseswaps/evaluation/scores.py": {"perplexity": 5, "harness": 5} | REPORT,
     "sparseswaps/evaluation/harness.py": {"harness": 5} | REPORT,
-    "sparseswaps/evaluation/lm.py": {"harness": 5} | REPORT,
     f"{JOBS}/tables.py": REPORT,
     "sparseswaps/embedded/text/evaluation.jsonl": {"perplexity": 5} | REPORT,
     "sparseswaps/embedded/tasks/embedded_choice.jsonl": {"harness": 5} | REPORT,
     "sparseswaps/report/figures.py": PAGES,
-    "sparseswaps/report/page.py": {"report": 1},
     "sparseswaps/report/report.html.j2": {"report": 1},
-    "sparseswaps/pruning/model.py": {},  # for those who run no workflow
-    "sparseswaps/workflow/plan/needs.py": {},
-    "sparseswaps/base/progress.py": {},
 }
 FURTHER_CODE = {
     f"{JOBS}/allocation.py": {"allocation": 2} | FURTHER_MASKED | CHAINED | {"masks": 3, "assemble": 2},
     f"{JOBS}/reconstruct.py": RECONSTRUCTED,
     f"{JOBS}/chain.py": CHAINED,
-    "sparseswaps/layer/reconstruction.py": RECONSTRUCTED | CHAINED | {"assemble": 2},
 }
 
 
@@ -178,6 +183,35 @@ def test_a_changed_line_of_code_of_further_stages(further, project, name):
     workflow, config, targets = further
     with changed(project / name):
         assert Workflow(workflow.folder, project).planned(config, *targets) == FURTHER_CODE[name]
+
+
+OF_BLOCKS = {"warmstart", "refine", "reconstruct", "chain"}
+WITH_SWAPS = {"allocation", "warmstart", "refine", "chain"}  # greedy's elimination has the same engine
+# The stages that compute with a file. CODE and FURTHER_CODE have the jobs that run after a change of each stage.
+STAGES_OF = {
+    "model/hub.py": {"model"},
+    "calibration/capture.py": {"capture", "chain"},
+    "workflow/jobs/block.py": OF_BLOCKS,
+    "pruning/block.py": OF_BLOCKS,
+    "layer/criteria.py": {"allocation", "warmstart", "chain"},
+    "layer/baselines/sparsegpt.py": {"allocation", "warmstart", "reconstruct", "chain"},
+    "layer/refinement.py": {"refine", "chain"},
+    "layer/swaps/bounds.py": WITH_SWAPS,
+    "layer/swaps/between_rows.py": WITH_SWAPS,
+    "layer/reconstruction.py": {"reconstruct", "chain"},
+    "evaluation/scores.py": {"perplexity", "harness"},
+    "evaluation/lm.py": {"harness"},
+    "report/page.py": {"report"},
+    "pruning/model.py": set(),  # for those who run no workflow
+    "workflow/plan/needs.py": set(),
+    "base/progress.py": set(),
+}
+
+
+@pytest.mark.parametrize("name", STAGES_OF)
+def test_the_stages_that_compute_with_a_file(name):
+    code = {stage: reachable(f"workflow.jobs.{stage}", (*STAGES[stage].code, *ALWAYS)) for stage in STAGES}
+    assert {stage for stage in STAGES if ROOT / name in code[stage]} == STAGES_OF[name]
 
 
 def test_touched_modules_and_words_that_compute_nothing_rerun_nothing(finished, project):
@@ -212,36 +246,12 @@ def test_deleted_intermediates_come_back_when_asked_for_and_to_the_bit(finished,
     assert all((workflow.folder / path).read_bytes() == (finished[0].folder / path).read_bytes() for path in again)
 
 
-def reasons(workflow: Workflow, config: dict) -> dict[str, str]:
-    """Return the reason that a dry run prints for one job of each rule."""
-    said = workflow.run(config, "-n").stdout
-    return dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?(    reason: .*)", said, re.MULTILINE))
-
-
-# What a dry run says: at the changed stage the setting, and below it the artifacts of the stage above.
-REASONS = {
-    "refinements.swaps.max_swaps": (3, {"refine": "now: 'max_swaps=3'", "masks": "wanda/swaps/masks/block0"}),
-    "calibrations.stdlib.samples": (9, {"samples": "now: 'samples=9'", "capture": "seed0/samples.safetensors"}),
-    "evaluation.lm_eval.limit": (5, {"harness": "now: 'limit=5'", "tables": "swaps/lm_eval.json"}),
-    "figures.width": (5.5, {"figures": "now: 'width=5.5'", "report": "reports/tiny/figures"}),
-}
-
-
-@pytest.mark.parametrize("path", REASONS)
-def test_a_dry_run_names_the_changed_setting_and_the_artifacts_above(finished, path):
-    workflow, config = finished
-    value, expected = REASONS[path]
-    said = reasons(workflow, nested(config, path, value))
-    for rule, text in expected.items():
-        assert text in said[rule], said[rule]
-        assert "code=" not in said[rule]
-
-
 def test_a_dry_run_names_changed_code(finished, project):
     with changed(project / JOBS / "refine.py"):
-        said = reasons(Workflow(finished[0].folder, project), finished[1])
-    assert re.search("before: 'code=[0-9a-f]{8}' now: 'code=[0-9a-f]{8}'", said["refine"])
-    assert re.search("wanda/(swaps|none)/checkpoint", said["perplexity"])
+        said = Workflow(finished[0].folder, project).run(finished[1], "-n").stdout
+    assert planned_jobs(said) == REFINED
+    assert re.search("before: 'code=[0-9a-f]{8}' now: 'code=[0-9a-f]{8}'", reasons(said)["refine"])
+    assert re.search("wanda/(swaps|none)/checkpoint", reasons(said)["perplexity"])
 
 
 def test_no_rule_hides_a_change():
