@@ -31,6 +31,7 @@ from sparseswaps.layer.pattern import parse_pattern
 from sparseswaps.model.loading import load_model
 from sparseswaps.workflow.stages import STAGES
 
+QUALITY = "docs/quality.md"
 DOCUMENTS = ["README.md", "docs/study.md", "docs/slurm.md"]
 PAGES = sorted(path.relative_to(REPOSITORY) for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 INSTALLATION = 'pip install ".[slurm]"'
@@ -99,13 +100,18 @@ def test_a_criterion():
     assert torch.equal(names["wanda"](*layer), criteria.WARMSTARTS["wanda"](*layer))
 
 
-def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """Go to a folder with the calibration text of README's commands."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.jsonl").write_text("".join(f'{{"text": "{" ".join(map(str, range(k, k + 90)))}"}}\n' for k in range(40)))
+
+
+def test_without_snakemake(text, tiny_model):
     first, second = (
         code.replace("path/to/model", str(tiny_model)).replace("seqlen=512", "seqlen=32, samples=8, held_out=4")
         for code in code_blocks("README.md", "python")
     )
-    monkeypatch.chdir(tmp_path)
-    Path("text.jsonl").write_text("".join(f'{{"text": "{" ".join(map(str, range(k, k + 90)))}"}}\n' for k in range(40)))
     names = {}
     exec(first, names)
     zeros = [names["model"].get_parameter(name) == 0 for name in names["result"].masks]
@@ -121,10 +127,8 @@ def test_without_snakemake(tmp_path, tiny_model, monkeypatch):
         assert ((weight == 0).sum(1) == weight.shape[1] * 6 // 10).all()
 
 
-def test_the_command_line(tmp_path, tiny_model, monkeypatch, capsys):
+def test_the_command_line(text, tiny_model, capsys):
     block = next(block for block in code_blocks("README.md", "sh") if "sparseswaps" in block)
-    monkeypatch.chdir(tmp_path)
-    Path("text.jsonl").write_text("".join(f'{{"text": "{" ".join(map(str, range(k, k + 90)))}"}}\n' for k in range(40)))
     for line in commands(block):
         line = line.replace("path/to/model", str(tiny_model)).replace("--seqlen 512", "--seqlen 32 --samples 8")
         main(shlex.split(line, comments=True)[1:])
@@ -172,11 +176,22 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
             assert any(fixed.strip() in text for text in texts), message
 
 
+def table_rows(document: str, name: str) -> list[list[str]]:
+    """Return the rows of the tables that `make readme` writes below a name into a document, heading rows included."""
+    section = read_document(document).partition(f"<!-- begin: {name}")[2].partition("<!-- end -->")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line[:1] == "|" and "--" not in line]
+    return [[cell.strip(" *") for cell in row] for row in rows]
+
+
+def words_of(document: str) -> str:
+    """Return a document without its line breaks."""
+    return " ".join(read_document(document).split())
+
+
 def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_table():
-    readme, quality = (" ".join(read_document(page).split()) for page in ("README.md", "docs/quality.md"))
-    section = read_document("README.md").partition("configs/smollm2-pip.yaml, written")[2].partition("<!-- end -->")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
-    at_60 = {name: [float(cell.replace(",", "")) for cell in cells[:2]] for name, *cells in rows[2:]}
+    readme, quality = map(words_of, ("README.md", QUALITY))
+    _, *rows = table_rows("README.md", "results of configs/smollm2-pip.yaml")
+    at_60 = {name: [float(cell.replace(",", "")) for cell in cells[:2]] for name, *cells in rows}
     trained, sparsegpt, admm = (
         [value - dense for value, dense in zip(at_60[name], at_60["dense"], strict=True)]
         for name in ("blocks trained while masks tighten", "SparseGPT (new weights)", "ADMM (new weights)")
@@ -189,31 +204,24 @@ def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_tab
 
 
 def test_what_is_quoted_of_70_percent_is_of_the_table():
-    page = read_document("docs/quality.md")
-    section = page.partition("<!-- begin: smollm2-70 -->")[2].partition("<!-- end -->")[0]
-    dense, _, _, refitted, sparsegpt = zip(
-        *(map(float, re.findall(r"([\d.]+)\*{0,2} \|$", text, re.M)) for text in section.split("###")[1:]), strict=True
-    )
+    values = [float(row[-1]) for row in table_rows(QUALITY, "smollm2-70") if row[-1] != "70%"]
+    dense, _, _, refitted, sparsegpt = zip(values[:5], values[5:], strict=True)
     wikitext2, c4 = (one / other for one, other in zip(refitted, dense, strict=True))
-    words = " ".join(page.split())
-    assert f"is {wikitext2:.1f} times the dense model's on WikiText-2 and {c4:.1f} times on C4" in words
+    quality = words_of(QUALITY)
+    assert f"is {wikitext2:.1f} times the dense model's on WikiText-2 and {c4:.1f} times on C4" in quality
     wikitext2, c4 = (f"{100 * (1 - one / other):.0f} %" for one, other in zip(refitted, sparsegpt, strict=True))
-    assert f"by {wikitext2} on WikiText-2 and {c4} on C4" in words
+    assert f"by {wikitext2} on WikiText-2 and {c4} on C4" in quality
 
 
 def test_the_gains_that_are_quoted_of_dense_targets_in_order_are_those_of_the_table():
-    page = read_document("docs/quality.md")
-    section = page.partition("<!-- begin: smollm2-more -->")[2].partition("<!-- end -->")[0]
-    rows = [
-        [cell.strip(" *") for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"
-    ]
-    table = {tuple(row[1:4]): [float(cell) for cell in row[5:]] for row in rows[2:] if "-" not in row[5:]}  # 60 %, 2:4
+    _, *rows = table_rows(QUALITY, "smollm2-more")
+    table = {tuple(row[1:4]): [float(cell) for cell in row[5:]] for row in rows if "-" not in row[5:]}  # 60 %, 2:4
     ordered = table["c4-ordered", "wanda", "swaps+ls"]
     others = [table["c4", "admm", "none+admm"], table["c4-pruned", "sparsegpt", "none+sparsegpt"]]
     gains = [[f"{1 - one / other:.0%}"[:-1] for one, other in zip(ordered, row, strict=True)] for row in others]
     admm, sparsegpt = (" and ".join(pair) for pair in gains)
     ends = "end at {:.1f} at 60 % and {:.1f} at 2:4".format(*ordered)
-    assert f"{ends}: {admm} % below ADMM, the next best, and {sparsegpt} % below SparseGPT" in " ".join(page.split())
+    assert f"{ends}: {admm} % below ADMM, the next best, and {sparsegpt} % below SparseGPT" in words_of(QUALITY)
     pruned = [row for key, row in table.items() if key[2] != "dense"]
     for column in range(2):
         assert sorted(row[column] for row in pruned)[:2] == [ordered[column], others[0][column]]
@@ -221,21 +229,15 @@ def test_the_gains_that_are_quoted_of_dense_targets_in_order_are_those_of_the_ta
 
 def recipes(model: str) -> tuple[pandas.Series, pandas.DataFrame]:
     """Return the table of a model's recipes in docs/quality.md: perplexities by pattern, dense and of each recipe."""
-    section = (
-        read_document("docs/quality.md").partition(f"<!-- begin: recipes-{model} -->")[2].partition("<!-- end -->")[0]
-    )
-    lines = [line.strip("| ") for line in section.splitlines() if line.startswith("| ") and "--" not in line]
-    heading, *rows = ([cell.strip(" *") for cell in line.split("|")] for line in lines)
-    table = (
-        pandas.DataFrame(rows, columns=heading).set_index(["calibration", "from", "refinement"]).drop(columns="model")
-    )
-    table = table.apply(pandas.to_numeric, errors="coerce")
+    heading, *rows = table_rows(QUALITY, f"recipes-{model} ")
+    table = pandas.DataFrame(rows, columns=heading).set_index(["calibration", "from", "refinement"])
+    table = table.drop(columns="model").apply(pandas.to_numeric, errors="coerce")
     dense = table.index.get_level_values("refinement") == "dense"
     return table[dense].iloc[0], table[~dense]
 
 
 def test_the_ranges_that_are_quoted_of_the_recipes_are_those_of_the_tables():
-    quality, readme = (" ".join(read_document(page).split()) for page in ("docs/quality.md", "README.md"))
+    quality, readme = map(words_of, (QUALITY, "README.md"))
     gaps, targets = {}, {}
     for model in ("embedded", "stories260k", "babyllama105"):
         dense, table = recipes(model)
