@@ -1,5 +1,6 @@
 """Fixtures: a tiny random model with the embedded tokenizer, and the real workflow run on it."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,10 @@ if not torch.cuda.is_available():
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1")
 
 from helpers import TEXT, Reports, Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
+
+
+def pytest_collection_finish():
+    gc.freeze()  # or each collection of garbage looks through all libraries
 
 
 @pytest.fixture(scope="session")
