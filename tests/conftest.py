@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -15,6 +16,9 @@ if not torch.cuda.is_available():
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1")
 
 from helpers import TEXT, Reports, Workflow, shared, tiny_study, write_tiny_model  # noqa: E402
+
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_collection_finish():
