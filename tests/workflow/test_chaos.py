@@ -12,21 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import REPOSITORY, STUDY
-
-from sparseswaps.workflow.server import VARIABLE
+import yaml
+from helpers import REPOSITORY, STUDY, Workflow
 
 WHOLE = STUDY == "config.yaml"
 KILLS = 30 if WHOLE else 9
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    """Snakemake on the study, as its user starts it."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--quiet", "all"]
-    command += ["--configfile", str(REPOSITORY / STUDY), "--cores", "2", "--rerun-incomplete", *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, preexec_fn=default)
 
 
 def in_folder(folder: Path) -> list[psutil.Process]:
@@ -62,10 +52,12 @@ def test_kills_at_random_moments_leave_nothing_behind_and_change_nothing(tmp_pat
     random.seed(0)
     disturbed = tmp_path / "disturbed"
     disturbed.mkdir()
+    config = yaml.safe_load((REPOSITORY / STUDY).read_text())
+    start = partial(Workflow(disturbed).start, config, "--quiet", "all", "--cores", "2", "--rerun-incomplete")
     killed = dict.fromkeys(("job", "snakemake", "server"), 0)
     while sum(killed.values()) < KILLS:
         kind = min(killed, key=killed.get)
-        process = start(disturbed)
+        process = start()
         time.sleep(random.uniform(4, 10))
         target = victim(kind, process, disturbed)
         if target is not None:
@@ -77,11 +69,11 @@ def test_kills_at_random_moments_leave_nothing_behind_and_change_nothing(tmp_pat
             os.killpg(process.pid, signal.SIGINT)
         process.wait(120)
         assert not still_running(disturbed), kind
-        start(disturbed, "--unlock").wait()
+        start("--unlock").wait()
         if process.returncode == 0:  # all done: the next kills are of a part of the study that is made again
             for made in disturbed.glob("results/embedded/stdlib/seed0/60pct/*"):
                 subprocess.run(["rm", "-r", made], check=True)
-    assert start(disturbed).wait() == 0
+    assert start().wait() == 0
     assert not still_running(disturbed)
     compare = [sys.executable, REPOSITORY / ".ci/compare_results.py", disturbed / "results", REPOSITORY / "results"]
     assert subprocess.run(compare if WHOLE else [*compare, "--part"], check=False).returncode == 0
