@@ -50,7 +50,6 @@ def _capture_block(replay: Replay, index: int) -> Grams:
     return grams
 
 
-@torch.no_grad()
 def sum_grams(
     replay: Replay,
     index: int,
@@ -64,9 +63,9 @@ def sum_grams(
     the products of the dense model's inputs with these inputs (`Grams.cross`). With `advance`, the batches of `replay`
     hold the block's outputs afterwards.
     """
-    sequences, tokens = replay.count()
+    samples = [batch.ids for batch in replay.batches if not batch.held_out]
     layers = replay.weights.layers[index] if layers is None else layers
-    gram_sum = GramSum(f"{replay.prefix}.{index}", layers, sequences)
+    gram_sum = GramSum(f"{replay.prefix}.{index}", layers, sequences=sum(map(len, samples)))
     # A block with experts may have to see its inputs twice, so the first run keeps them.
     advances = advance and not expert_modules(replay.blocks[index])
     replay.run_block(index, gram_sum.add, advance=advances, dense=dense)
@@ -74,4 +73,4 @@ def sum_grams(
         replay.run_block(index, gram_sum.add, unrouted=starved, advance=advance)
     elif advance and not advances:
         replay.run_block(index, advance=True)
-    return gram_sum.finish(tokens)
+    return gram_sum.finish(tokens=sum(map(torch.numel, samples)))

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -31,16 +32,16 @@ class Batch:
     """Sequences that are run together."""
 
     ids: Tensor  # int64 [batch, seqlen]
-    held_out: bool
-    arguments: list[Arguments]  # of each block, beside hidden states
-    hidden: Load | None = None  # loads the input of the next block, [batch, seqlen, width]
+    held_out: bool = False
+    hidden: Load | None = None  # loads the input of the next block, [batch, seqlen, width]; None until it is observed
     dense: Load | None = None  # the same of the dense model, where a chain of pruned blocks keeps it
+    arguments: list[Arguments] = field(default_factory=list)  # of each block, beside hidden states, once observed
 
 
 class Replay:
     """Runs a model's decoder blocks one by one. If the device's memory runs out, all batches are halved.
 
-    `start` or `resume` makes the batches. The arguments and errors are those of `capture`.
+    `start`, `resume` or `observe` gives the batches. The arguments and errors are those of `capture`.
     """
 
     def __init__(self, weights: Weights, keep: Keep = keep_in_memory, progress: Report = ignore_progress) -> None:
@@ -51,43 +52,26 @@ class Replay:
         self.extra_outputs: tuple | None = None  # what a block returns after hidden states
         self._position = 0  # of the batch that a block is run on
 
-    @torch.no_grad()
     def start(self, samples: Tensor, held_out: Tensor, batch_size: int, keep_dense: bool = False) -> None:
         """Observe what the model gives its blocks; the first block is next. `keep_dense` also keeps dense states."""
-        self.extra_outputs = self._observe_extra_outputs(samples[:1])
 
-        def observe(size: int) -> list[Batch]:
-            pieces = [(ids, False) for ids in samples.split(size)]
-            pieces += [(ids, True) for ids in held_out.split(size) if len(ids)]
-            return self.observe(pieces, self.keep)
+        def observe(size: int) -> None:
+            batches = [Batch(ids) for ids in samples.split(size)]
+            self.observe(batches + [Batch(ids, held_out=True) for ids in held_out.split(size) if len(ids)])
 
-        self.batches, _ = halve_until_it_fits(observe, batch_size, "sequences", "the calibration's seqlen")
+        halve_until_it_fits(observe, batch_size, "sequences", "the calibration's seqlen")
         if keep_dense:
             for batch in self.batches:
                 batch.dense = batch.hidden
 
-    @torch.no_grad()
-    def start_batches(self, batches: list[Tensor]) -> None:
-        """Make a batch of each tensor of token ids, [batch, any length]; the first block is next."""
-        self.extra_outputs = self._observe_extra_outputs(batches[0][:1])
-        self.batches = self.observe([(ids, False) for ids in batches], self.keep)
-
-    @torch.no_grad()
     def resume(self, batches: Iterable[tuple[Tensor, bool, Tensor, Tensor | None]]) -> None:
         """Go on from the batches of another replay: token ids, whether held out, hidden states, dense hidden states."""
-        handed = [
-            (ids, held_out, *(None if states is None else self.keep(states) for states in (hidden, dense)))
-            for ids, held_out, hidden, dense in batches
-        ]
-        self.extra_outputs = self._observe_extra_outputs(handed[0][0][:1])
-        self.batches = self.observe([(ids, held_out) for ids, held_out, _, _ in handed])
-        for batch, (_, _, hidden, dense) in zip(self.batches, handed, strict=True):
-            batch.hidden, batch.dense = hidden, dense
-
-    def count(self, held_out: bool = False) -> tuple[int, int]:
-        """Return the number of calibration sequences, or of held-out sequences, and of their tokens."""
-        shapes = [batch.ids.shape for batch in self.batches if batch.held_out == held_out]
-        return sum(shape[0] for shape in shapes), sum(map(math.prod, shapes))
+        self.observe(
+            [
+                Batch(ids, held_out, self.keep(hidden), None if dense is None else self.keep(dense))
+                for ids, held_out, hidden, dense in batches
+            ]
+        )
 
     def run_model(self, ids: Tensor) -> None:
         """Run the model on token ids [batch, seqlen], until a `_Stopped`."""
@@ -106,16 +90,19 @@ class Replay:
             hook.remove()
 
     @torch.no_grad()
-    def observe(self, pieces: list[tuple[Tensor, bool]], keep: Keep = lambda _: None) -> list[Batch]:
-        """Observe what the model gives its blocks: the first block's hidden states, and all blocks' other arguments.
+    def observe(self, batches: list[Batch]) -> None:
+        """Observe what the model gives its blocks for batches, and run the blocks on these batches from now on.
 
-        `pieces` are token ids [batch, seqlen], and whether they are held-out text. The other arguments (masks, position
+        Batches without hidden states get those of the first block. The other arguments of blocks (masks, position
         tables) usually depend only on the batch's shape, and are then kept once. Raises InputError when blocks cannot
         be run one by one: the model changes hidden states between them, or gives arguments that depend on them.
         """
-        batches, known = [], {}  # the arguments by the shape of a batch
+        if not self.batches:
+            self.extra_outputs = self._observe_extra_outputs(batches[0].ids[:1])
+        known: dict[torch.Size, list[Arguments]] = {}  # the arguments by the shape of a batch
         with self.weights.stem():
-            for ids, held_out in pieces:
+            for batch in batches:
+                ids = batch.ids
                 probe = _Probe(self, ids)
                 if ids.shape not in known:
                     known[ids.shape] = probe.arguments
@@ -123,11 +110,10 @@ class Replay:
                         name = type(self.weights.model).__name__
                         raise InputError(f"{name}: what its blocks get depends on hidden states; it cannot be pruned")
                 pairs = zip(known[ids.shape], probe.arguments, strict=True)
-                arguments = [one if _same(one, other) else _to_device("cpu", other) for one, other in pairs]
-                batches.append(Batch(ids, held_out, arguments, keep(probe.hidden)))
-        return batches
+                batch.arguments = [one if _same(one, other) else _to_device("cpu", other) for one, other in pairs]
+                batch.hidden = batch.hidden or self.keep(probe.hidden)
+        self.batches = batches
 
-    @torch.no_grad()
     def run_block(
         self,
         index: int,
@@ -155,16 +141,15 @@ class Replay:
             if advance:
                 batch.hidden = self.keep(output)
 
-        self._run_batches(index, run)
+        self.run_batches(index, run)
 
-    @torch.no_grad()
     def advance(self, index: int) -> None:
         """Put the output of a block in the place of its input, on every batch, by the block's own code alone."""
 
         def run(batch: Batch) -> None:
             batch.hidden = self.keep(self.run(self.blocks[index], batch, index, batch.hidden()))
 
-        self._run_batches(index, run)
+        self.run_batches(index, run)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -183,7 +168,6 @@ class Replay:
                 stack.enter_context(replace_forward(block, lambda *_args, **_kwargs: output))
             return self.weights.model(input_ids=ids, use_cache=False).logits[0]
 
-    @torch.no_grad()
     def advance_dense(self, index: int, block: nn.Module) -> None:
         """Put the output of a block with dense weights in the place of the dense model's hidden states."""
 
@@ -191,7 +175,7 @@ class Replay:
             with record_inputs(block):
                 batch.dense = self.keep(self.run(block, batch, index, batch.dense()))
 
-        self._run_batches(index, run)
+        self.run_batches(index, run)
 
     def run(self, block: nn.Module, batch: Batch, index: int, hidden: Tensor) -> Tensor:
         """Return the output of block `index`, or of its copy, [batch, seqlen, width], for hidden states of a batch."""
@@ -199,7 +183,10 @@ class Replay:
         output = block(*args, **kwargs)
         return output[0] if isinstance(output, tuple | list) else output
 
-    def _run_batches(self, index: int, run: Callable[[Batch], None]) -> None:
+    @torch.no_grad()
+    def run_batches(self, index: int, run: Callable[[Batch], None]) -> None:
+        """Call `run` for every batch, and report progress as that of block `index`. A failed call changes nothing."""
+
         def attempt(size: int) -> None:
             if size < len(self.batches[self._position].ids):
                 self.split_batches(size)
@@ -213,22 +200,16 @@ class Replay:
             self.progress(index, self.sequences_run)
             self._position += 1
 
-    @torch.no_grad()
     def split_batches(self, size: int) -> None:
         """Split all batches into batches of `size` sequences at most. Changes nothing if memory runs out."""
-        pieces, states = [], []
+        parts: list[Batch] = []
         for batch in self.batches:
-            parts = batch.ids.split(size)
-            pieces += [(ids, batch.held_out) for ids in parts]
-            hidden, dense = (
-                load().split(size) if load else [None] * len(parts) for load in (batch.hidden, batch.dense)
-            )
-            states += zip(hidden, dense, strict=True)
-        batches = self.observe(pieces)
-        for batch, pair in zip(batches, states, strict=True):
-            batch.hidden, batch.dense = (None if part is None else self.keep(part) for part in pair)
-        self._position = sum(math.ceil(len(batch.ids) / size) for batch in self.batches[: self._position])
-        self.batches = batches
+            ids, hidden = batch.ids.split(size), map(self.keep, batch.hidden().split(size))
+            dense = map(self.keep, batch.dense().split(size)) if batch.dense else repeat(None)
+            parts += map(Batch, ids, repeat(batch.held_out), hidden, dense)
+        position = sum(math.ceil(len(batch.ids) / size) for batch in self.batches[: self._position])
+        self.observe(parts)
+        self._position = position
 
 
 class _Stopped(Exception):  # noqa: N818

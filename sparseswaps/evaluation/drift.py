@@ -53,14 +53,14 @@ def drift(
     dense, pruned = (WeightsInMemory(one) if isinstance(one, PreTrainedModel) else one for one in (dense, pruned))
     for weights in (dense, pruned):
         weights.model.eval()
-    replay = _TwoPaths(pruned, keep, progress)
+    replay = Replay(pruned, keep, progress)
     replay.start(ids, ids[:0], batch_size, keep_dense=True)
     rows: list[dict[str, float]] = []
     for index, dense_block in enumerate(find_blocks(dense.model)[1]):
         with dense.block(index), pruned.block(index):
             if masks is not None:
                 prune_block(replay.blocks[index], pruned.layers[index], masks)
-            errors = replay.advance_both(index, dense_block)
+            errors = _advance_paths(replay, index, dense_block)
         for path, error in errors.items():
             if not math.isfinite(error):
                 raise InputError(
@@ -72,24 +72,20 @@ def drift(
     return rows
 
 
-class _TwoPaths(Replay):
-    """Runs pruned blocks on the pruned path (`hidden` of a batch) and on the dense path (`dense`)."""
+def _advance_paths(replay: Replay, index: int, dense: nn.Module) -> dict[str, float]:
+    """Run a pruned block on both paths and its `dense` block on the dense path; return the relative errors by path.
 
-    @torch.no_grad()
-    def advance_both(self, index: int, dense: nn.Module) -> dict[str, float]:
-        """Put the outputs of a pruned block and of its `dense` block in the place of the inputs of the two paths.
+    The outputs take the place of the inputs: a batch has the pruned path in `hidden`, and the dense path in `dense`.
+    """
+    sums = torch.zeros(len(PATHS) + 1, dtype=torch.float64)  # of squares: errors by path, dense outputs
 
-        Returns the relative error of the pruned block's output by path.
-        """
-        sums = torch.zeros(len(PATHS) + 1, dtype=torch.float64)  # of squares: errors by path, dense outputs
+    def run(batch: Batch) -> None:
+        target = replay.run(dense, batch, index, batch.dense())  # [batch, seqlen, width]
+        outputs = [replay.run(replay.blocks[index], batch, index, load()) for load in (batch.dense, batch.hidden)]
+        exact = target.double()
+        squares = [(output.double() - exact).square().sum() for output in outputs]
+        batch.dense, batch.hidden = replay.keep(target), replay.keep(outputs[-1])
+        sums.add_(torch.stack([*squares, exact.square().sum()]).cpu())
 
-        def run(batch: Batch) -> None:
-            target = self.run(dense, batch, index, batch.dense())  # [batch, seqlen, width]
-            outputs = [self.run(self.blocks[index], batch, index, load()) for load in (batch.dense, batch.hidden)]
-            exact = target.double()
-            squares = [(output.double() - exact).square().sum() for output in outputs]
-            batch.dense, batch.hidden = self.keep(target), self.keep(outputs[-1])
-            sums.add_(torch.stack([*squares, exact.square().sum()]).cpu())
-
-        self._run_batches(index, run)
-        return dict(zip(PATHS, (sums[:-1] / sums[-1]).tolist(), strict=True))
+    replay.run_batches(index, run)
+    return dict(zip(PATHS, (sums[:-1] / sums[-1]).tolist(), strict=True))

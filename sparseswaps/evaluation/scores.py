@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from sparseswaps.base.memory import map_slices
 from sparseswaps.base.progress import Report, ignore_progress
 from sparseswaps.calibration.activations import Keep, keep_in_memory
-from sparseswaps.calibration.replay import Replay
+from sparseswaps.calibration.replay import Batch, Replay
 from sparseswaps.model.mask_file import Masks
 from sparseswaps.model.masked import prune_block
 from sparseswaps.model.weights import Weights, WeightsInMemory
@@ -25,7 +26,6 @@ TOKENS = 1 << 18  # of the sequences that go through all blocks together, whose 
 LOGITS = 1 << 25  # the most logits at a time; an eighth of a GB in float32
 
 
-@torch.no_grad()
 def score(
     model: PreTrainedModel | Weights,
     inputs: Sequence[list[int]],
@@ -74,17 +74,14 @@ def score(
 def _run_blocks(replay: Replay, sequences: list[tuple[int, ...]], batch_size: int, masks: Masks | None) -> None:
     """Run sequences, longest first, through all blocks; the batches of `replay` then hold the last block's outputs."""
     starts = range(0, len(sequences), batch_size)
-    replay.start_batches([_pad(sequences[start : start + batch_size]) for start in starts])
+    groups = [list(map(torch.tensor, sequences[start : start + batch_size])) for start in starts]
+    # Causal attention never sees the padding on the right.
+    replay.observe([Batch(pad_sequence(group, batch_first=True)) for group in groups])
     for index, block in enumerate(replay.blocks):
         with replay.weights.block(index):
             if masks is not None:
                 prune_block(block, replay.weights.layers[index], masks)
             replay.advance(index)
-
-
-def _pad(sequences: list[tuple[int, ...]]) -> Tensor:
-    """Return sequences of token ids as one batch, int64. Causal attention never sees what is padded on the right."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True)
 
 
 def _score_batches(
