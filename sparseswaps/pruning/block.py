@@ -74,6 +74,7 @@ def prune_block(
     masks: Mapping[str, Tensor] | None = None,
     figures: Mapping[str, dict[str, Any]] | None = None,
     dense_target: float = 0.0,
+    share: float = 1.0,
 ) -> PrunedBlock:
     """Run steps on every calibrated layer of a block; the other layers stay dense.
 
@@ -85,6 +86,7 @@ def prune_block(
         figures: the rows of losses that the steps continue, by layer name.
         dense_target: how much of the way weights go to those that give dense outputs (`weights_for_dense_outputs`), if
             `grams` has the products that these need. Losses are then relative to these weights.
+        share: the share of each pattern's pruned weights that is pruned (`soften` of a pattern).
 
     Raises InputError or CertificateError as a step does; the line names block and layer.
     """
@@ -105,7 +107,7 @@ def prune_block(
                     layer,
                     weight,
                     inputs,
-                    pattern_of(block, layer.name),
+                    pattern_of(block, layer.name).soften(share),
                     mask=masks[layer.name].to(weight.device) if masks else None,
                     figures=names | grams.figures(layer.name) | (figures[layer.name] if figures else {}),
                 )

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from sparseswaps.model.layers import Layer
 from sparseswaps.pruning.block import PrunedBlock, Step, check_held_out, prune_block
 from sparseswaps.pruning.reconstruct import fit_weights
 from sparseswaps.pruning.refine import Refine
-from sparseswaps.pruning.training import BlockTraining, first_share
+from sparseswaps.pruning.training import BlockTraining, sparsity_share
 from sparseswaps.pruning.warmstart import WarmStart
 
 
@@ -55,7 +56,8 @@ class Chain:
             if training and dense is None:
                 replay.advance_dense(index, block)
             kept = {layer.name: self.weight_of(index, layer).clone() for layer in layers} if training else {}
-            pruned = self._prune_layers(replay, index, grams, dense, first_share(training) if training else 1)
+            share = sparsity_share(1, training.levels) if training else 1.0
+            pruned = self._prune_layers(replay, index, grams, dense, share)
             if dense is not None:
                 replay.advance_dense(index, dense)
             if training:
@@ -74,21 +76,16 @@ class Chain:
         self, replay: Replay, index: int, grams: Grams, dense: nn.Module | None, share: float
     ) -> PrunedBlock:
         """Prune the layers of a block to a share of their sparsity, all together or in the order of the settings."""
-
-        def weight_of(layer: Layer) -> Tensor:
-            return self.weight_of(index, layer)
-
-        def softened(block: int, layer: str) -> Pattern:
-            return self.pattern_of(block, layer).soften(share)
-
+        weight_of, target = partial(self.weight_of, index), self.inputs.dense_target
         pruned, before = PrunedBlock({}, {}, [], []), []
         for layers in self._groups(replay.weights.layers[index], grams):
             if before:  # what they read changes with the pruned layers before them
                 put_weights(replay.blocks[index], before, pruned.weights)
                 grams = sum_grams(replay, index, layers, dense)
                 check_held_out(grams)
-            target = self.inputs.dense_target
-            pruned += prune_block(index, layers, grams, weight_of, softened, self.steps, dense_target=target)
+            pruned += prune_block(
+                index, layers, grams, weight_of, self.pattern_of, self.steps, dense_target=target, share=share
+            )
             before = layers
         return pruned
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.base.memory import halve_until_it_fits
@@ -30,17 +31,13 @@ _BETAS = (0.9, 0.95)  # of Adam
 _RAMP = 0.6  # the share of the steps after which masks have their final sparsity
 
 
-def first_share(settings: BlockReconstruction) -> float:
-    """Return the share of the final sparsity at the first level of the ramp."""
-    return _share(1, settings.levels)
-
-
-def _share(level: int, levels: int) -> float:
+def sparsity_share(level: int, levels: int) -> float:
+    """Return the share of the final sparsity at a level of the ramp, from 1 to `levels`."""
     return 1 - (1 - level / levels) ** 3
 
 
 class BlockTraining:
-    """The training of one block of a replay. The block's weights are on the device, and dense at the start."""
+    """The training of one block of a replay, whose weights are on the device. The block itself stays as it is."""
 
     def __init__(
         self,
@@ -64,17 +61,21 @@ class BlockTraining:
         self.replay, self.index, self.grams, self.pattern_of = replay, index, grams, pattern_of
         self.dense, self.steps, self.settings = dense, steps, settings
         self.block, self.layers = replay.blocks[index], grams.readers(replay.weights.layers[index])
-        self.parameters = {layer.parameter: self.block.get_parameter(layer.parameter) for layer in self.layers}
-        # Adam changes these float32 values; the block computes with them in its own dtype.
-        self.values = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
+        # Adam changes these float32 values; the block computes with `weights`, the same in its own dtype.
+        self.weights = {layer.parameter: self.block.get_parameter(layer.parameter) for layer in self.layers}
+        self.values = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
         self.kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
         self.pruned = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in self.values.items()}
         # A step of Adam is as large as the learning rate, so the rate is relative to the size of the dense weights.
-        self.rates = [settings.learning_rate * self._size(name) for name in self.parameters]
-        self.adam = torch.optim.Adam([{"params": [value]} for value in self.values.values()], betas=_BETAS)
+        rates = {name: settings.learning_rate * self._size(name) for name in self.values}
+        groups = [{"params": [value], "lr": rates[name]} for name, value in self.values.items()]
+        self.adam = torch.optim.Adam(groups, betas=_BETAS)
         self.level, self.swaps = 0, dict.fromkeys(dense, 0)  # the level of the ramp; swaps so far by layer
         self.epochs: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None  # the values of the best epoch with the final masks
+        self.least = float("inf")  # the error of these values on held-out text
+        # The squares of the dense outputs on calibration text (False) and on held-out text (True).
+        self.scale = {held_out: self._squares(lambda batch: batch.dense(), held_out) for held_out in (False, True)}
 
     def _size(self, parameter: str) -> float:
         """Return the root mean square of the dense weights of a parameter's layers."""
@@ -84,18 +85,14 @@ class BlockTraining:
     def run(self, result: PrunedBlock) -> PrunedBlock:
         """Train the block from the masks and weights of the first level; return masks, weights and figures.
 
-        The block then holds the weights of the last step. Raises InputError when no epoch has a finite error.
+        Raises InputError when no epoch has a finite error.
         """
         began = time.monotonic() - sum(row["seconds"] for row in result.losses)
         groups, levels = self._groups(), self.settings.levels
         steps = self.settings.epochs * len(groups)
         starts = {int(_RAMP * steps * (level - 1) / max(1, levels - 1)): level for level in range(1, levels + 1)}
-        scale = {held_out: self._squares(lambda batch: batch.dense(), held_out) for held_out in (False, True)}
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: 1 - step / steps)
         order = torch.Generator().manual_seed(self.index)
-
-        def held_out_error() -> float | None:
-            return self._squares(self._difference, True) / scale[True] if scale[True] else None
-
         step = 0
         for epoch in range(1, self.settings.epochs + 1):
             errors = []
@@ -105,12 +102,11 @@ class BlockTraining:
                     result = result if self.level == 1 else self._tighten()
                     self._take_over(result)
                 if step == 0:
-                    self._end_epoch(0, self._squares(self._difference, False) / scale[False], held_out_error())
-                for options, rate in zip(self.adam.param_groups, self.rates, strict=True):
-                    options["lr"] = rate * (1 - step / steps)
+                    self._end_epoch(0, self._squares(self._difference, False))
                 errors.append(self._take_step(*groups[group]))
+                schedule.step()
                 step += 1
-            self._end_epoch(epoch, sum(errors) / scale[False], held_out_error())
+            self._end_epoch(epoch, sum(errors))
         if self.best is None:
             raise InputError(f"block {self.index}: the training diverged; lower the block's learning_rate")
         return self._result(result, time.monotonic() - began)
@@ -128,15 +124,12 @@ class BlockTraining:
 
     def _tighten(self) -> PrunedBlock:
         """Prune the current weights to the sparsity of the level."""
-        share = _share(self.level, self.settings.levels)
 
-        def current(layer: Layer) -> Tensor:
+        def weight_of(layer: Layer) -> Tensor:
             return layer.view_in(self.values[layer.parameter]).contiguous()
 
-        def softened(block: int, layer: str) -> Pattern:
-            return self.pattern_of(block, layer).soften(share)
-
-        return prune_block(self.index, self.layers, self.grams, current, softened, self.steps)
+        share = sparsity_share(self.level, self.settings.levels)
+        return prune_block(self.index, self.layers, self.grams, weight_of, self.pattern_of, self.steps, share=share)
 
     def _take_over(self, result: PrunedBlock) -> None:
         """Go on from the masks and weights of a level."""
@@ -147,11 +140,13 @@ class BlockTraining:
             layer.view_in(self.pruned[layer.parameter]).copy_(~mask)
         for row in result.losses:
             self.swaps[row["layer"]] += row["swaps"]
-        self._put()
+        self._round_values()
 
-    def _put(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(self.values[name])
+    def _round_values(self) -> None:
+        """Give the block's forward pass the current values, in the block's dtypes."""
+        self.weights = {
+            name: value.detach().to(self.weights[name].dtype).requires_grad_() for name, value in self.values.items()
+        }
 
     def _take_step(self, first: int, last: int) -> float:
         """Take one step on the calibration sequences from `first` to before `last`; return their squared error."""
@@ -159,29 +154,23 @@ class BlockTraining:
         def backward(size: int) -> float:
             if size < max(len(batch.ids) for batch in self._batches(first, last)):
                 self.replay.split_batches(size)
-            self.block.zero_grad()
+            for weight in self.weights.values():
+                weight.grad = torch.zeros_like(weight)  # not None, for a weight that no sequence of the step reaches
             total = 0.0
             for batch in self._batches(first, last):
                 error = self._difference(batch).square().sum()
-                error.backward()  # Adam does not depend on the scale of the gradients
+                error.backward(inputs=list(self.weights.values()))  # Adam does not depend on the gradients' scale
                 total += error.item()
             return total
 
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                error, _ = halve_until_it_fits(backward, last - first, "sequences", "the calibration's seqlen")
-            for name, value in self.values.items():
-                value.grad = self.parameters[name].grad.float().masked_fill_(~self.kept[name], 0)
-        finally:
-            for parameter in self.parameters.values():
-                parameter.requires_grad_(False)
-                parameter.grad = None
+        with torch.enable_grad():
+            error, _ = halve_until_it_fits(backward, last - first, "sequences", "the calibration's seqlen")
+        for name, value in self.values.items():
+            value.grad = self.weights[name].grad.float().masked_fill_(~self.kept[name], 0)
         self.adam.step()
         for name, value in self.values.items():
             value.masked_fill_(self.pruned[name], 0)  # Adam moves a weight for a while after its last gradient
-        self._put()
+        self._round_values()
         self.replay.sequences_run += last - first
         self.replay.progress(self.index, self.replay.sequences_run)
         return error
@@ -197,8 +186,12 @@ class BlockTraining:
 
     def _difference(self, batch: Batch) -> Tensor:
         """Return the block's output minus the dense block's, float32 [batch, seqlen, width]."""
+
+        def block(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.block, self.weights, args, kwargs)
+
         with record_inputs(self.block):  # runs experts by plain products, which have gradients
-            output = self.replay.run(self.block, batch, self.index, batch.hidden())
+            output = self.replay.run(block, batch, self.index, batch.hidden())
         return output.float() - batch.dense().to(output.device).float()
 
     @torch.no_grad()
@@ -206,31 +199,35 @@ class BlockTraining:
         batches = [batch for batch in self.replay.batches if batch.held_out == held_out]
         return sum(states(batch).float().square().sum().item() for batch in batches)
 
-    def _end_epoch(self, epoch: int, error: float, held_out: float | None) -> None:
-        """Note the relative errors of an epoch. Keep its values if the masks are final and no error was smaller."""
+    def _end_epoch(self, epoch: int, squares: float) -> None:
+        """Note the relative errors of an epoch. Keep its values if the masks are final and no error was smaller.
+
+        `squares` is the squared error on calibration text.
+        """
+        error = squares / self.scale[False]
+        held_out = self._squares(self._difference, True) / self.scale[True] if self.scale[True] else None
         on_held_out = "none" if held_out is None else f"{held_out:.4g}"
         logging.info("block %d, epoch %d: relative error %.4g, held out %s", self.index, epoch, error, on_held_out)
-        row = {"block": self.index, "epoch": epoch, "level": self.level, "error": error, "held_out": held_out}
-        final = [other["held_out"] for other in self.epochs if other["level"] == self.settings.levels]
-        self.epochs.append(row)
-        finite = (error if held_out is None else held_out) < float("inf")
-        better = held_out is None or all(held_out < other for other in final)
-        if self.level == self.settings.levels and finite and better:
+        self.epochs.append(
+            {"block": self.index, "epoch": epoch, "level": self.level, "error": error, "held_out": held_out}
+        )
+        better = error < float("inf") if held_out is None else held_out < self.least
+        if self.level == self.settings.levels and better:
             self.best = {name: value.clone() for name, value in self.values.items()}
+            self.least = held_out
 
     def _result(self, result: PrunedBlock, seconds: float) -> PrunedBlock:
         """Return the best epoch. The errors of a layer are of its dense weights: before, with the warm start's mask."""
         warmstart, refine, _ = self.steps
         steps = [warmstart, Refine(RefinementSettings(max_swaps=0), refine.counted)]
-
-        def dense(layer: Layer) -> Tensor:
-            return self.dense[layer.name]
-
-        starts = prune_block(self.index, self.layers, self.grams, dense, self.pattern_of, steps).losses
+        starts = prune_block(
+            self.index, self.layers, self.grams, lambda layer: self.dense[layer.name], self.pattern_of, steps
+        ).losses
         size = sum(layer.d_out * layer.d_in for layer in self.layers)
         weights, losses = {}, []
         for layer, start, row in zip(self.layers, starts, result.losses, strict=True):
-            weight, inputs = dense(layer), self.grams.inputs(layer.name, dense(layer).device)
+            weight = self.dense[layer.name]
+            inputs = self.grams.inputs(layer.name, weight.device)
             new = layer.view_in(self.best[layer.parameter]).to(weight.dtype).contiguous()
             weights[layer.name] = new
             figures = {name: start[name] for name in ("loss_before", "held_out_before")}

@@ -185,3 +185,24 @@ def test_figures_of_a_trained_layer_are_those_of_its_dense_weights():
         if layer.name.endswith(("q_proj", "k_proj", "v_proj")):
             change = layer.view_in(dense.model.layers[0].get_parameter(layer.parameter)) - first.weights[layer.name]
             assert row["loss_after"] == pytest.approx((read @ change.T).square().sum().item(), rel=1e-4)
+
+
+class EveryOther(torch.nn.Module):
+    """An MLP whose layer is called for batches of one half of the texts only."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = torch.nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) if x[:, 0, 0].sum() > 0 else x
+
+
+def test_training_leaves_gradients_as_they_are_and_needs_no_layer_in_every_step():
+    model = tiny(LLAMA)
+    model.model.layers[0].mlp = EveryOther(16)
+    frozen = model.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
+    pruned = prune_blocks(model, parse_pattern("50%"), batch_size=2, epochs=1, sequences=2)
+    assert "mlp.layer" in pruned[0].weights
+    assert [parameter for parameter in model.parameters() if not parameter.requires_grad] == [frozen]
+    assert all(parameter.grad is None for parameter in model.parameters())
