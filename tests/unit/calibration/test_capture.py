@@ -197,6 +197,20 @@ def test_running_out_of_memory_while_batches_are_halved_loses_nothing():
     assert max(left.values()) <= 0  # all of them happened
 
 
+def test_halving_loads_the_hidden_states_of_one_batch_at_a_time():
+    steps = []
+
+    def keep(tensor):
+        steps.append("stored")
+        return lambda: steps.append("loaded") or tensor
+
+    replay = Replay(WeightsInMemory(tiny(MODELS[0])), keep)
+    replay.start(*FEW, 2)
+    steps.clear()
+    replay.split_batches(1)
+    assert steps == ["loaded", "stored", "stored", "loaded", "stored"]
+
+
 class Twice(torch.nn.Module):
     """A block's MLP whose first layer is called twice, whose second for every other token, and whose third never."""
 
