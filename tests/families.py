@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sparseswaps.model.blocks import find_blocks
+
 SHARED = dict(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, bos_token_id=0, eos_token_id=0)
 SIZES = SHARED | dict(intermediate_size=24, num_key_value_heads=1, head_dim=8, initializer_range=0.3, pad_token_id=0)
 EXPERTS = dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12)
@@ -48,3 +50,18 @@ def tiny(config):
 def tokens(count, seed):
     """Return random token ids, int64 [count, 12]."""
     return torch.randint(0, 64, (count, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def outputs_of_blocks(model, ids):
+    """Return what each block returns in a plain forward pass, [sequences, seqlen, width]."""
+    outputs = []
+
+    def note(_module, _args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(note) for block in find_blocks(model)[1]]
+    with torch.no_grad():
+        model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    return outputs

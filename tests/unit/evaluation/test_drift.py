@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, tiny, tokens
+from families import FAMILIES, MODELS, outputs_of_blocks, tiny, tokens
 from helpers import mask_file
-from transformers import AutoConfig
 
 from sparseswaps.base.errors import InputError
 from sparseswaps.calibration.activations import KeepOnDisk
@@ -24,22 +23,12 @@ IDS = tokens(5, seed=1)
 
 
 def save(folder, family="llama"):
-    tiny(AutoConfig.for_model(family, **FAMILIES[family])).save_pretrained(folder / "base")
+    tiny(MODELS[list(FAMILIES).index(family)]).save_pretrained(folder / "base")
     return describe(folder / "base")
 
 
 def on_disk(described):
     return WeightsOnDisk(described, "cpu")
-
-
-@torch.no_grad()
-def output_of(model, index):
-    """Return the output of a block in a plain forward pass of the model, float64."""
-    outputs = []
-    hook = find_blocks(model)[1][index].register_forward_hook(lambda *arguments: outputs.append(arguments[-1]))
-    model(input_ids=IDS, use_cache=False)
-    hook.remove()
-    return (outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]).double()
 
 
 def direct(dense, pruned):
@@ -48,9 +37,9 @@ def direct(dense, pruned):
     for index, block in enumerate(find_blocks(pruned)[1]):
         alone = copy.deepcopy(dense)
         find_blocks(alone)[1][index] = copy.deepcopy(block)
-        exact = output_of(dense, index)
-        errors = [(output_of(model, index) - exact).square().sum() / exact.square().sum() for model in (alone, pruned)]
-        rows.append({"block": index, "dense_path": errors[0].item(), "pruned_path": errors[1].item()})
+        exact, *outputs = (outputs_of_blocks(model, IDS)[index].double() for model in (dense, alone, pruned))
+        errors = [((output - exact).square().sum() / exact.square().sum()).item() for output in outputs]
+        rows.append({"block": index, "dense_path": errors[0], "pruned_path": errors[1]})
     return rows
 
 
@@ -101,7 +90,7 @@ def test_a_mask_that_keeps_everything_changes_nothing(tmp_path):
 
 
 def test_no_sequence_counts_twice_where_memory_runs_out(tmp_path, monkeypatch):
-    dense, pruned = (tiny(AutoConfig.for_model("llama", **FAMILIES["llama"])) for _ in range(2))
+    dense, pruned = (tiny(MODELS[0]) for _ in range(2))
     find_blocks(pruned)[1][1].mlp.up_proj.weight.data.zero_()
     expected, run = drift(dense, pruned, IDS, 5), Replay.run
 
@@ -116,7 +105,7 @@ def test_no_sequence_counts_twice_where_memory_runs_out(tmp_path, monkeypatch):
 
 
 def test_an_error_that_is_no_number_is_refused():
-    dense, pruned = (tiny(AutoConfig.for_model("llama", **FAMILIES["llama"])) for _ in range(2))
+    dense, pruned = (tiny(MODELS[0]) for _ in range(2))
     find_blocks(pruned)[1][2].mlp.up_proj.weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match=r"^model\.layers\.2: "):
         drift(dense, pruned, IDS, 8)
