@@ -55,8 +55,6 @@ class BlockwiseLM(HFLM):
             )
         inputs = [(context + answer)[-(self.max_length + 1) : -1] for _, context, answer in requests]
         answers = [answer for _, _, answer in requests]
-        if not requests:
-            return []
         scores = score(self.weights, inputs, answers, self.sequences, self.masks, self.keep)
         return [(logprobs.sum().item(), bool(likeliest.all())) for logprobs, likeliest in scores]
 
