@@ -107,27 +107,11 @@ def test_captured_on_a_gpu_as_on_the_cpu_and_twice_the_same(config, tmp_path):
             assert torch.equal(other.matrix[name], again.matrix[name])
 
 
-def capture_pruned(weights, prune, samples=IDS[0], held_out=IDS[1], batch_size=2):
-    """Yield the Gram matrices of each block, on the outputs of blocks that `prune` gave new weights."""
-    replay = Replay(weights)
-    replay.start(samples, held_out, batch_size)
-    for index, block in enumerate(replay.blocks):
-        with weights.block(index):
-            grams = sum_grams(replay, index)
-            put_weights(block, weights.layers[index], prune(index, grams))
-            replay.run_block(index, advance=True)
-        yield grams
-
-
-def half(weights):
-    """A `prune` that keeps every other input of every layer."""
-
-    def prune(index, _grams):
-        block = find_blocks(weights.model)[1][index]
-        of_layers = {s.name: s.view_in(block.get_parameter(s.parameter)) for s in weights.layers[index]}
-        return {name: weight * (torch.arange(weight.shape[1]) % 2 == 0) for name, weight in of_layers.items()}
-
-    return prune
+def half(weights, index):
+    """Return the weights of a block's layers, with zeros for every other input."""
+    block = find_blocks(weights.model)[1][index]
+    of_layers = {s.name: s.view_in(block.get_parameter(s.parameter)) for s in weights.layers[index]}
+    return {name: weight * (torch.arange(weight.shape[1]) % 2 == 0) for name, weight in of_layers.items()}
 
 
 def assert_same(layers, one, other):
@@ -141,40 +125,38 @@ def assert_same(layers, one, other):
 def test_pruned_inputs_are_those_of_a_model_whose_earlier_blocks_are_pruned(config, held):
     model = tiny(config)
     weights = held(model)
-    chained = capture_pruned(weights, half(weights))
+    replay = Replay(weights)
+    replay.start(*IDS, 2)
     of_dense = list(capture(WeightsInMemory(copy.deepcopy(model)), *IDS, 2))[-1]
     mine = WeightsInMemory(model)
-    for index, (grams, layers) in enumerate(zip(chained, weights.layers, strict=True)):
+    for index, (block, layers) in enumerate(zip(replay.blocks, weights.layers, strict=True)):
+        with weights.block(index):
+            grams = sum_grams(replay, index)
+            put_weights(block, layers, half(weights, index))
+            replay.run_block(index, advance=True)
         assert_watched(model, index, layers, grams, 1e-3)
-        put_weights(find_blocks(model)[1][index], mine.layers[index], half(mine)(index, None))
+        put_weights(find_blocks(model)[1][index], mine.layers[index], half(mine, index))
     assert any(not torch.allclose(grams.matrix[n], of_dense.matrix[n]) for n in grams.matrix if n in of_dense.matrix)
 
 
-@pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("config", [MODELS[0], MODELS[-2]], ids=lambda config: config.model_type)
-def test_running_out_of_memory_halves_the_batches(config, prune, caplog):
+def test_running_out_of_memory_halves_the_batches(config, caplog):
     model, most = tiny(config), 2
-
-    def captured(batch_size):
-        weights = WeightsInMemory(copy.deepcopy(model))
-        return list(
-            capture_pruned(weights, half(weights), *IDS, batch_size) if prune else capture(weights, *IDS, batch_size)
-        )
 
     def greedy(_module, args):
         if len(args[0]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    expected = captured(1)
+    expected = list(capture(WeightsInMemory(model), *IDS, 1))
     model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(greedy)
     with caplog.at_level(logging.WARNING):
-        halved = captured(7)
+        halved = list(capture(WeightsInMemory(model), *IDS, 7))
     assert len(caplog.messages) == 2  # 7 sequences, then 3
     for layers, one, other in zip(find_layers(model), halved, expected, strict=True):
         assert_same(layers, one, other)
     most = 0
     with pytest.raises(InputError, match="seqlen"):
-        captured(7)
+        list(capture(WeightsInMemory(model), *IDS, 7))
 
 
 def test_running_out_of_memory_while_batches_are_halved_loses_nothing():
