@@ -57,7 +57,7 @@ class GramSum:
 
     def __init__(self, block: str, layers: list[Layer], sequences: int) -> None:
         self.block, self.layers, self.grams = block, layers, Grams(sequences=sequences)
-        self._wanted = {layer.matrix for layer in layers}  # the matrices whose inputs are summed
+        self._wanted = layers  # the layers whose inputs are summed
 
     def add(self, inputs: MatrixInputs, held_out: bool, dense: MatrixInputs | None = None) -> None:
         """Add one batch. Raises InputError naming a layer when an activation is NaN or infinite.
@@ -65,7 +65,7 @@ class GramSum:
         `dense` are the inputs in the dense model. They are not taken for experts, which may see other tokens there.
         """
         grams = self.grams
-        layers = [layer for layer in self.layers if layer.matrix in inputs]
+        layers = [layer for layer in self._wanted if layer.matrix in inputs]
         if not grams.order:
             calls = {matrix: position for position, matrix in enumerate(inputs)}
             grams.order = [layer.name for layer in sorted(layers, key=lambda layer: calls[layer.matrix])]
@@ -76,7 +76,7 @@ class GramSum:
             address = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs[layer.matrix] if x.numel())
             grams.reads.setdefault(layer.name, first.setdefault(address, reader) if address else reader)
         totals = grams.held_out if held_out else grams.matrix
-        sources = [layer for layer in layers if grams.reads[layer.name] == layer.name and layer.matrix in self._wanted]
+        sources = [layer for layer in layers if grams.reads[layer.name] == layer.name]
         for layer in sources:  # before anything is added: if memory runs out here, the batch can be tried again
             if layer.name not in totals:
                 device = inputs[layer.matrix][0].device
@@ -100,16 +100,15 @@ class GramSum:
     def restart_starved_experts(self) -> set[Matrix]:
         """Discard the sums of experts that saw fewer tokens than they have features, and return their matrices.
 
-        If there are any, `add` takes only these matrices from now on.
+        If there are any, `add` sums the inputs of these experts only from now on.
         """
-        starved = set()
-        for layer in self.layers:
-            if layer.expert is not None and self.grams.tokens.get(layer.name, layer.d_in) < layer.d_in:
-                starved.add(layer.matrix)
-                self.grams.unrouted.append(layer.name)
-                self.grams.discard(layer.name)
+        experts = [layer for layer in self.layers if layer.expert is not None]
+        starved = [layer for layer in experts if self.grams.tokens.get(layer.name, layer.d_in) < layer.d_in]
+        for layer in starved:
+            self.grams.unrouted.append(layer.name)
+            self.grams.discard(layer.name)
         self._wanted = starved or self._wanted
-        return starved
+        return {layer.matrix for layer in starved}
 
     def finish(self, tokens: int) -> Grams:
         """Return the Gram matrices in float32, of the layers that can be calibrated, and log the names of the others.

@@ -79,7 +79,7 @@ class Chain:
         weight_of, target = partial(self.weight_of, index), self.inputs.dense_target
         pruned, before = PrunedBlock({}, {}, [], []), []
         for layers in self._groups(replay.weights.layers[index], grams):
-            if before:  # what they read changes with the pruned layers before them
+            if before:  # the pruned layers change the inputs of these layers
                 put_weights(replay.blocks[index], before, pruned.weights)
                 grams = sum_grams(replay, index, layers, dense)
                 check_held_out(grams)

@@ -166,8 +166,8 @@ def prune(
             steps = [first, refine, fit_weights(reconstruction)]
             for index, grams in enumerate(capture(weights, ids, unseen, batch_size)):
                 check_held_out(grams)
-                layers, of_block = weights.layers[index], partial(weight_of, index)
-                pruned = prune_block(index, layers, grams, of_block, pattern_of, steps)
+                layers = weights.layers[index]
+                pruned = prune_block(index, layers, grams, partial(weight_of, index), pattern_of, steps)
                 put_weights(blocks[index], layers, pruned.weights)
                 yield pruned
 
