@@ -47,7 +47,9 @@ class RefinementSettings(Settings):
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
         """Refuse keys beside those that method dsnot and swaps with refit have."""
-        for key in self.model_dump(exclude={"method", "max_swaps"}, exclude_defaults=True):
+        for key in ("stop", "freeze", "shrinkage", "between_rows", "refit"):
+            if getattr(self, key) == type(self).model_fields[key].default:
+                continue
             if self.method == "dsnot":
                 raise wrong(key, "method dsnot has no other keys than max_swaps; leave it out")
             if self.refit and key != "refit":
