@@ -203,14 +203,22 @@ def test_the_gaps_that_are_quoted_of_the_real_model_are_those_of_the_readmes_tab
     assert f"and {gaps[1][0]:.2f} and {gaps[1][1]:.2f} of ADMM's" in quality
 
 
-def test_what_is_quoted_of_70_percent_is_of_the_table():
-    values = [float(row[-1]) for row in table_rows(QUALITY, "smollm2-70") if row[-1] != "70%"]
-    dense, _, _, refitted, sparsegpt = zip(values[:5], values[5:], strict=True)
-    wikitext2, c4 = (one / other for one, other in zip(refitted, dense, strict=True))
-    quality = words_of(QUALITY)
-    assert f"is {wikitext2:.1f} times the dense model's on WikiText-2 and {c4:.1f} times on C4" in quality
-    wikitext2, c4 = (f"{100 * (1 - one / other):.0f} %" for one, other in zip(refitted, sparsegpt, strict=True))
-    assert f"by {wikitext2} on WikiText-2 and {c4} on C4" in quality
+def test_what_is_quoted_of_further_patterns_is_of_the_tables():
+    rows = [row for row in table_rows(QUALITY, "smollm2-patterns") if row[0] != "model"]
+    gains, times = [], []
+    for table in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):  # WikiText-2, C4
+        values = {tuple(row[2:4]): [float(cell) for cell in row[4:]] for row in table}
+        dense, best = values.pop(("-", "dense")), values["wanda", "swaps+ls"]
+        assert best == [min(column) for column in zip(*values.values(), strict=True)]
+        sparsegpt = values["sparsegpt", "none+sparsegpt"]
+        gains.append([f"{100 * (1 - one / other):.0f}" for one, other in zip(best, sparsegpt, strict=True)])
+        times.append([one / other for one, other in zip(best, dense, strict=True)])
+    quality, (wikitext2, c4) = words_of(QUALITY), ("{}, {} and {} %".format(*row) for row in gains)
+    assert f"They are {wikitext2} below SparseGPT on WikiText-2 at 70 %, 4:8 and 6:8, and {c4} on C4" in quality
+    wikitext2, c4 = times
+    assert f"is {wikitext2[0]:.1f} times the dense model's on WikiText-2 and {c4[0]:.1f} times on C4" in quality
+    assert f"it is {wikitext2[2]:.2f} times on both" in quality
+    assert f"{wikitext2[2]:.2f}" == f"{c4[2]:.2f}"
 
 
 def test_the_gains_that_are_quoted_of_dense_targets_in_order_are_those_of_the_table():

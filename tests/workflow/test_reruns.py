@@ -222,6 +222,13 @@ def test_touched_modules_and_words_that_compute_nothing_rerun_nothing(finished, 
         assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
 
 
+def test_touch_without_a_report_prints_no_summary(finished):
+    workflow, config = finished
+    said = workflow.run(config | {"name": "unmade"}, "--cores", "1", "--touch")
+    assert "The report is" not in said.stdout
+    assert "Error" not in said.stderr
+
+
 def test_a_touched_script_runs_again(finished, project):
     """Snakemake's own rule, which README states."""
     file = project / "scripts" / "tables.py"
