@@ -88,8 +88,8 @@ def test_hidden_states_come_back_batch_by_batch_and_a_damaged_batch_is_named(mod
     states = torch.randn(2, 4, 8).bfloat16()
     dense = (lambda: states + 1) if with_dense else None
     batches = [
-        Batch(torch.ones(2, 4).long(), False, [], lambda: states, dense),
-        Batch(torch.zeros(1, 4).long(), True, [], lambda: states[:1], dense),
+        Batch(torch.ones(2, 4).long(), False, lambda: states, dense),
+        Batch(torch.zeros(1, 4).long(), True, lambda: states[:1], dense),
     ]
     artifacts.write_hidden(tmp_path / "hidden", batches, model, "made by")
     (tmp_path / "hidden" / ".snakemake_timestamp").touch()  # as Snakemake leaves it
