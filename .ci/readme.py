@@ -30,7 +30,7 @@ RECIPES = {  # warm start and method, by their names in README
     "blocks trained while masks tighten": ("wanda", "swaps+gradual"),
 }
 ZEROSHOT = "smollm2-zeroshot"
-STUDIES = [REAL, "smollm2-more", "smollm2-patterns", "smollm2-seeds"]
+STUDIES = [REAL, "smollm2-more", "smollm2-patterns", "smollm2-targets", "smollm2-seeds"]
 STUDIES += [f"{folder}-{model}" for folder in ("recipes", "quality") for model in MODELS]
 STUDIES += [f"ablation-{path.stem}" for path in sorted(Path("configs/ablations").glob("*.yaml"))]
 PICTURES = {
