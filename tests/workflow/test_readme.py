@@ -221,6 +221,20 @@ def test_what_is_quoted_of_further_patterns_is_of_the_tables():
     assert f"{wikitext2[2]:.2f}" == f"{c4[2]:.2f}"
 
 
+def test_what_is_quoted_of_dense_targets_before_trained_blocks_is_of_the_tables():
+    def at_60(name: str, calibration: str, method: str) -> tuple[float, ...]:
+        rows = table_rows(QUALITY, f"{name} -->")
+        return tuple(float(row[4]) for row in rows if (row[1], row[3]) == (calibration, method))  # WikiText-2, C4
+
+    both = at_60("smollm2-targets", "c4-ordered", "swaps+gradual")
+    trained = at_60("smollm2-pip", "c4-pruned", "swaps+gradual")
+    (targets,) = (float(row[5]) for row in table_rows(QUALITY, "smollm2-more") if row[1] == "c4-ordered")
+    quality = words_of(QUALITY)
+    assert "Both together end at {:.1f} on WikiText-2 and {:.1f} on C4".format(*both) in quality
+    ends = "Trained blocks alone end at {:.1f} and {:.1f}".format(*trained)
+    assert f"{ends}, and dense targets alone at {targets:.1f} on WikiText-2" in quality
+
+
 def test_the_gains_that_are_quoted_of_dense_targets_in_order_are_those_of_the_table():
     _, *rows = table_rows(QUALITY, "smollm2-more")
     table = {tuple(row[1:4]): [float(cell) for cell in row[5:]] for row in rows if "-" not in row[5:]}  # 60 %, 2:4

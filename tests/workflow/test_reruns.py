@@ -222,9 +222,9 @@ def test_touched_modules_and_words_that_compute_nothing_rerun_nothing(finished, 
         assert Workflow(finished[0].folder, project).planned(finished[1]) == {}
 
 
-def test_touch_without_a_report_prints_no_summary(finished):
+def test_touch_without_a_report_prints_no_summary(finished, tmp_path):
     workflow, config = finished
-    said = workflow.run(config | {"name": "unmade"}, "--cores", "1", "--touch").stdout
+    said = workflow.copy(tmp_path / "copy").run(config | {"name": "unmade"}, "--cores", "1", "--touch").stdout
     assert "The report is" not in said
     assert "Error" not in said
 

@@ -1,4 +1,4 @@
-"""What the property tests of the searches share: layers of every difficulty, and the masks that one swap makes."""
+"""Make layers of every difficulty for the property tests of the searches, and the masks that one swap makes."""
 
 import torch
 from helpers import layer
